@@ -1,1 +1,46 @@
-//! To be written.
+//! UDP sockets for data planes, on tokio.
+//!
+//! A datagram that is handed to a [`Sender`] is *sent* (the kernel took it), *dropped* for a counted
+//! reason, or *held* until there is room; it is never lost without a trace. Trains of datagrams leave by
+//! segmentation offload (GSO) and arrive by receive offload (GRO) where the system has them, without a
+//! copy and without an allocation per datagram.
+//!
+//! ```
+//! use backwater_udp::{RecvBatch, Transmit, UdpSocket};
+//! use std::io::IoSlice;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! let here = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
+//! let there = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
+//!
+//! let payload = [IoSlice::new(b"one"), IoSlice::new(b"two")];
+//! let mut train = Transmit::new(there.local_addr(), &payload).segment_size(3);
+//! let report = here.sender().send(&mut train).await?;
+//! assert_eq!(report.sent, 2);
+//!
+//! let (mut receiver, mut batch) = (there.receiver(), RecvBatch::new(8));
+//! let mut seen = 0;
+//! while seen < 2 {
+//!     receiver.recv(&mut batch).await?;
+//!     seen += batch.datagrams().inspect(|d| assert_eq!(d.source, here.local_addr())).count();
+//! }
+//! # std::io::Result::Ok(()) }).unwrap();
+//! ```
+//!
+//! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
+
+mod decision;
+mod policy;
+mod receiver;
+mod sender;
+mod socket;
+mod stats;
+mod sys;
+mod transmit;
+
+pub use policy::{Backpressure, Policy};
+pub use receiver::{Datagram, Receiver, RecvBatch, Train};
+pub use sender::Sender;
+pub use socket::{Builder, UdpSocket};
+pub use stats::{DropCounts, DropReason, Report, Stats, StatsSnapshot};
+pub use transmit::{Ecn, MAX_SEGMENTS, Transmit};

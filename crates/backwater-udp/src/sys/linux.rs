@@ -1,0 +1,341 @@
+//! Linux and Android: vectored `sendmsg` with `UDP_SEGMENT`, `recvmmsg` with `UDP_GRO`.
+
+use std::{
+    io, mem,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
+    os::fd::AsRawFd,
+    ptr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use libc::{c_int, c_void, iovec, mmsghdr, msghdr};
+use socket2::{Domain, SockRef, Socket};
+
+use super::{
+    Outgoing, RawTrain, SLOT_BYTES,
+    cmsg::{Control, Messages},
+};
+use crate::transmit::{Ecn, MAX_SEGMENTS};
+
+pub(crate) struct State {
+    /// An IPv6 socket takes IPv4 destinations as mapped addresses.
+    v6: bool,
+    segmentation: AtomicBool,
+}
+
+impl State {
+    pub(crate) fn new(socket: &Socket, packet_info: bool) -> io::Result<Self> {
+        let v6 = socket.domain()? == Domain::IPV6;
+        let on = |level, name| set_option(socket, level, name, 1);
+        // Nothing fragments unasked. PROBE, not DO: a forged "packet too big" must not shrink what leaves here.
+        let dual = v6 && !socket.only_v6()?;
+        if v6 {
+            set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+            on(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)?;
+            if packet_info {
+                on(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?;
+            }
+        }
+        if !v6 || dual {
+            set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+            on(libc::IPPROTO_IP, libc::IP_RECVTOS)?;
+            if packet_info {
+                on(libc::IPPROTO_IP, libc::IP_PKTINFO)?;
+            }
+        }
+        // Kernels before 5.0 have no receive offload: datagrams then arrive one by one.
+        let _ = on(libc::SOL_UDP, libc::UDP_GRO);
+        // Kernels before 4.18 have no segmentation offload; the option of the socket tells whether the message would
+        // be understood.
+        let segmentation = set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        Ok(Self { v6, segmentation: AtomicBool::new(segmentation) })
+    }
+
+    pub(crate) fn max_segments(&self) -> usize {
+        if self.segmentation.load(Relaxed) { MAX_SEGMENTS } else { 1 }
+    }
+
+    pub(crate) fn segmentation_failed(&self) {
+        self.segmentation.store(false, Relaxed);
+    }
+
+    pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>) -> io::Result<()> {
+        let mut name = Name::new();
+        let name_len = name.write(out.destination, self.v6);
+        let mut control = Control::<128>::new();
+        if let Some(size) = out.segment_size {
+            control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
+        }
+        if let Some(ecn) = out.ecn {
+            let tos = c_int::from(ecn as u8).to_ne_bytes();
+            // The kernel reads the one of the packet's family, and a mapped destination makes an IPv4 packet.
+            if out.destination.ip().to_canonical().is_ipv4() {
+                control.push(libc::IPPROTO_IP, libc::IP_TOS, &tos);
+            } else {
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos);
+            }
+        }
+        if let Some(source) = out.source {
+            push_source(&mut control, source, self.v6);
+        }
+        // SAFETY: all zeroes is a valid msghdr (null pointers with zero lengths).
+        let mut header: msghdr = unsafe { mem::zeroed() };
+        header.msg_name = name.0.as_mut_ptr().cast();
+        header.msg_namelen = name_len;
+        header.msg_iov = out.slices.as_ptr().cast_mut().cast::<iovec>();
+        header.msg_iovlen = out.slices.len() as _;
+        if control.len() > 0 {
+            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_controllen = control.len() as _;
+        }
+        // SAFETY: name, slices and control outlive the call, their lengths are given with them, and IoSlice is
+        // guaranteed to have the layout of iovec. The kernel reads them only.
+        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Bytes of control messages on receive: 24 for each `int`, 40 for `in6_pktinfo`, 32 for `in_pktinfo`.
+const RECEIVE_CONTROL: usize = 128;
+
+pub(crate) struct Buffers {
+    data: Box<[u8]>,
+    names: Box<[Name]>,
+    controls: Box<[Control<RECEIVE_CONTROL>]>,
+    metas: Box<[Meta]>,
+    iovecs: Box<[iovec]>,
+    headers: Box<[mmsghdr]>,
+}
+
+// SAFETY: the pointers in `iovecs` and `headers` are written before each system call and are not followed after it.
+unsafe impl Send for Buffers {}
+
+#[derive(Clone, Copy)]
+struct Meta {
+    source: SocketAddr,
+    local_ip: Option<IpAddr>,
+    ecn: Option<Ecn>,
+    len: usize,
+    segment_size: usize,
+}
+
+const NO_META: Meta = Meta {
+    source: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+    local_ip: None,
+    ecn: None,
+    len: 0,
+    segment_size: 0,
+};
+
+impl Buffers {
+    pub(crate) fn new(slots: usize) -> Self {
+        let no_iovec = iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        // SAFETY: all zeroes is a valid mmsghdr (null pointers with zero lengths).
+        let no_header: mmsghdr = unsafe { mem::zeroed() };
+        Self {
+            data: vec![0; slots * SLOT_BYTES].into(),
+            names: vec![Name::new(); slots].into(),
+            controls: vec![Control::new(); slots].into(),
+            metas: vec![NO_META; slots].into(),
+            iovecs: vec![no_iovec; slots].into(),
+            headers: vec![no_header; slots].into(),
+        }
+    }
+
+    pub(crate) fn slots(&self) -> usize {
+        self.metas.len()
+    }
+
+    pub(crate) fn receive(&mut self, socket: SockRef<'_>, _state: &State) -> io::Result<usize> {
+        let slots = self.data.chunks_exact_mut(SLOT_BYTES).zip(&mut self.names).zip(&mut self.controls);
+        for (((data, name), control), (iov, header)) in slots.zip(self.iovecs.iter_mut().zip(&mut self.headers)) {
+            *iov = iovec { iov_base: data.as_mut_ptr().cast::<c_void>(), iov_len: data.len() };
+            let h = &mut header.msg_hdr;
+            h.msg_name = name.0.as_mut_ptr().cast();
+            h.msg_namelen = Name::BYTES as _;
+            h.msg_iov = iov;
+            h.msg_iovlen = 1;
+            h.msg_control = control.as_mut_ptr().cast();
+            h.msg_controllen = RECEIVE_CONTROL as _;
+        }
+        // SAFETY: every header points to buffers of its own that live in `self`, with their lengths; nothing else touches
+        // them during the call.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                self.headers.len() as _,
+                libc::MSG_DONTWAIT as _,
+                ptr::null_mut(),
+            )
+        };
+        if received < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let received = received as usize;
+        let filled = self.headers[..received].iter().zip(&self.names).zip(&self.controls);
+        for (((header, name), control), meta) in filled.zip(&mut self.metas) {
+            let len = (header.msg_len as usize).min(SLOT_BYTES);
+            let control = control.received(header.msg_hdr.msg_controllen as _);
+            *meta = Meta { source: name.read(), len, segment_size: len, ..NO_META };
+            meta.read_control(control);
+        }
+        Ok(received)
+    }
+
+    pub(crate) fn train(&self, slot: usize) -> Option<RawTrain<'_>> {
+        let meta = self.metas.get(slot)?;
+        let payload = self.data.get(slot * SLOT_BYTES..)?.get(..meta.len)?;
+        Some(RawTrain {
+            source: meta.source,
+            local_ip: meta.local_ip,
+            ecn: meta.ecn,
+            segment_size: meta.segment_size,
+            payload,
+        })
+    }
+}
+
+impl Meta {
+    fn read_control(&mut self, messages: Messages<'_>) {
+        for (level, kind, data) in messages {
+            match (level, kind) {
+                // ip(7): a byte here, although an int is taken on send.
+                (libc::IPPROTO_IP, libc::IP_TOS) => self.ecn = data.first().and_then(|&b| Ecn::from_bits(b)),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    self.ecn = int(data).and_then(|tos| Ecn::from_bits(tos as u8));
+                }
+                // struct in_pktinfo { int ifindex; in_addr spec_dst; in_addr addr; }: spec_dst is the one to answer from.
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    self.local_ip = data.get(4..8).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(IpAddr::from);
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let ip = data.first_chunk::<16>().map(|b| IpAddr::from(*b));
+                    self.local_ip = ip.map(|ip| ip.to_canonical());
+                }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    if let Some(size) = int(data).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0) {
+                        self.segment_size = size;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn int(data: &[u8]) -> Option<c_int> {
+    data.first_chunk().map(|b| c_int::from_ne_bytes(*b))
+}
+
+fn push_source<const N: usize>(control: &mut Control<N>, source: IpAddr, v6: bool) {
+    match (source, v6) {
+        (IpAddr::V4(ip), false) => {
+            let mut info = [0; 12];
+            info[4..8].copy_from_slice(&ip.octets());
+            control.push(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        }
+        (ip, _) => {
+            let ip = match ip {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            let mut info = [0; 20];
+            info[..16].copy_from_slice(&ip.octets());
+            control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+        }
+    }
+}
+
+/// `struct sockaddr_in` or `sockaddr_in6`, as bytes.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct Name([u8; Name::BYTES]);
+
+impl Name {
+    const BYTES: usize = size_of::<libc::sockaddr_in6>();
+
+    const fn new() -> Self {
+        Self([0; Self::BYTES])
+    }
+
+    /// Writes `to` and returns its length; as an IPv6 address if `v6`.
+    fn write(&mut self, to: SocketAddr, v6: bool) -> libc::socklen_t {
+        let b = &mut self.0;
+        b[2..4].copy_from_slice(&to.port().to_be_bytes());
+        match to {
+            SocketAddr::V4(to) if !v6 => {
+                b[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+                b[4..8].copy_from_slice(&to.ip().octets());
+                size_of::<libc::sockaddr_in>() as _
+            }
+            SocketAddr::V4(_) | SocketAddr::V6(_) => {
+                b[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+                let (ip, flow, scope) = match to {
+                    SocketAddr::V4(to) => (to.ip().to_ipv6_mapped(), 0, 0),
+                    SocketAddr::V6(to) => (*to.ip(), to.flowinfo(), to.scope_id()),
+                };
+                b[4..8].copy_from_slice(&flow.to_ne_bytes());
+                b[8..24].copy_from_slice(&ip.octets());
+                b[24..28].copy_from_slice(&scope.to_ne_bytes());
+                size_of::<libc::sockaddr_in6>() as _
+            }
+        }
+    }
+
+    /// The address, with an IPv4 address that was mapped into IPv6 as what it is.
+    fn read(&self) -> SocketAddr {
+        let b = &self.0;
+        let port = u16::from_be_bytes([b[2], b[3]]);
+        if u16::from_ne_bytes([b[0], b[1]]) == libc::AF_INET as u16 {
+            return SocketAddrV4::new(Ipv4Addr::new(b[4], b[5], b[6], b[7]), port).into();
+        }
+        let ip: [u8; 16] = std::array::from_fn(|i| b[8 + i]);
+        let ip = Ipv6Addr::from(ip);
+        match ip.to_ipv4_mapped() {
+            Some(ip) => SocketAddrV4::new(ip, port).into(),
+            None => {
+                let scope = u32::from_ne_bytes([b[24], b[25], b[26], b[27]]);
+                SocketAddrV6::new(ip, port, 0, scope).into()
+            }
+        }
+    }
+}
+
+fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    // SAFETY: the kernel reads an int from the pointer, and its length is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive() {
+        for (text, v6) in
+            [("127.0.0.1:3478", false), ("192.0.2.7:65535", true), ("[2001:db8::1]:1", true), ("[fe80::1%3]:9", true)]
+        {
+            let addr: SocketAddr = text.parse().unwrap();
+            let mut name = Name::new();
+            name.write(addr, v6);
+            assert_eq!(name.read(), addr);
+        }
+    }
+
+    #[test]
+    fn a_family_that_does_not_fit_is_left_to_the_kernel() {
+        let mut name = Name::new();
+        let len = name.write("[::1]:9".parse().unwrap(), false);
+        assert_eq!(len as usize, Name::BYTES);
+    }
+}

@@ -1,0 +1,96 @@
+//! Everything but Linux, through quinn-udp. (And Linux too under `--cfg backwater_portable`, to be tested.)
+
+use std::{
+    io::{self, IoSliceMut},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
+use socket2::{SockRef, Socket};
+
+use super::{Outgoing, RawTrain, SLOT_BYTES};
+use crate::transmit::{Ecn, MAX_SEGMENTS};
+
+pub(crate) struct State {
+    inner: UdpSocketState,
+    segmentation: AtomicBool,
+}
+
+impl State {
+    pub(crate) fn new(socket: &Socket, _packet_info: bool) -> io::Result<Self> {
+        let inner = UdpSocketState::new(socket.into())?;
+        Ok(Self { inner, segmentation: AtomicBool::new(true) })
+    }
+
+    pub(crate) fn max_segments(&self) -> usize {
+        if self.segmentation.load(Relaxed) { self.inner.max_gso_segments().min(MAX_SEGMENTS) } else { 1 }
+    }
+
+    pub(crate) fn segmentation_failed(&self) {
+        self.segmentation.store(false, Relaxed);
+    }
+
+    pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>) -> io::Result<()> {
+        let gathered: Vec<u8>;
+        let contents: &[u8] = match out.slices {
+            [] => &[],
+            [one] => one,
+            many => {
+                gathered = many.iter().flat_map(|s| s.iter().copied()).collect();
+                &gathered
+            }
+        };
+        let transmit = quinn_udp::Transmit {
+            destination: out.destination,
+            ecn: out.ecn.map(|ecn| match ecn {
+                Ecn::Ect0 => EcnCodepoint::Ect0,
+                Ecn::Ect1 => EcnCodepoint::Ect1,
+                Ecn::Ce => EcnCodepoint::Ce,
+            }),
+            contents,
+            segment_size: out.segment_size.map(usize::from),
+            src_ip: out.source,
+        };
+        // `send` would swallow errors.
+        self.inner.try_send((&*socket).into(), &transmit)
+    }
+}
+
+pub(crate) struct Buffers {
+    data: Box<[u8]>,
+    metas: Box<[RecvMeta]>,
+}
+
+impl Buffers {
+    pub(crate) fn new(slots: usize) -> Self {
+        Self { data: vec![0; slots * SLOT_BYTES].into(), metas: vec![RecvMeta::default(); slots].into() }
+    }
+
+    pub(crate) fn slots(&self) -> usize {
+        self.metas.len()
+    }
+
+    pub(crate) fn receive(&mut self, socket: SockRef<'_>, state: &State) -> io::Result<usize> {
+        let mut slots = self.data.chunks_exact_mut(SLOT_BYTES);
+        let mut iovs: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(slots.next().unwrap_or_default()));
+        let n = BATCH_SIZE.min(self.metas.len());
+        let (iovs, metas) = (iovs.get_mut(..n), self.metas.get_mut(..n));
+        let (Some(iovs), Some(metas)) = (iovs, metas) else { return Ok(0) };
+        state.inner.recv((&*socket).into(), iovs, metas)
+    }
+
+    pub(crate) fn train(&self, slot: usize) -> Option<RawTrain<'_>> {
+        let meta = self.metas.get(slot)?;
+        let payload = self.data.get(slot * SLOT_BYTES..)?.get(..meta.len)?;
+        let mut source = meta.addr;
+        source.set_ip(source.ip().to_canonical());
+        Some(RawTrain {
+            source,
+            local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
+            ecn: meta.ecn.and_then(|ecn| Ecn::from_bits(ecn as u8)),
+            segment_size: if meta.stride == 0 { meta.len } else { meta.stride },
+            payload,
+        })
+    }
+}

@@ -1,0 +1,337 @@
+use std::{
+    io::IoSlice,
+    net::{IpAddr, SocketAddr},
+};
+
+use arrayvec::ArrayVec;
+
+use crate::stats::{DropReason, Report};
+
+/// The most datagrams that one system call sends as a train (`UDP_MAX_SEGMENTS` of Linux before 6.9; later kernels
+/// take 128, which measured no faster).
+pub const MAX_SEGMENTS: usize = 64;
+
+/// The largest UDP payload: 65,535 less the UDP header, and less the IPv4 header, which counts into its length.
+const MAX_PAYLOAD_V4: usize = 65_507;
+const MAX_PAYLOAD_V6: usize = 65_527;
+
+/// Slices that one chunk of a train may consist of, when it has to be assembled anew.
+const MAX_SLICES: usize = 256;
+
+/// Slices that the kernel takes in one call (`UIO_MAXIOV`).
+const MAX_SLICES_IN_PLACE: usize = 1024;
+
+/// The ECN field of the IP header (RFC 3168, section 5). Not-ECT is the absence of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ecn {
+    /// ECN-capable transport, L4S (RFC 9331).
+    Ect1 = 1,
+    /// ECN-capable transport.
+    Ect0 = 2,
+    /// Congestion experienced.
+    Ce = 3,
+}
+
+impl Ecn {
+    /// Reads the two low bits of a type-of-service or traffic-class byte.
+    pub fn from_bits(tos: u8) -> Option<Self> {
+        match tos & 3 {
+            1 => Some(Self::Ect1),
+            2 => Some(Self::Ect0),
+            3 => Some(Self::Ce),
+            _ => None,
+        }
+    }
+}
+
+/// One datagram, or a train of datagrams to one destination, and how much of it is done.
+///
+/// It is a cursor: a send that could not be finished leaves it at the first datagram that is neither sent nor
+/// dropped, and offering it again goes on from there. Nothing is sent twice.
+///
+/// The bytes are a list of slices (headers may be skipped or inserted that way without a copy) that is cut into
+/// datagrams every [`segment_size`](Self::segment_size) bytes; only the last one may be shorter. An empty list is
+/// one datagram without payload.
+#[derive(Debug)]
+pub struct Transmit<'a> {
+    pub(crate) destination: SocketAddr,
+    pub(crate) source: Option<IpAddr>,
+    pub(crate) ecn: Option<Ecn>,
+    slices: &'a [IoSlice<'a>],
+    segment_size: usize,
+    /// The first slice that is not done, and how much of it is.
+    next: (usize, usize),
+    bytes_left: usize,
+    datagrams_left: usize,
+    /// Set once the system refused the train as a train.
+    pub(crate) one_by_one: bool,
+    /// Whether a sender has counted it as accepted.
+    pub(crate) accepted: bool,
+    pub(crate) report: Report,
+}
+
+impl<'a> Transmit<'a> {
+    /// One datagram of all the `slices`.
+    pub fn new(destination: SocketAddr, slices: &'a [IoSlice<'a>]) -> Self {
+        let bytes = slices.iter().map(|s| s.len()).sum();
+        Self {
+            destination,
+            source: None,
+            ecn: None,
+            slices,
+            segment_size: bytes,
+            next: (0, 0),
+            bytes_left: bytes,
+            datagrams_left: 1,
+            one_by_one: false,
+            accepted: false,
+            report: Report::default(),
+        }
+    }
+
+    /// Cuts the bytes into datagrams of `bytes` each. Zero, or more than there is, means one datagram.
+    #[must_use]
+    pub fn segment_size(mut self, bytes: usize) -> Self {
+        if bytes != 0 && bytes < self.bytes_left {
+            self.segment_size = bytes;
+            self.datagrams_left = self.bytes_left.div_ceil(bytes);
+        }
+        self
+    }
+
+    /// The address to send from, for a socket that is bound to the wildcard address. The default is what the
+    /// system's routing picks.
+    #[must_use]
+    pub fn source(mut self, source: Option<IpAddr>) -> Self {
+        self.source = source;
+        self
+    }
+
+    /// The ECN field of every datagram. The default is not-ECT.
+    #[must_use]
+    pub fn ecn(mut self, ecn: Option<Ecn>) -> Self {
+        self.ecn = ecn;
+        self
+    }
+
+    /// Where it goes.
+    pub fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
+    /// What has become of the datagrams that are done, so far.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Datagrams that are neither sent nor dropped yet.
+    pub fn remaining(&self) -> usize {
+        self.datagrams_left
+    }
+
+    /// The bytes that are not done, as the slices to copy them from; [`remaining`](Self::remaining) datagrams of
+    /// them, cut as before.
+    pub fn remaining_slices(&self) -> impl Iterator<Item = &'a [u8]> {
+        let (index, offset) = self.next;
+        let rest = self.slices.get(index..).unwrap_or_default();
+        rest.iter().enumerate().map(move |(i, slice)| {
+            let slice: &'a [u8] = slice;
+            if i == 0 { slice.get(offset..).unwrap_or_default() } else { slice }
+        })
+    }
+
+    /// The length of every datagram but the last.
+    pub fn datagram_len(&self) -> usize {
+        self.segment_size
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.datagrams_left == 0
+    }
+
+    /// The next datagrams to hand to the kernel in one call, at most `max_datagrams` and `max_bytes` of them, but
+    /// always one. `scratch` serves where a list of slices has to be put together.
+    pub(crate) fn chunk<'s>(
+        &'s self,
+        max_datagrams: usize,
+        max_bytes: usize,
+        scratch: &'s mut Scratch<'a>,
+    ) -> Chunk<'s, 'a> {
+        let payload_limit = if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 };
+        let max_datagrams = if self.one_by_one { 1 } else { max_datagrams.min(MAX_SEGMENTS) };
+        let by_bytes = max_bytes.min(payload_limit) / self.segment_size.max(1);
+        let wanted = self.datagrams_left.min(max_datagrams).min(by_bytes).max(1);
+        if wanted == self.datagrams_left && self.next == (0, 0) && self.slices.len() <= MAX_SLICES_IN_PLACE {
+            return Chunk {
+                slices: self.slices,
+                bytes: self.bytes_left,
+                datagrams: wanted,
+                segment_size: self.segment_size,
+            };
+        }
+        self.assemble(wanted, scratch)
+    }
+
+    /// Moves past `chunk`, which was sent.
+    pub(crate) fn sent(&mut self, datagrams: usize, bytes: usize) {
+        self.report.sent += datagrams as u32;
+        self.advance(datagrams, bytes);
+    }
+
+    /// Moves past `chunk`, which is dropped.
+    pub(crate) fn dropped(&mut self, datagrams: usize, bytes: usize, reason: DropReason) {
+        self.report.dropped.add(reason, datagrams as u32);
+        self.advance(datagrams, bytes);
+    }
+
+    /// Drops all that is left.
+    pub(crate) fn drop_rest(&mut self, reason: DropReason) {
+        self.dropped(self.datagrams_left, self.bytes_left, reason);
+    }
+
+    fn assemble<'s>(&'s self, wanted: usize, scratch: &'s mut Scratch<'a>) -> Chunk<'s, 'a> {
+        scratch.clear();
+        let target = (wanted * self.segment_size).min(self.bytes_left);
+        let mut bytes = 0;
+        for slice in self.remaining_slices() {
+            if bytes == target || scratch.is_full() {
+                break;
+            }
+            let take = slice.len().min(target - bytes);
+            scratch.push(IoSlice::new(slice.get(..take).unwrap_or_default()));
+            bytes += take;
+        }
+        if bytes < target {
+            // The scratch is full: fewer datagrams then. None at all is refused by `is_too_scattered`.
+            return match bytes / self.segment_size {
+                0 => Chunk { slices: &[], bytes: 0, datagrams: 0, segment_size: self.segment_size },
+                fewer => self.assemble(fewer, scratch),
+            };
+        }
+        let datagrams = wanted;
+        Chunk { slices: scratch.as_slice(), bytes, datagrams, segment_size: self.segment_size }
+    }
+
+    /// Whether a datagram may consist of more slices than a chunk can hold.
+    pub(crate) fn is_too_scattered(&self) -> bool {
+        self.slices.len() > MAX_SLICES && {
+            let mut scratch = Scratch::new();
+            self.assemble(1, &mut scratch).datagrams == 0
+        }
+    }
+
+    fn advance(&mut self, datagrams: usize, bytes: usize) {
+        self.datagrams_left -= datagrams;
+        self.bytes_left -= bytes;
+        if self.datagrams_left == 0 {
+            self.next = (self.slices.len(), 0);
+            return;
+        }
+        let (mut index, mut offset) = self.next;
+        let mut left = bytes;
+        while let Some(slice) = self.slices.get(index) {
+            let here = slice.len() - offset;
+            if left < here {
+                offset += left;
+                break;
+            }
+            left -= here;
+            index += 1;
+            offset = 0;
+        }
+        self.next = (index, offset);
+    }
+}
+
+pub(crate) type Scratch<'a> = ArrayVec<IoSlice<'a>, MAX_SLICES>;
+
+/// What goes to the kernel in one call.
+pub(crate) struct Chunk<'s, 'a> {
+    pub(crate) slices: &'s [IoSlice<'a>],
+    pub(crate) bytes: usize,
+    pub(crate) datagrams: usize,
+    pub(crate) segment_size: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TO: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+
+    fn bytes(chunk: &Chunk<'_, '_>) -> Vec<u8> {
+        chunk.slices.iter().flat_map(|s| s.to_vec()).collect()
+    }
+
+    /// Takes `t` apart in chunks of `max` and returns the datagrams.
+    fn drain(mut t: Transmit<'_>, max: usize) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        while !t.is_done() {
+            let mut scratch = Scratch::new();
+            let chunk = t.chunk(max, usize::MAX, &mut scratch);
+            let all = bytes(&chunk);
+            assert_eq!(all.len(), chunk.bytes);
+            if all.is_empty() {
+                out.push(Vec::new());
+            }
+            out.extend(all.chunks(chunk.segment_size.max(1)).map(<[u8]>::to_vec));
+            let (datagrams, bytes) = (chunk.datagrams, chunk.bytes);
+            t.sent(datagrams, bytes);
+        }
+        out
+    }
+
+    #[test]
+    fn every_way_to_cut_yields_the_same_datagrams() {
+        let data: Vec<u8> = (0..=255).collect();
+        for slice_len in [1, 3, 7, 64, 256] {
+            let slices: Vec<_> = data.chunks(slice_len).map(IoSlice::new).collect();
+            for segment in [1, 5, 7, 100, 255, 256, 0] {
+                let want: Vec<_> = data.chunks(if segment == 0 { 256 } else { segment }).map(<[u8]>::to_vec).collect();
+                for max in [1, 2, 3, 64] {
+                    let t = Transmit::new(TO, &slices).segment_size(segment);
+                    assert_eq!(t.remaining(), want.len());
+                    assert_eq!(drain(t, max), want, "slices {slice_len} segment {segment} max {max}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn more_slices_than_a_chunk_holds_are_cut_at_a_datagram() {
+        let data: Vec<u8> = (0..3000u32).map(|i| i as u8).collect();
+        let slices: Vec<_> = data.chunks(1).map(IoSlice::new).collect();
+        let t = Transmit::new(TO, &slices).segment_size(50);
+        assert!(!t.is_too_scattered());
+        assert_eq!(drain(t, 64), data.chunks(50).map(<[u8]>::to_vec).collect::<Vec<_>>());
+        let t = Transmit::new(TO, &slices).segment_size(300);
+        assert!(t.is_too_scattered());
+    }
+
+    #[test]
+    fn nothing_is_one_empty_datagram() {
+        assert_eq!(drain(Transmit::new(TO, &[]), 64), vec![Vec::<u8>::new()]);
+    }
+
+    #[test]
+    fn a_chunk_stays_within_the_largest_payload() {
+        let data = vec![0; 70_000];
+        let slices = [IoSlice::new(&data)];
+        let t = Transmit::new(TO, &slices).segment_size(1200);
+        let mut scratch = Scratch::new();
+        let chunk = t.chunk(64, usize::MAX, &mut scratch);
+        assert_eq!(chunk.datagrams, 54);
+        assert_eq!(chunk.bytes, 54 * 1200);
+    }
+
+    #[test]
+    fn what_is_left_can_be_copied_out() {
+        let slices = [IoSlice::new(b"abc"), IoSlice::new(b"defg")];
+        let mut t = Transmit::new(TO, &slices).segment_size(2);
+        t.sent(1, 2);
+        t.dropped(1, 2, DropReason::TooLarge);
+        assert_eq!(t.remaining_slices().collect::<Vec<_>>().concat(), b"efg");
+        assert_eq!((t.remaining(), t.report().sent, t.report().dropped.total()), (2, 1, 1));
+    }
+}

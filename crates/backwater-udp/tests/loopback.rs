@@ -1,0 +1,171 @@
+//! The socket on a real kernel's loopback.
+#![allow(missing_docs)]
+
+use std::{
+    io::IoSlice,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use backwater_udp::{DropReason, Ecn, Policy, RecvBatch, Sender, Transmit, UdpSocket};
+use tokio::time::timeout;
+
+const V4: &str = "127.0.0.1:0";
+const V6: &str = "[::1]:0";
+
+fn bind(addr: &str) -> UdpSocket {
+    UdpSocket::bind(addr.parse().unwrap()).unwrap()
+}
+
+/// Receives until `count` datagrams are there; more, or none for a second, is a failure.
+async fn receive(socket: &UdpSocket, count: usize) -> Vec<(SocketAddr, Option<IpAddr>, Option<Ecn>, Vec<u8>)> {
+    let (mut receiver, mut batch, mut seen) = (socket.receiver(), RecvBatch::new(8), Vec::new());
+    while seen.len() < count {
+        timeout(Duration::from_secs(1), receiver.recv(&mut batch)).await.expect("datagrams are missing").unwrap();
+        seen.extend(batch.datagrams().map(|d| (d.source, d.local_ip, d.ecn, d.payload.to_vec())));
+    }
+    assert_eq!(seen.len(), count);
+    seen
+}
+
+#[tokio::test]
+async fn a_train_arrives_as_its_datagrams() {
+    for addr in [V4, V6] {
+        let (a, b) = (bind(addr), bind(addr));
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        for (segment, len) in [(1, 3), (100, 6400), (100, 6450), (1200, 60_000), (700, 100_000), (9000, 9001)] {
+            let want: Vec<_> = data[..len].chunks(segment).map(<[u8]>::to_vec).collect();
+            for slice_len in [len, 77] {
+                let slices: Vec<_> = data[..len].chunks(slice_len).map(IoSlice::new).collect();
+                let mut t = Transmit::new(b.local_addr(), &slices).segment_size(segment);
+                let report = a.sender().send(&mut t).await.unwrap();
+                assert_eq!((report.sent as usize, report.dropped.total()), (want.len(), 0));
+                let got = receive(&b, want.len()).await;
+                assert!(got.iter().all(|d| d.0 == a.local_addr() && d.1 == Some(b.local_addr().ip())));
+                assert_eq!(got.into_iter().map(|d| d.3).collect::<Vec<_>>(), want, "{addr} {segment} {len}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn headers_are_skipped_and_inserted_without_a_copy() {
+    let (a, b) = (bind(V4), bind(V4));
+    let train: Vec<u8> = (0..64u8).flat_map(|i| [vec![0xAA; 4], vec![i; 100]].concat()).collect();
+    let stripped: Vec<_> = train.chunks(104).map(|d| IoSlice::new(&d[4..])).collect();
+    let mut t = Transmit::new(b.local_addr(), &stripped).segment_size(100);
+    a.sender().send(&mut t).await.unwrap();
+    for (i, datagram) in receive(&b, 64).await.into_iter().enumerate() {
+        assert_eq!(datagram.3, [i as u8; 100]);
+    }
+    let inserted: Vec<_> = train.chunks(104).flat_map(|d| [IoSlice::new(b"head"), IoSlice::new(&d[4..])]).collect();
+    let mut t = Transmit::new(b.local_addr(), &inserted).segment_size(104);
+    a.sender().send(&mut t).await.unwrap();
+    for (i, datagram) in receive(&b, 64).await.into_iter().enumerate() {
+        assert_eq!(datagram.3, [b"head".to_vec(), vec![i as u8; 100]].concat());
+    }
+}
+
+#[tokio::test]
+async fn ecn_goes_both_ways() {
+    for addr in [V4, V6] {
+        let (a, b) = (bind(addr), bind(addr));
+        for ecn in [None, Some(Ecn::Ect0), Some(Ecn::Ect1), Some(Ecn::Ce)] {
+            let slices = [IoSlice::new(b"xyz")];
+            let mut t = Transmit::new(b.local_addr(), &slices).segment_size(2).ecn(ecn);
+            a.sender().send(&mut t).await.unwrap();
+            assert!(receive(&b, 2).await.iter().all(|d| d.2 == ecn), "{addr} {ecn:?}");
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_wildcard_socket_knows_and_chooses_its_address() {
+    let (a, b) = (bind("0.0.0.0:0"), bind("0.0.0.0:0"));
+    let to = SocketAddr::new([127, 0, 0, 2].into(), b.local_addr().port());
+    let slices = [IoSlice::new(b"hi")];
+    let mut t = Transmit::new(to, &slices).source(Some([127, 0, 0, 3].into()));
+    a.sender().send(&mut t).await.unwrap();
+    let got = receive(&b, 1).await.remove(0);
+    assert_eq!(got.0, SocketAddr::new([127, 0, 0, 3].into(), a.local_addr().port()));
+    assert_eq!(got.1, Some([127, 0, 0, 2].into()));
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_dual_stack_socket_shows_no_mapped_addresses() {
+    let dual = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None).unwrap();
+    dual.set_only_v6(false).unwrap();
+    dual.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let dual = UdpSocket::from_std(dual.into()).unwrap();
+    let four = bind(V4);
+    let slices = [IoSlice::new(b"hi")];
+    let mut t = Transmit::new(four.local_addr(), &slices).ecn(Some(Ecn::Ect0)).source(Some([127, 0, 0, 1].into()));
+    assert_eq!(dual.sender().send(&mut t).await.unwrap().sent, 1);
+    let got = receive(&four, 1).await.remove(0);
+    assert_eq!((got.0.port(), got.2), (dual.local_addr().port(), Some(Ecn::Ect0)));
+    let mut t = Transmit::new(SocketAddr::new([127, 0, 0, 1].into(), dual.local_addr().port()), &slices);
+    four.sender().send(&mut t).await.unwrap();
+    let got = receive(&dual, 1).await.remove(0);
+    assert_eq!((got.0, got.1), (four.local_addr(), Some([127, 0, 0, 1].into())));
+}
+
+#[tokio::test]
+async fn an_empty_datagram_goes_out() {
+    let (a, b) = (bind(V4), bind(V4));
+    assert_eq!(a.sender().send(&mut Transmit::new(b.local_addr(), &[])).await.unwrap().sent, 1);
+    assert_eq!(receive(&b, 1).await.remove(0).3, b"");
+}
+
+#[tokio::test]
+async fn what_cannot_be_sent_is_dropped_for_a_reason() {
+    let a = bind(V4);
+    let big = vec![0; 65_508];
+    let slices = [IoSlice::new(&big)];
+    for (to, slices, reason) in
+        [(a.local_addr(), &slices[..], DropReason::TooLarge), ("[::1]:9".parse().unwrap(), &[], DropReason::Invalid)]
+    {
+        let report = a.sender().send(&mut Transmit::new(to, slices)).await.unwrap();
+        assert_eq!((report.sent, report.dropped.get(reason)), (0, 1), "{to}: {report:?}");
+    }
+    let stats = a.stats().snapshot();
+    assert_eq!((stats.accepted, stats.dropped_total(), stats.held()), (2, 2, 0));
+}
+
+#[tokio::test]
+async fn a_broken_destination_in_a_batch_does_not_stop_the_others() {
+    let (a, b) = (bind(V4), bind(V4));
+    let slices = [IoSlice::new(b"hi")];
+    let mut batch = [
+        Transmit::new(b.local_addr(), &slices),
+        Transmit::new("[::1]:9".parse().unwrap(), &slices),
+        Transmit::new(b.local_addr(), &slices),
+    ];
+    let mut sender = a.sender();
+    let report = std::future::poll_fn(|cx| sender.poll_send_batch(cx, &mut batch)).await.unwrap();
+    assert_eq!((report.sent, report.dropped.get(DropReason::Invalid)), (2, 1));
+    receive(&b, 2).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_port_is_shared_by_those_who_agree() {
+    let first = UdpSocket::builder().reuse_port(true).bind(V4.parse().unwrap()).unwrap();
+    UdpSocket::builder().reuse_port(true).bind(first.local_addr()).unwrap();
+    assert!(UdpSocket::bind(first.local_addr()).is_err());
+}
+
+#[tokio::test]
+async fn buffers_are_what_was_asked_or_what_the_system_allows() {
+    let s = UdpSocket::builder().receive_buffer(100_000).send_buffer(70_000).bind(V4.parse().unwrap()).unwrap();
+    assert!(s.receive_buffer().unwrap() >= 100_000);
+    assert!(s.send_buffer().unwrap() >= 70_000);
+    UdpSocket::builder().receive_buffer(1 << 30).send_buffer(1 << 30).bind(V4.parse().unwrap()).unwrap();
+}
+
+#[test]
+fn a_sender_is_small() {
+    assert!(size_of::<Sender>() <= 32);
+    assert_eq!(Policy::default(), Policy::Wait { deadline: Duration::from_millis(100) });
+}

@@ -1,0 +1,102 @@
+//! Sends into a queue that fills up, in a network namespace.
+#![cfg(target_os = "linux")]
+#![allow(missing_docs)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::{
+    io::IoSlice,
+    time::{Duration, Instant},
+};
+
+use backwater_udp::{DropReason, Policy, RecvBatch, Transmit, UdpSocket};
+use support::{in_namespace, tc};
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+/// Loopback behind a queue that passes 8 Mbit/s and holds far more than a socket's send buffer: sends meet
+/// `EWOULDBLOCK`, as behind a slow network card.
+fn slow_loopback() {
+    tc("qdisc add dev lo root tbf rate 8mbit burst 3k limit 10mb");
+}
+
+#[test]
+fn a_full_send_buffer_holds_the_sender_and_loses_nothing() {
+    in_namespace("a_full_send_buffer_holds_the_sender_and_loses_nothing", || {
+        slow_loopback();
+        run(async {
+            let any = "127.0.0.1:0".parse().unwrap();
+            let a = UdpSocket::builder().send_buffer(20_000).bind(any).unwrap();
+            let b = UdpSocket::bind(any).unwrap();
+            let to = b.local_addr();
+            let receiving = tokio::spawn(async move {
+                let (mut receiver, mut batch, mut seen) = (b.receiver(), RecvBatch::new(8), Vec::new());
+                while seen.len() < 1000 {
+                    receiver.recv(&mut batch).await.unwrap();
+                    seen.extend(batch.datagrams().map(|d| u32::from_be_bytes(*d.payload.first_chunk().unwrap())));
+                }
+                seen
+            });
+            let mut sender = a.sender();
+            let start = Instant::now();
+            for i in 0..1000u32 {
+                let payload = [i.to_be_bytes().to_vec(), vec![0; 996]].concat();
+                let slices = [IoSlice::new(&payload)];
+                assert_eq!(sender.send(&mut Transmit::new(to, &slices)).await.unwrap().sent, 1);
+            }
+            assert_eq!(receiving.await.unwrap(), (0..1000).collect::<Vec<_>>());
+            assert!(start.elapsed() > Duration::from_millis(900), "the queue did not hold anything back");
+            let stats = a.stats().snapshot();
+            assert!(stats.parked > 10, "{stats:?}");
+            assert_eq!((stats.accepted, stats.sent, stats.held()), (1000, 1000, 0));
+        });
+    });
+}
+
+#[test]
+fn what_is_given_up_or_too_old_is_counted() {
+    in_namespace("what_is_given_up_or_too_old_is_counted", || {
+        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        run(async {
+            let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let payload = vec![0; 64 * 100];
+            let slices = [IoSlice::new(&payload)];
+            let train = || Transmit::new("127.0.0.1:9".parse().unwrap(), &slices).segment_size(100);
+            let mut sender = a.sender();
+
+            a.backpressure().set(Policy::Wait { deadline: Duration::from_secs(5) });
+            let mut accepted = 0;
+            while tokio::time::timeout(Duration::from_millis(30), sender.send(&mut train())).await.is_ok() {
+                accepted += 64;
+            }
+            let stats = a.stats().snapshot();
+            assert_eq!((stats.accepted, stats.sent), (accepted + 64, accepted));
+            assert_eq!(stats.held(), 64, "held until it is replaced or the sender goes");
+
+            a.backpressure().set(Policy::Wait { deadline: Duration::from_millis(40) });
+            let start = Instant::now();
+            let report = sender.send(&mut train()).await.unwrap();
+            assert_eq!(report.dropped.get(DropReason::Deadline), 64);
+            assert!((40..90).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+            assert_eq!(a.stats().snapshot().dropped(DropReason::Cancelled), 64);
+
+            a.backpressure().set(Policy::Drop);
+            let report = sender.send(&mut train()).await.unwrap();
+            assert_eq!(report.dropped.get(DropReason::NoBuffers), 64);
+
+            let mut t = train();
+            assert_eq!(sender.try_send(&mut t).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+            assert_eq!((t.remaining(), a.stats().snapshot().held()), (64, 0), "try_send holds nothing");
+
+            a.backpressure().set(Policy::default());
+            tokio::time::timeout(Duration::from_millis(10), sender.send(&mut train())).await.unwrap_err();
+            assert_eq!(a.stats().snapshot().held(), 64);
+            drop(sender);
+            let stats = a.stats().snapshot();
+            assert_eq!((stats.held(), stats.dropped(DropReason::Cancelled)), (0, 128));
+        });
+    });
+}

@@ -1,0 +1,62 @@
+//! Tests that need a network of their own run themselves again inside one. Also used by other crates' tests.
+
+use std::{env, process::Command};
+
+const INSIDE: &str = "BACKWATER_TEST_NETNS";
+
+/// Runs `inside` in a fresh user and network namespace: the calling test, `name`, is started again there. As an
+/// ordinary user too; where the kernel does not allow it the test is skipped with a line that says so, which is a
+/// failure under `CI=true`.
+pub fn in_namespace(name: &str, inside: impl FnOnce()) {
+    if env::var_os(INSIDE).is_some() {
+        ip("link set lo up");
+        return inside();
+    }
+    for (program, why) in [("unshare", "util-linux"), ("ip", "iproute2"), ("tc", "iproute2")] {
+        if !installed(program) {
+            return skip(&format!("{program} is not installed (package {why})"));
+        }
+    }
+    // A user namespace makes root of an ordinary user; root itself may be forbidden to make one, and needs none.
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    let flags = if is_root { "-n" } else { "-Urn" };
+    if !Command::new("unshare").args([flags, "true"]).output().is_ok_and(|o| o.status.success()) {
+        return skip(&format!("unshare {flags} is not allowed here"));
+    }
+    let status = Command::new("unshare")
+        .arg(flags)
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name} failed inside its namespace");
+}
+
+/// Whether a program can be started.
+pub fn installed(program: &str) -> bool {
+    let paths = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&paths).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(program).is_file())
+}
+
+/// Says why a test does not run. A failure under `CI=true`.
+pub fn skip(why: &str) {
+    assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "skipped under CI: {why}");
+    eprintln!("skipped: {why}");
+}
+
+/// `ip` with these arguments.
+pub fn ip(arguments: &str) {
+    run("ip", arguments);
+}
+
+/// `tc` with these arguments.
+pub fn tc(arguments: &str) {
+    run("tc", arguments);
+}
+
+fn run(program: &str, arguments: &str) {
+    let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
+    let out = Command::new(program).args(arguments.split_whitespace()).env("PATH", path).output().unwrap();
+    assert!(out.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&out.stderr));
+}
