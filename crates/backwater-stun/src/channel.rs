@@ -1,0 +1,146 @@
+//! ChannelData (RFC 8656 §12.4): four bytes of header instead of a STUN message around the data.
+
+use core::fmt;
+
+/// Bytes in front of a ChannelData's payload.
+pub const CHANNEL_HEADER_LEN: usize = 4;
+
+/// A channel that a client may bind: `0x4000..=0x4FFF` (RFC 8656 §12). As an attribute: CHANNEL-NUMBER.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelNumber(u16);
+
+/// A view of one ChannelData message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChannelData<'a> {
+    channel: ChannelNumber,
+    data: &'a [u8],
+}
+
+/// Why bytes are not a ChannelData message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ChannelDataError {
+    /// Fewer bytes than the header, or than the length in the header says.
+    Truncated,
+    /// The channel is not in `0x4000..=0x4FFF`: another protocol, or a reserved number.
+    Channel,
+    /// More bytes than the length in the header says, and more than padding explains.
+    TrailingBytes,
+}
+
+impl ChannelNumber {
+    /// The lowest channel.
+    pub const MIN: Self = Self(0x4000);
+    /// The highest channel.
+    pub const MAX: Self = Self(0x4FFF);
+
+    /// A channel by its number; `None` outside of `0x4000..=0x4FFF`.
+    pub const fn new(number: u16) -> Option<Self> {
+        if number >> 12 == 4 { Some(Self(number)) } else { None }
+    }
+
+    /// The number.
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+}
+
+impl<'a> ChannelData<'a> {
+    /// Reads a datagram. Up to three bytes of padding may follow the data, and are ignored, whatever they are:
+    /// over UDP a sender may pad or not (RFC 8656 §12.5).
+    ///
+    /// # Errors
+    /// See [`ChannelDataError`].
+    #[inline]
+    pub const fn parse(datagram: &'a [u8]) -> Result<Self, ChannelDataError> {
+        let Some((&[c0, c1, l0, l1], rest)) = datagram.split_first_chunk::<CHANNEL_HEADER_LEN>() else {
+            return Err(ChannelDataError::Truncated);
+        };
+        let Some(channel) = ChannelNumber::new(u16::from_be_bytes([c0, c1])) else {
+            return Err(ChannelDataError::Channel);
+        };
+        let Some((data, padding)) = rest.split_at_checked(u16::from_be_bytes([l0, l1]) as usize) else {
+            return Err(ChannelDataError::Truncated);
+        };
+        if padding.len() > 3 {
+            return Err(ChannelDataError::TrailingBytes);
+        }
+        Ok(Self { channel, data })
+    }
+
+    /// What goes in front of `len` bytes of data. The padding that streams need is
+    /// [`padding_len`](crate::padding_len)`(len)` zero bytes, which `len` does not count.
+    #[inline]
+    pub const fn header(channel: ChannelNumber, len: u16) -> [u8; CHANNEL_HEADER_LEN] {
+        let [c0, c1] = channel.0.to_be_bytes();
+        let [l0, l1] = len.to_be_bytes();
+        [c0, c1, l0, l1]
+    }
+
+    /// The channel.
+    #[inline]
+    pub const fn channel(&self) -> ChannelNumber {
+        self.channel
+    }
+
+    /// The data, without padding. It begins [`CHANNEL_HEADER_LEN`] bytes into the datagram.
+    #[inline]
+    pub const fn data(&self) -> &'a [u8] {
+        self.data
+    }
+}
+
+impl fmt::Display for ChannelNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#06x}", self.0)
+    }
+}
+
+impl fmt::Debug for ChannelNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for ChannelDataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Truncated => "the ChannelData is longer than the bytes at hand",
+            Self::Channel => "not a channel number",
+            Self::TrailingBytes => "bytes follow the ChannelData",
+        })
+    }
+}
+
+impl core::error::Error for ChannelDataError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_is_optional_on_datagrams() {
+        let channel = ChannelNumber::new(0x4001).unwrap();
+        let mut bytes = [0xEE; 12];
+        bytes[..4].copy_from_slice(&ChannelData::header(channel, 5));
+        for len in 9..=12 {
+            let view = ChannelData::parse(&bytes[..len]).unwrap();
+            assert_eq!((view.channel(), view.data()), (channel, &[0xEE; 5][..]));
+        }
+        assert_eq!(ChannelData::parse(&bytes[..8]), Err(ChannelDataError::Truncated));
+        assert_eq!(ChannelData::parse(&bytes[..3]), Err(ChannelDataError::Truncated));
+        assert_eq!(ChannelData::parse(&[0x40, 0, 0, 0, 1, 2, 3, 4]), Err(ChannelDataError::TrailingBytes));
+        assert_eq!(ChannelData::parse(&[0x40, 0, 0, 0]).unwrap().data(), b"");
+    }
+
+    #[test]
+    fn other_protocols_are_no_channels() {
+        // RTP's first byte, taken for a channel by a codec that only looked at the top bits.
+        for number in [0x0000, 0x3FFF, 0x5000, 0x7FFF, 0x8000, 0xFFFF_u16] {
+            let [a, b] = number.to_be_bytes();
+            assert_eq!(ChannelData::parse(&[a, b, 0, 0]), Err(ChannelDataError::Channel));
+            assert_eq!(ChannelNumber::new(number), None);
+        }
+        assert!(ChannelNumber::new(0x4000).is_some() && ChannelNumber::new(0x4FFF).is_some());
+    }
+}

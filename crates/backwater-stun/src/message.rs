@@ -1,0 +1,364 @@
+//! Reading: a message as it lies in the datagram, and what of it can be trusted.
+
+use core::ops::Range;
+
+use crate::attribute::{
+    Attribute, AttributeSet, AttributeType, Fingerprint, MessageIntegrity, MessageIntegritySha256, RawAttribute,
+};
+use crate::error::{AttributeError, AttributeErrorKind, IntegrityError, ParseError};
+use crate::fingerprint::fingerprint;
+use crate::header::{self, Class, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId};
+use crate::integrity::{HmacKey, equal};
+use crate::padded_len;
+
+/// A view of a STUN message whose form has been checked: header, length, and the bounds of every attribute.
+///
+/// What its getters return is what someone wrote into a datagram. [`verify`](Self::verify) turns the message into
+/// a [`Verified`], whose getters return what the holder of a key wrote.
+///
+/// Attributes that follow a message integrity are ignored, as RFC 8489 §14.5 and §14.6 want it: no getter returns
+/// them. Where an attribute is there twice, the first counts (§14).
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    bytes: &'a [u8],
+    /// Where the attributes end that a message integrity protects, or would protect.
+    ordinary_end: u32,
+    /// Where each of these begins; 0 where it is absent or has to be ignored.
+    sha1: u32,
+    sha256: u32,
+    fingerprint: u32,
+}
+
+/// A message whose integrity has been verified. Its getters return protected attributes and nothing else.
+#[derive(Debug, Clone, Copy)]
+pub struct Verified<'a> {
+    message: Message<'a>,
+    integrity: Integrity,
+}
+
+/// What a message was verified by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Integrity {
+    /// MESSAGE-INTEGRITY.
+    Sha1,
+    /// MESSAGE-INTEGRITY-SHA256.
+    Sha256,
+}
+
+/// What FINGERPRINT says (RFC 8489 §14.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FingerprintCheck {
+    /// There is none.
+    Absent,
+    /// It is right: this is a STUN message, and no bit of it has been flipped by accident.
+    Valid,
+    /// It is wrong: damaged, or not STUN at all.
+    Invalid,
+}
+
+impl<'a> Message<'a> {
+    /// Reads a datagram, which has to be exactly one message. Checks bounds, looks at no value, and does not verify.
+    ///
+    /// # Errors
+    /// See [`ParseError`]. A server drops such a datagram.
+    #[inline]
+    pub fn parse(datagram: &'a [u8]) -> Result<Self, ParseError> {
+        let Some((&[t0, t1, l0, l1, c0, c1, c2, c3], _)) = datagram.split_first_chunk() else {
+            return Err(ParseError::Truncated);
+        };
+        if t0 >= 0x40 || u32::from_be_bytes([c0, c1, c2, c3]) != MAGIC_COOKIE {
+            return Err(ParseError::NotStun);
+        }
+        let _ = t1;
+        let length = usize::from(u16::from_be_bytes([l0, l1]));
+        if length % 4 != 0 {
+            return Err(ParseError::UnalignedLength);
+        }
+        if datagram.len() != HEADER_LEN + length {
+            let truncated = datagram.len() < HEADER_LEN + length;
+            return Err(if truncated { ParseError::Truncated } else { ParseError::TrailingBytes });
+        }
+        Self::scan(datagram)
+    }
+
+    /// Walks the attributes once. Every length is a multiple of four with its padding, as is the whole, so a value
+    /// that lies within the message has its padding there too.
+    #[inline]
+    fn scan(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        let mut message = Self { bytes, ordinary_end: 0, sha1: 0, sha256: 0, fingerprint: 0 };
+        let mut at = HEADER_LEN;
+        while let Some(&[t0, t1, l0, l1]) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+            // At most 20 + 65,535 + 3: 32 bits hold it.
+            let here = at as u32;
+            match AttributeType(u16::from_be_bytes([t0, t1])) {
+                AttributeType::MESSAGE_INTEGRITY if message.sha1 | message.sha256 == 0 => message.sha1 = here,
+                AttributeType::MESSAGE_INTEGRITY_SHA256 if message.sha256 == 0 => message.sha256 = here,
+                AttributeType::FINGERPRINT if message.fingerprint == 0 => message.fingerprint = here,
+                _ if message.fingerprint != 0 => return Err(ParseError::AfterFingerprint),
+                _ => {}
+            }
+            at += 4 + padded_len(usize::from(u16::from_be_bytes([l0, l1])));
+        }
+        if at != bytes.len() {
+            return Err(ParseError::AttributeOverrun);
+        }
+        message.ordinary_end = [message.sha1, message.sha256, message.fingerprint]
+            .into_iter()
+            .filter(|&offset| offset != 0)
+            .fold(at as u32, u32::min);
+        Ok(message)
+    }
+
+    /// The class.
+    #[inline]
+    pub fn class(&self) -> Class {
+        header::decode_class(self.type_bits())
+    }
+
+    /// The method.
+    #[inline]
+    pub fn method(&self) -> Method {
+        header::decode_method(self.type_bits())
+    }
+
+    /// The transaction id.
+    #[inline]
+    pub fn transaction_id(&self) -> TransactionId {
+        TransactionId(self.bytes.get(8..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default())
+    }
+
+    /// The whole message, header included.
+    #[inline]
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Every attribute that counts, known or not, in its order.
+    pub fn attributes(&self) -> impl Iterator<Item = RawAttribute<'a>> + Clone + use<'a> {
+        let integrity_and_fingerprint = [self.sha1, self.sha256, self.fingerprint].map(|offset| self.special(offset));
+        self.ordinary().map(|(_, raw)| raw).chain(integrity_and_fingerprint.into_iter().flatten())
+    }
+
+    /// The first attribute of a type; `None` if there is none.
+    ///
+    /// # Errors
+    /// What is wrong with the attribute, if it is there but cannot be read.
+    #[inline]
+    pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
+        let value = match A::TYPE {
+            AttributeType::MESSAGE_INTEGRITY => self.special(self.sha1).map(|raw| raw.value),
+            AttributeType::MESSAGE_INTEGRITY_SHA256 => self.special(self.sha256).map(|raw| raw.value),
+            AttributeType::FINGERPRINT => self.special(self.fingerprint).map(|raw| raw.value),
+            _ => self.find(A::TYPE).map(|(_, value)| value),
+        };
+        value.map(|value| self.decode(value)).transpose()
+    }
+
+    /// All attributes of a type, in their order: for XOR-PEER-ADDRESS, which a CreatePermission may repeat, and for
+    /// XOR-RELAYED-ADDRESS, of which a dual allocation has two. Message integrity and FINGERPRINT are not offered
+    /// here.
+    pub fn all<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + Clone + use<'a, A> {
+        let message = *self;
+        let of_type = self.ordinary().filter(|(_, raw)| raw.attribute_type == A::TYPE);
+        of_type.map(move |(_, raw)| message.decode(raw.value))
+    }
+
+    /// Whether an attribute is there, readable or not.
+    pub fn contains(&self, attribute: AttributeType) -> bool {
+        self.attributes().any(|raw| raw.attribute_type == attribute)
+    }
+
+    /// Where in [`as_bytes`](Self::as_bytes) the value of the first attribute of a type lies: for DATA, the payload to
+    /// be forwarded from the buffer that it was received into.
+    #[inline]
+    pub fn value_range(&self, attribute: AttributeType) -> Option<Range<usize>> {
+        self.find(attribute).map(|(at, value)| at..at + value.len())
+    }
+
+    /// The comprehension-required attributes that are not in `understood`, in their order. If there are any, a
+    /// request is answered with 420 and them, an indication is dropped, and a response fails its transaction
+    /// (RFC 8489 §6.3). Look at them after authentication.
+    #[inline]
+    pub fn unknown_required(&self, understood: AttributeSet) -> impl Iterator<Item = AttributeType> + Clone + use<'a> {
+        self.ordinary()
+            .map(|(_, raw)| raw.attribute_type)
+            .filter(move |t| t.comprehension_required() && !understood.contains(*t))
+    }
+
+    /// Computes FINGERPRINT, if there is one.
+    pub fn check_fingerprint(&self) -> FingerprintCheck {
+        if self.fingerprint == 0 {
+            return FingerprintCheck::Absent;
+        }
+        let value = self.get::<Fingerprint>();
+        match value.ok().flatten().zip(self.up_to(self.fingerprint, 4)) {
+            Some((Fingerprint(sent), (before, length))) if sent == fingerprint(before, length) => {
+                FingerprintCheck::Valid
+            }
+            _ => FingerprintCheck::Invalid,
+        }
+    }
+
+    /// Verifies the message's integrity: by MESSAGE-INTEGRITY-SHA256 at its full length if it is there, else by
+    /// MESSAGE-INTEGRITY. The comparison takes the same time wherever the codes differ.
+    ///
+    /// A caller that has asked for SHA-256 looks at [`Verified::integrity`]: an attacker on the path can remove the
+    /// stronger attribute.
+    ///
+    /// # Errors
+    /// [`Missing`](IntegrityError::Missing) and [`Mismatch`](IntegrityError::Mismatch) make a server answer 401,
+    /// the others 400.
+    pub fn verify(&self, key: &HmacKey) -> Result<Verified<'a>, IntegrityError> {
+        let integrity = if self.sha256 != 0 {
+            self.verify_sha256(key)?;
+            Integrity::Sha256
+        } else if self.sha1 != 0 {
+            self.verify_sha1(key)?;
+            Integrity::Sha1
+        } else {
+            return Err(IntegrityError::Missing);
+        };
+        Ok(Verified { message: *self, integrity })
+    }
+
+    fn verify_sha1(&self, key: &HmacKey) -> Result<(), IntegrityError> {
+        let sent = self.get::<MessageIntegrity>().ok().flatten().ok_or(IntegrityError::Malformed)?;
+        let (before, length) = self.up_to(self.sha1, 20).ok_or(IntegrityError::Malformed)?;
+        if equal(&sent.0, &key.sha1(before, length)) { Ok(()) } else { Err(IntegrityError::Mismatch) }
+    }
+
+    fn verify_sha256(&self, key: &HmacKey) -> Result<(), IntegrityError> {
+        let sent = self.get::<MessageIntegritySha256<'_>>().ok().flatten().ok_or(IntegrityError::Malformed)?;
+        if sent.0.len() % 4 != 0 {
+            return Err(IntegrityError::Malformed);
+        }
+        if sent.0.len() < 32 {
+            return Err(IntegrityError::Truncated);
+        }
+        let (before, length) = self.up_to(self.sha256, sent.0.len()).ok_or(IntegrityError::Malformed)?;
+        let computed = key.sha256(before, length);
+        if equal(sent.0, &computed) { Ok(()) } else { Err(IntegrityError::Mismatch) }
+    }
+
+    /// What is hashed for the attribute at `offset`: the bytes before it, and the length that the header is taken to
+    /// have, which ends after the attribute's value of `value_len` bytes (RFC 8489 §14.5).
+    fn up_to(&self, offset: u32, value_len: usize) -> Option<(&'a [u8], u16)> {
+        let before = self.bytes.get(..offset as usize)?;
+        let length = before.len() + 4 + value_len - HEADER_LEN;
+        Some((before, u16::try_from(length).ok()?))
+    }
+
+    #[inline]
+    fn type_bits(&self) -> u16 {
+        self.bytes.first_chunk().map(|bits| u16::from_be_bytes(*bits)).unwrap_or_default()
+    }
+
+    #[inline]
+    fn decode<A: Attribute<'a>>(&self, value: &'a [u8]) -> Result<A, AttributeError> {
+        let error = |kind| AttributeError { attribute: A::TYPE, kind };
+        if !A::LENGTH.reads(value.len()) {
+            return Err(error(AttributeErrorKind::Length));
+        }
+        A::decode(value, &self.transaction_id()).map_err(error)
+    }
+
+    /// The attributes that a message integrity protects or would protect, with where their values begin.
+    #[inline]
+    fn ordinary(&self) -> Walk<'a> {
+        Walk { bytes: self.bytes.get(..self.ordinary_end as usize).unwrap_or_default(), at: HEADER_LEN }
+    }
+
+    #[inline]
+    fn find(&self, attribute: AttributeType) -> Option<(usize, &'a [u8])> {
+        self.ordinary().find(|(_, raw)| raw.attribute_type == attribute).map(|(at, raw)| (at, raw.value))
+    }
+
+    /// The attribute that begins at a remembered offset.
+    fn special(&self, offset: u32) -> Option<RawAttribute<'a>> {
+        if offset == 0 {
+            return None;
+        }
+        Walk { bytes: self.bytes, at: offset as usize }.next().map(|(_, raw)| raw)
+    }
+}
+
+impl<'a> Verified<'a> {
+    /// What the message was verified by.
+    pub fn integrity(&self) -> Integrity {
+        self.integrity
+    }
+
+    /// The class.
+    pub fn class(&self) -> Class {
+        self.message.class()
+    }
+
+    /// The method.
+    pub fn method(&self) -> Method {
+        self.message.method()
+    }
+
+    /// The transaction id.
+    pub fn transaction_id(&self) -> TransactionId {
+        self.message.transaction_id()
+    }
+
+    /// The message with all that it carries, protected or not.
+    pub fn unverified(&self) -> Message<'a> {
+        self.message
+    }
+
+    /// Every protected attribute, known or not, in its order.
+    pub fn attributes(&self) -> impl Iterator<Item = RawAttribute<'a>> + Clone + use<'a> {
+        self.message.ordinary().map(|(_, raw)| raw)
+    }
+
+    /// The first protected attribute of a type; `None` if there is none.
+    ///
+    /// # Errors
+    /// What is wrong with the attribute, if it is there but cannot be read.
+    #[inline]
+    pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
+        self.message.find(A::TYPE).map(|(_, value)| self.message.decode(value)).transpose()
+    }
+
+    /// All protected attributes of a type, in their order.
+    pub fn all<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + Clone + use<'a, A> {
+        self.message.all()
+    }
+
+    /// Whether a protected attribute is there, readable or not.
+    pub fn contains(&self, attribute: AttributeType) -> bool {
+        self.message.find(attribute).is_some()
+    }
+
+    /// The protected comprehension-required attributes that are not in `understood`: see
+    /// [`Message::unknown_required`].
+    pub fn unknown_required(&self, understood: AttributeSet) -> impl Iterator<Item = AttributeType> + Clone + use<'a> {
+        self.message.unknown_required(understood)
+    }
+}
+
+/// Walks attributes whose bounds have been checked.
+#[derive(Clone)]
+struct Walk<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Iterator for Walk<'a> {
+    /// Where the value begins, and the attribute.
+    type Item = (usize, RawAttribute<'a>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let (&[t0, t1, l0, l1], rest) = self.bytes.get(self.at..)?.split_first_chunk()?;
+        let value = rest.get(..usize::from(u16::from_be_bytes([l0, l1])))?;
+        let at = self.at + 4;
+        self.at = at + padded_len(value.len());
+        Some((at, RawAttribute { attribute_type: AttributeType(u16::from_be_bytes([t0, t1])), value }))
+    }
+}
+
+#[cfg(test)]
+mod tests;
