@@ -68,6 +68,10 @@ impl<'a> ChannelData<'a> {
         Ok(Self { channel, data })
     }
 
+    pub(crate) const fn new(channel: ChannelNumber, data: &'a [u8]) -> Self {
+        Self { channel, data }
+    }
+
     /// What goes in front of `len` bytes of data. The padding that streams need is
     /// [`padding_len`](crate::padding_len)`(len)` zero bytes, which `len` does not count.
     #[inline]

@@ -29,6 +29,27 @@ pub struct LongTermKey {
     len: usize,
 }
 
+/// How much of MESSAGE-INTEGRITY-SHA256 is sent: 16, 20, 24, 28 or all 32 bytes (RFC 8489 §14.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MacLength(u8);
+
+impl MacLength {
+    /// 16 bytes: what must not be undercut.
+    pub const SHORTEST: Self = Self(16);
+    /// 32 bytes: not truncated.
+    pub const FULL: Self = Self(32);
+
+    /// A length in bytes; `None` for one that is not allowed.
+    pub const fn new(bytes: usize) -> Option<Self> {
+        if bytes >= 16 && bytes <= 32 && bytes.is_multiple_of(4) { Some(Self(bytes as u8)) } else { None }
+    }
+
+    /// The length in bytes.
+    pub const fn bytes(self) -> usize {
+        self.0 as usize
+    }
+}
+
 impl HmacKey {
     /// A key as it is: the password itself for short-term credentials (RFC 8489 §9.1.1), already prepared by
     /// OpaqueString; a [`LongTermKey`] that was stored as bytes.

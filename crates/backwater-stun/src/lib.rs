@@ -9,12 +9,17 @@ extern crate std;
 
 pub use attribute::*;
 pub use channel::{CHANNEL_HEADER_LEN, ChannelData, ChannelDataError, ChannelNumber};
+pub use credential::{AlgorithmMismatch, ChallengeError, SecurityFeatures};
+#[cfg(feature = "std")]
+pub use credential::{OpaqueStringError, opaque_string};
 pub use demultiplex::{Protocol, demultiplex};
 pub use error::{AttributeError, AttributeErrorKind, IntegrityError, ParseError, WriteError};
 pub use header::{Class, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId};
-pub use integrity::{HmacKey, LongTermKey};
+pub use integrity::{HmacKey, LongTermKey, MacLength};
 pub use message::{FingerprintCheck, Integrity, Message, Verified};
 pub use prefix::DataPrefix;
+pub use stream::{Frame, MAX_FRAME_LEN, Split, StreamError, split_frame};
+pub use uri::{Host, Scheme, Transport, Uri, UriError};
 pub use writer::{
     AfterFingerprint, AfterSha1, AfterSha256, Attributes, FINGERPRINT_LEN, INTEGRITY_SHA1_LEN, INTEGRITY_SHA256_LEN,
     MAX_MESSAGE_LEN, TakesFingerprint, TakesSha256, Writer, attribute_len,
@@ -22,6 +27,7 @@ pub use writer::{
 
 mod attribute;
 mod channel;
+mod credential;
 mod demultiplex;
 mod error;
 mod fingerprint;
@@ -29,6 +35,8 @@ mod header;
 mod integrity;
 mod message;
 mod prefix;
+mod stream;
+mod uri;
 mod writer;
 
 /// How many bytes of padding follow `len` bytes, so that the next attribute begins at a multiple of four: 0 to 3.

@@ -8,7 +8,7 @@ use crate::attribute::{
 use crate::error::{AttributeError, AttributeErrorKind, IntegrityError, ParseError};
 use crate::fingerprint::fingerprint;
 use crate::header::{self, Class, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId};
-use crate::integrity::{HmacKey, equal};
+use crate::integrity::{HmacKey, MacLength, equal};
 use crate::padded_len;
 
 /// A view of a STUN message whose form has been checked: header, length, and the bounds of every attribute.
@@ -63,13 +63,12 @@ impl<'a> Message<'a> {
     /// See [`ParseError`]. A server drops such a datagram.
     #[inline]
     pub fn parse(datagram: &'a [u8]) -> Result<Self, ParseError> {
-        let Some((&[t0, t1, l0, l1, c0, c1, c2, c3], _)) = datagram.split_first_chunk() else {
+        let Some(&[t0, _, l0, l1, c0, c1, c2, c3]) = datagram.first_chunk() else {
             return Err(ParseError::Truncated);
         };
         if t0 >= 0x40 || u32::from_be_bytes([c0, c1, c2, c3]) != MAGIC_COOKIE {
             return Err(ParseError::NotStun);
         }
-        let _ = t1;
         let length = usize::from(u16::from_be_bytes([l0, l1]));
         if length % 4 != 0 {
             return Err(ParseError::UnalignedLength);
@@ -209,8 +208,17 @@ impl<'a> Message<'a> {
     /// [`Missing`](IntegrityError::Missing) and [`Mismatch`](IntegrityError::Mismatch) make a server answer 401,
     /// the others 400.
     pub fn verify(&self, key: &HmacKey) -> Result<Verified<'a>, IntegrityError> {
+        self.verify_truncated(key, MacLength::FULL)
+    }
+
+    /// Like [`verify`](Self::verify), but takes a MESSAGE-INTEGRITY-SHA256 that has been truncated to no less than
+    /// `shortest`. Only a usage that defines truncation should ask for this (RFC 8489 §14.6).
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify), and [`Truncated`](IntegrityError::Truncated) below `shortest`.
+    pub fn verify_truncated(&self, key: &HmacKey, shortest: MacLength) -> Result<Verified<'a>, IntegrityError> {
         let integrity = if self.sha256 != 0 {
-            self.verify_sha256(key)?;
+            self.verify_sha256(key, shortest)?;
             Integrity::Sha256
         } else if self.sha1 != 0 {
             self.verify_sha1(key)?;
@@ -227,17 +235,16 @@ impl<'a> Message<'a> {
         if equal(&sent.0, &key.sha1(before, length)) { Ok(()) } else { Err(IntegrityError::Mismatch) }
     }
 
-    fn verify_sha256(&self, key: &HmacKey) -> Result<(), IntegrityError> {
+    fn verify_sha256(&self, key: &HmacKey, shortest: MacLength) -> Result<(), IntegrityError> {
         let sent = self.get::<MessageIntegritySha256<'_>>().ok().flatten().ok_or(IntegrityError::Malformed)?;
-        if sent.0.len() % 4 != 0 {
-            return Err(IntegrityError::Malformed);
-        }
-        if sent.0.len() < 32 {
+        let len = MacLength::new(sent.0.len()).ok_or(IntegrityError::Malformed)?;
+        if len < shortest {
             return Err(IntegrityError::Truncated);
         }
-        let (before, length) = self.up_to(self.sha256, sent.0.len()).ok_or(IntegrityError::Malformed)?;
+        let (before, length) = self.up_to(self.sha256, len.bytes()).ok_or(IntegrityError::Malformed)?;
         let computed = key.sha256(before, length);
-        if equal(sent.0, &computed) { Ok(()) } else { Err(IntegrityError::Mismatch) }
+        let computed = computed.get(..len.bytes()).unwrap_or_default();
+        if equal(sent.0, computed) { Ok(()) } else { Err(IntegrityError::Mismatch) }
     }
 
     /// What is hashed for the attribute at `offset`: the bytes before it, and the length that the header is taken to

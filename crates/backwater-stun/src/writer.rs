@@ -6,7 +6,7 @@ use crate::attribute::{Attribute, AttributeType, Fingerprint, MessageIntegrity, 
 use crate::error::{AttributeError, AttributeErrorKind, WriteError};
 use crate::fingerprint::fingerprint;
 use crate::header::{Class, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId, encode_type};
-use crate::integrity::HmacKey;
+use crate::integrity::{HmacKey, MacLength};
 use crate::padded_len;
 
 /// The longest message: the length field holds multiples of four.
@@ -144,10 +144,22 @@ impl<'b, Stage: TakesSha256> Writer<'b, Stage> {
     ///
     /// # Errors
     /// If it does not fit.
-    pub fn integrity_sha256(mut self, key: &HmacKey) -> Result<Writer<'b, AfterSha256>, WriteError> {
-        let (message, length) = self.with_next(32)?;
+    pub fn integrity_sha256(self, key: &HmacKey) -> Result<Writer<'b, AfterSha256>, WriteError> {
+        self.integrity_sha256_truncated(key, MacLength::FULL)
+    }
+
+    /// Appends MESSAGE-INTEGRITY-SHA256, truncated. Only for a usage that defines it (RFC 8489 §14.6).
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn integrity_sha256_truncated(
+        mut self,
+        key: &HmacKey,
+        len: MacLength,
+    ) -> Result<Writer<'b, AfterSha256>, WriteError> {
+        let (message, length) = self.with_next(len.bytes())?;
         let mac = key.sha256(message, length);
-        self.push(&MessageIntegritySha256(&mac))?;
+        self.push(&MessageIntegritySha256(mac.get(..len.bytes()).unwrap_or_default()))?;
         Ok(self.into_stage())
     }
 }

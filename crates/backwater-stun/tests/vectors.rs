@@ -1,4 +1,5 @@
 //! The RFCs' own messages: RFC 5769 §2, and RFC 8489 appendix B.1 as erratum 6268 corrects it.
+#![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 
@@ -56,7 +57,9 @@ fn rfc8489_b1_sha256() {
     let verified = message.verify(&HmacKey::from(&key)).unwrap();
     assert_eq!(verified.integrity(), Integrity::Sha256);
     assert_eq!(verified.get().unwrap(), Some(PasswordAlgorithm::SHA256));
-    assert!(verified.get::<Userhash>().unwrap().is_some());
+    assert_eq!(verified.get().unwrap(), Some(Userhash::new(USERNAME, "example.org")));
+    let nonce = verified.get::<Nonce<'_>>().unwrap().unwrap();
+    assert!(nonce.security_features().unwrap().username_anonymity);
 
     // Our own writer makes the very same bytes.
     let mut buffer = [0; 200];
