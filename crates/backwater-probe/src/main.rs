@@ -1,2 +1,179 @@
-//! To be written.
-fn main() {}
+//! `backwater-probe`: load for STUN/TURN servers.
+#![forbid(unsafe_code)]
+
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
+
+use anyhow::{Context, ensure};
+use backwater_probe::{
+    forward::Forwarder,
+    load::{Load, MAX_SIZE, MIN_SIZE, Outcome, Session, Setup},
+    turn::Credential,
+};
+use clap::{Args, Parser, Subcommand};
+
+/// Checks and load-tests STUN/TURN servers.
+#[derive(Parser)]
+#[command(name = "backwater-probe", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Sends ChannelData through a TURN server and counts what arrives.
+    ///
+    /// Each client allocates, binds a channel to a socket of this process, and sends trains at a common rate.
+    Load(LoadArgs),
+    /// Makes allocations with a channel each, and keeps them for a while.
+    Hold(HoldArgs),
+    /// Strips channel headers and sends on: what `load --raw` needs, and the limit of what a relay can do.
+    #[command(hide = true)]
+    Forward(ForwardArgs),
+}
+
+#[derive(Args)]
+struct ServerArgs {
+    /// The server's UDP address.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:3478")]
+    server: SocketAddr,
+    /// The user that allocates.
+    #[arg(long, value_name = "NAME:PASSWORD", value_parser = credential)]
+    user: Option<Credential>,
+    /// How many clients, each with an allocation of its own.
+    #[arg(long, default_value_t = 1)]
+    clients: usize,
+    /// Where the data is to arrive. The server must be able to reach it.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    sink: SocketAddr,
+}
+
+#[derive(Args)]
+struct LoadArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// Allocate nothing and send ChannelData all the same, for a forwarder that knows no TURN.
+    #[arg(long, conflicts_with = "user")]
+    raw: bool,
+    /// Bytes of payload in each datagram.
+    #[arg(long, default_value_t = 100)]
+    size: usize,
+    /// Datagrams in each train.
+    #[arg(long, default_value_t = 8)]
+    burst: usize,
+    /// Datagrams per second of all clients together; 0 is as fast as possible.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
+    /// Seconds that count.
+    #[arg(long, default_value_t = 2.0)]
+    duration: f64,
+    /// Seconds of the same load before it counts.
+    #[arg(long, default_value_t = 0.2)]
+    warm_up: f64,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct HoldArgs {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// How long. Allocations are not refreshed: a server ends them after ten minutes, or an hour where it grants that.
+    #[arg(long, default_value_t = 60.0)]
+    seconds: f64,
+}
+
+#[derive(Args)]
+struct ForwardArgs {
+    #[arg(long)]
+    listen: SocketAddr,
+    #[arg(long)]
+    to: SocketAddr,
+    /// Trains received in one system call.
+    #[arg(long, default_value_t = 32)]
+    slots: usize,
+    /// Send all datagrams of a client in a received batch together.
+    #[arg(long)]
+    regroup: bool,
+}
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(Cli::parse().command)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("backwater-probe: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Load(args) => load(args).await,
+        Command::Hold(args) => hold(args).await,
+        Command::Forward(ForwardArgs { listen, to, slots, regroup }) => {
+            Forwarder { listen, to, slots, regroup }.run().await.with_context(|| format!("forwarding from {listen}"))
+        }
+    }
+}
+
+async fn load(args: LoadArgs) -> anyhow::Result<()> {
+    ensure!((MIN_SIZE..=MAX_SIZE).contains(&args.size), "--size must be {MIN_SIZE} to {MAX_SIZE}");
+    ensure!(args.burst > 0, "--burst must be at least 1");
+    let load = Load {
+        size: args.size,
+        burst: args.burst,
+        rate: args.rate,
+        warm_up: seconds("--warm-up", args.warm_up)?,
+        duration: seconds("--duration", args.duration)?,
+    };
+    let mut session = Session::open(&setup(args.server, args.raw)?).await?;
+    let (outcome, _) = session.run(&load, || ()).await?;
+    session.close().await?;
+    if args.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+    } else {
+        print(&outcome);
+    }
+    ensure!(outcome.valid, "the sink itself lost {} datagrams: not a measurement", outcome.sink_dropped.unwrap_or(0));
+    Ok(())
+}
+
+async fn hold(args: HoldArgs) -> anyhow::Result<()> {
+    let wait = seconds("--seconds", args.seconds)?;
+    let setup = setup(args.server, false)?;
+    let session = Session::open(&setup).await?;
+    println!("holding {} allocations on {}", setup.clients, setup.server);
+    tokio::time::sleep(wait).await;
+    Ok(session.close().await?)
+}
+
+fn setup(args: ServerArgs, raw: bool) -> anyhow::Result<Setup> {
+    let ServerArgs { server, user, clients, sink } = args;
+    ensure!(clients > 0, "--clients must be at least 1");
+    ensure!(raw || user.is_some(), "--user NAME:PASSWORD is missing");
+    Ok(Setup { server, credential: user, clients, sink })
+}
+
+fn print(o: &Outcome) {
+    let show = |us: Option<f64>| us.map_or("–".to_owned(), |us| format!("{us:.0} µs"));
+    println!("{} clients, {} bytes, trains of {}, {:.2} s", o.clients, o.size, o.burst, o.seconds);
+    println!("sent       {:>12}  {:>10.0}/s  ({} refused)", o.sent, o.sent_per_second, o.refused);
+    println!("received   {:>12}  {:>10.0}/s", o.received, o.received_per_second);
+    println!("lost       {:>12}  {:.4} %", o.lost, o.loss * 100.0);
+    println!("latency    p50 {}  p99 {}", show(o.p50_us), show(o.p99_us));
+}
+
+fn seconds(name: &str, value: f64) -> anyhow::Result<Duration> {
+    Duration::try_from_secs_f64(value).with_context(|| format!("{name} must be a number of seconds"))
+}
+
+fn credential(text: &str) -> Result<Credential, &'static str> {
+    match text.split_once(':') {
+        Some((user, password)) if !user.is_empty() => Ok(Credential { user: user.into(), password: password.into() }),
+        _ => Err("expected NAME:PASSWORD"),
+    }
+}

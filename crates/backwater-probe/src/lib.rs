@@ -1,0 +1,15 @@
+//! Load and checks for STUN/TURN servers.
+//!
+//! [`load`] makes clients of a TURN server and sends through them faster than any server relays; [`forward`] is what
+//! a server is measured against: it does nothing but strip the channel header.
+//!
+//! One thread does everything, on a current-thread tokio runtime.
+#![forbid(unsafe_code)]
+
+pub mod forward;
+pub mod load;
+pub mod turn;
+
+mod drops;
+mod latency;
+mod pace;
