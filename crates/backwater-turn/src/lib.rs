@@ -1,1 +1,26 @@
-//! To be written.
+//! TURN (RFC 8656) as state machines without I/O.
+//!
+//! Bytes and the time go in, decisions come out; sockets, timers and threads are the caller's. Nothing here waits,
+//! and nothing that a network sends panics or allocates without bound.
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod auth;
+mod peers;
+pub mod server;
+
+pub use address::{ClientAddr, FiveTuple, PeerAddr, RelayedAddr};
+pub use auth::{Credentials, CredentialsError};
+pub use peers::{PeerRefused, PeerRules};
+
+use std::time::{Duration, Instant};
+
+/// The time, which the state machines never ask for themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// What lifetimes are measured with.
+    pub instant: Instant,
+    /// Since 1970-01-01 UTC: what nonces and time-limited credentials are dated with.
+    pub unix: Duration,
+}

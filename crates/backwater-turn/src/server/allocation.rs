@@ -1,0 +1,234 @@
+//! One allocation: who may send through it, and to whom.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use backwater_stun::{AddressFamily, ChannelNumber, HmacKey, TransactionId};
+
+use crate::{FiveTuple, PeerAddr, RelayedAddr};
+
+/// RFC 8656, section 9: permissions last five minutes.
+const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
+
+/// RFC 8656, section 12: channels last ten minutes.
+const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
+
+/// Permissions and channels that one allocation may have, each: a bound on memory and on the time of a look-up.
+pub const MAX_PEERS: usize = 256;
+
+pub(super) struct Allocation {
+    pub(super) generation: u32,
+    pub(super) five_tuple: FiveTuple,
+    pub(super) family: AddressFamily,
+    pub(super) username: Box<str>,
+    pub(super) key: HmacKey,
+    pub(super) expires: Instant,
+    /// What the Allocate request was answered with, to answer its retransmissions alike.
+    pub(super) granted: Granted,
+    /// By address.
+    permissions: Vec<Permission>,
+    /// By number.
+    channels: Vec<Channel>,
+}
+
+/// The answer to an Allocate request.
+pub(super) struct Granted {
+    pub(super) transaction_id: TransactionId,
+    pub(super) fingerprint: bool,
+    pub(super) lifetime: Duration,
+    /// `None` until the socket is bound.
+    pub(super) relayed: Option<RelayedAddr>,
+    pub(super) token: Option<[u8; 8]>,
+}
+
+struct Permission {
+    ip: IpAddr,
+    expires: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Channel {
+    number: ChannelNumber,
+    peer: PeerAddr,
+    expires: Instant,
+}
+
+/// Why a channel was not bound.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum BindError {
+    /// The number or the peer has another binding.
+    Conflict,
+    Full,
+}
+
+/// All the places are taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl Allocation {
+    pub(super) fn new(
+        generation: u32,
+        five_tuple: FiveTuple,
+        family: AddressFamily,
+        username: &str,
+        key: HmacKey,
+        expires: Instant,
+        granted: Granted,
+    ) -> Self {
+        Self {
+            generation,
+            five_tuple,
+            family,
+            username: username.into(),
+            key,
+            expires,
+            granted,
+            permissions: Vec::new(),
+            channels: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_permitted(&self, peer: IpAddr, now: Instant) -> bool {
+        match self.permissions.binary_search_by_key(&peer, |p| p.ip) {
+            Ok(at) => self.permissions.get(at).is_some_and(|p| p.expires > now),
+            Err(_) => false,
+        }
+    }
+
+    /// The peer of a channel.
+    #[inline]
+    pub(super) fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Option<PeerAddr> {
+        let at = self.channels.binary_search_by_key(&number, |c| c.number).ok()?;
+        self.channels.get(at).filter(|c| c.expires > now).map(|c| c.peer)
+    }
+
+    /// The channel of a peer.
+    #[inline]
+    pub(super) fn peer_channel(&self, peer: PeerAddr, now: Instant) -> Option<ChannelNumber> {
+        self.channels.iter().find(|c| c.peer == peer && c.expires > now).map(|c| c.number)
+    }
+
+    /// Installs or refreshes permissions, all of them or none.
+    pub(super) fn permit(&mut self, peers: &[IpAddr], now: Instant) -> Result<(), Full> {
+        let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
+        if self.permissions.len() + new > MAX_PEERS {
+            self.permissions.retain(|p| p.expires > now);
+            let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
+            if self.permissions.len() + new > MAX_PEERS {
+                return Err(Full);
+            }
+        }
+        let expires = now + PERMISSION_LIFETIME;
+        for &ip in peers {
+            match self.permissions.binary_search_by_key(&ip, |p| p.ip) {
+                Ok(at) => self.permissions[at].expires = expires,
+                Err(at) => self.permissions.insert(at, Permission { ip, expires }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Binds or refreshes a channel, and with it the permission (RFC 8656, section 12.2).
+    pub(super) fn bind(&mut self, number: ChannelNumber, peer: PeerAddr, now: Instant) -> Result<(), BindError> {
+        self.channels.retain(|c| c.expires > now);
+        let conflict = self.channels.iter().any(|c| (c.number == number) != (c.peer == peer));
+        if conflict {
+            return Err(BindError::Conflict);
+        }
+        let at = self.channels.binary_search_by_key(&number, |c| c.number);
+        if at.is_err() && self.channels.len() >= MAX_PEERS {
+            return Err(BindError::Full);
+        }
+        self.permit(&[peer.0.ip()], now).map_err(|Full| BindError::Full)?;
+        let expires = now + CHANNEL_LIFETIME;
+        match at {
+            Ok(at) => self.channels[at].expires = expires,
+            Err(at) => self.channels.insert(at, Channel { number, peer, expires }),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ClientAddr;
+
+    fn allocation(now: Instant) -> Allocation {
+        let client = ClientAddr("192.0.2.1:1".parse().unwrap());
+        let five_tuple = FiveTuple { client, server: "192.0.2.2:3478".parse().unwrap() };
+        let granted = Granted {
+            transaction_id: TransactionId([0; 12]),
+            fingerprint: false,
+            lifetime: Duration::ZERO,
+            relayed: None,
+            token: None,
+        };
+        Allocation::new(1, five_tuple, AddressFamily::Ipv4, "u", HmacKey::new(b"k"), now, granted)
+    }
+
+    fn ip(last: u32) -> IpAddr {
+        IpAddr::V4((0xC633_0000 + last).into())
+    }
+
+    fn peer(last: u32) -> PeerAddr {
+        PeerAddr((ip(last), 9).into())
+    }
+
+    fn number(n: u16) -> ChannelNumber {
+        ChannelNumber::new(0x4000 + n).unwrap()
+    }
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn permissions_last_five_minutes() {
+        let now = Instant::now();
+        let mut a = allocation(now);
+        assert!(!a.is_permitted(ip(1), now));
+        a.permit(&[ip(2), ip(1), ip(2)], now).unwrap();
+        assert!(a.is_permitted(ip(1), now + 299 * S) && a.is_permitted(ip(2), now));
+        assert!(!a.is_permitted(ip(1), now + 300 * S));
+        a.permit(&[ip(1)], now + 299 * S).unwrap();
+        assert!(a.is_permitted(ip(1), now + 598 * S) && !a.is_permitted(ip(2), now + 598 * S));
+    }
+
+    #[test]
+    fn places_are_bounded_and_expired_ones_are_given_again() {
+        let now = Instant::now();
+        let mut a = allocation(now);
+        let all: Vec<_> = (0..MAX_PEERS as u32).map(ip).collect();
+        a.permit(&all, now).unwrap();
+        assert_eq!(a.permit(&[ip(999)], now), Err(Full));
+        assert_eq!(a.permit(&[ip(5)], now), Ok(()));
+        assert_eq!(a.permit(&[ip(999)], now + 300 * S), Ok(()));
+        assert!(a.permissions.len() < 3);
+        for i in 0..MAX_PEERS as u16 {
+            a.bind(number(i), peer(u32::from(i) / 200), now + 400 * S).ok();
+        }
+        let mut a = allocation(now);
+        for i in 0..MAX_PEERS as u16 {
+            a.bind(number(i), PeerAddr((ip(1), i + 1).into()), now).unwrap();
+        }
+        assert_eq!(a.bind(number(999), peer(2), now), Err(BindError::Full));
+        assert_eq!(a.bind(number(999), peer(2), now + 600 * S), Ok(()));
+    }
+
+    #[test]
+    fn a_channel_has_one_peer_and_a_peer_one_channel() {
+        let now = Instant::now();
+        let mut a = allocation(now);
+        a.bind(number(1), peer(1), now).unwrap();
+        assert_eq!(a.bind(number(1), peer(2), now), Err(BindError::Conflict));
+        assert_eq!(a.bind(number(2), peer(1), now), Err(BindError::Conflict));
+        a.bind(number(1), peer(1), now + 599 * S).unwrap();
+        assert_eq!(a.channel_peer(number(1), now + 1198 * S), Some(peer(1)));
+        assert_eq!(a.peer_channel(peer(1), now + 1198 * S), Some(number(1)));
+        assert_eq!(a.channel_peer(number(1), now + 1199 * S), None);
+        assert_eq!(a.peer_channel(peer(1), now + 1199 * S), None);
+        a.bind(number(2), peer(1), now + 1199 * S).unwrap();
+        assert!(a.is_permitted(ip(1), now + 1199 * S), "a binding permits");
+    }
+}

@@ -1,0 +1,406 @@
+//! The server: what a relay decides.
+//!
+//! The owner feeds it every datagram from a client ([`Server::from_client`]) and asks it about every datagram from a
+//! peer ([`Server::from_peer`]); it acts on the [`Action`] that comes back, and closes the sockets that
+//! [`Server::expire`] names when [`Server::poll_timeout`] is due.
+
+mod allocation;
+mod requests;
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    net::IpAddr,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use backwater_stun::{
+    AddressFamily, AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck,
+    HmacKey, Message, Method, Protocol, TransactionId, XorPeerAddress, demultiplex,
+};
+use foldhash::fast::RandomState;
+use slab::Slab;
+
+pub use allocation::MAX_PEERS;
+use allocation::{Allocation, Granted};
+
+use crate::{Credentials, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, auth::Nonces};
+
+/// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
+pub const MAX_REPLY: usize = 1232;
+
+/// What the server is to be.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who may use it.
+    pub credentials: Credentials,
+    /// Whom its users may talk to.
+    pub peers: PeerRules,
+    /// The families that it can relay: IPv4, IPv6.
+    pub families: Families,
+    /// The longest lifetime of an allocation; never less than the default of ten minutes.
+    pub max_lifetime: Duration,
+    /// How many allocations there may be.
+    pub max_allocations: usize,
+    /// Keys the nonces. Servers that share it take each other's.
+    pub nonce_key: [u8; 64],
+}
+
+/// Address families.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Families {
+    /// IPv4.
+    pub v4: bool,
+    /// IPv6.
+    pub v6: bool,
+}
+
+/// Names an allocation. Never used again for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AllocationId {
+    index: u32,
+    generation: u32,
+}
+
+impl AllocationId {
+    /// A small number for a table beside the server's; used again after the allocation is gone.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
+/// What to do with a client's datagram.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send `range` of the datagram to a peer, from the socket of the allocation.
+    Forward {
+        /// Whose socket.
+        via: AllocationId,
+        /// Where to.
+        to: PeerAddr,
+        /// Which bytes.
+        range: Range<usize>,
+    },
+    /// Send so many bytes of the reply buffer to where the datagram came from.
+    Reply(usize),
+    /// Bind a socket, then call [`Server::socket_bound`] or [`Server::bind_failed`]; the client is answered then.
+    Bind(Bind),
+    /// Close the socket of an allocation that is gone, and reply as above.
+    Unbind(AllocationId, usize),
+    /// Nothing, but count it.
+    Drop(DropReason),
+    /// Refused with 403: reply as above, and tell the operator why.
+    Forbid(usize, PeerAddr, PeerRefused),
+}
+
+/// A socket to be bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bind {
+    /// For this allocation.
+    pub id: AllocationId,
+    /// Of this family.
+    pub family: AddressFamily,
+    /// On which port.
+    pub port: PortRequest,
+}
+
+/// Which port a client wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortRequest {
+    /// Any.
+    Any,
+    /// An even one; with `reserve_next`, the odd one above it is to be set aside for 30 seconds
+    /// (RFC 8656, section 7.2).
+    Even {
+        /// Whether a token for the next port is wanted.
+        reserve_next: bool,
+    },
+    /// The one that was set aside under this token.
+    Reserved([u8; 8]),
+}
+
+/// How a peer's datagram goes to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Behind the four bytes of a ChannelData header.
+    Channel(ChannelNumber),
+    /// In a Data indication.
+    Indication,
+}
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $variant:ident $name:literal,)*) => {
+        /// Why a datagram is dropped.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub enum DropReason {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl DropReason {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name in metrics.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Neither STUN nor ChannelData, by its first byte.
+    Protocol "protocol",
+    /// Not a well-formed STUN message.
+    Malformed "malformed",
+    /// FINGERPRINT is wrong.
+    Fingerprint "fingerprint",
+    /// A response, or an indication other than Send.
+    Unexpected "unexpected",
+    /// A request with a method that TURN over UDP does not have.
+    Method "method",
+    /// An indication that has an unknown comprehension-required attribute, or lacks one of its own.
+    Indication "indication",
+    /// Not a well-formed ChannelData message.
+    ChannelData "channel_data",
+    /// The client has no allocation.
+    NoAllocation "no_allocation",
+    /// The channel is not bound.
+    NoChannel "no_channel",
+    /// The peer has no permission.
+    NoPermission "no_permission",
+    /// The peer is of the other address family, or the relay's own listener.
+    Peer "peer",
+    /// The same request is being worked on.
+    InProgress "in_progress",
+    /// The reply would not fit; or the payload would not, into an indication.
+    TooLong "too_long",
+}
+
+/// The attributes that the server understands in what it is sent.
+const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
+    AttributeType::USERNAME,
+    AttributeType::MESSAGE_INTEGRITY,
+    AttributeType::REALM,
+    AttributeType::NONCE,
+    AttributeType::CHANNEL_NUMBER,
+    AttributeType::LIFETIME,
+    AttributeType::XOR_PEER_ADDRESS,
+    AttributeType::DATA,
+    AttributeType::REQUESTED_ADDRESS_FAMILY,
+    AttributeType::EVEN_PORT,
+    AttributeType::REQUESTED_TRANSPORT,
+    // Nothing that a relay's sockets send is ever fragmented, so the wish is granted before it is made.
+    AttributeType::DONT_FRAGMENT,
+    AttributeType::RESERVATION_TOKEN,
+]);
+
+/// A TURN server over UDP, without its sockets.
+pub struct Server {
+    config: Config,
+    nonces: Nonces,
+    clients: HashMap<FiveTuple, AllocationId, RandomState>,
+    allocations: Slab<Allocation>,
+    /// When to look at an allocation. One that was refreshed meanwhile is put back.
+    expiries: BinaryHeap<Reverse<(Instant, AllocationId)>>,
+    deleted: requests::Deleted,
+    generation: u32,
+    indications: u64,
+    /// The client of the last ChannelData: they come in runs.
+    recent: Option<(FiveTuple, AllocationId)>,
+}
+
+impl Server {
+    /// A server without allocations.
+    pub fn new(config: Config) -> Self {
+        Self {
+            nonces: Nonces::new(&config.nonce_key),
+            config,
+            clients: HashMap::default(),
+            allocations: Slab::new(),
+            expiries: BinaryHeap::new(),
+            deleted: requests::Deleted::default(),
+            generation: 0,
+            indications: 0,
+            recent: None,
+        }
+    }
+
+    /// How many allocations there are, those included whose socket is being bound.
+    pub fn allocations(&self) -> usize {
+        self.allocations.len()
+    }
+
+    /// What to do with a datagram from a client. A reply is written into `reply`, of [`MAX_REPLY`] bytes.
+    #[inline]
+    pub fn from_client(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
+        match datagram.first().map(|&b| demultiplex(b)) {
+            Some(Protocol::TurnChannel) => self.channel_data(now.instant, from, datagram).unwrap_or_else(Action::Drop),
+            Some(Protocol::Stun) => self.stun(now, from, datagram, reply),
+            _ => Action::Drop(DropReason::Protocol),
+        }
+    }
+
+    /// Where a peer's datagram goes, and how; the same for all of a train.
+    ///
+    /// # Errors
+    /// Why it goes nowhere.
+    #[inline]
+    pub fn from_peer(
+        &self,
+        now: Instant,
+        via: AllocationId,
+        peer: PeerAddr,
+    ) -> Result<(FiveTuple, Framing), DropReason> {
+        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
+        if !allocation.is_permitted(peer.0.ip(), now) {
+            return Err(DropReason::NoPermission);
+        }
+        let framing = allocation.peer_channel(peer, now).map_or(Framing::Indication, Framing::Channel);
+        Ok((allocation.five_tuple, framing))
+    }
+
+    /// What goes around a payload in a Data indication.
+    ///
+    /// # Errors
+    /// [`DropReason::TooLong`].
+    pub fn data_indication(&mut self, peer: PeerAddr, payload_len: usize) -> Result<DataPrefix, DropReason> {
+        // Nobody answers an indication: its id need only differ from the others' (RFC 8489, section 6.1).
+        self.indications = self.indications.wrapping_add(1);
+        let mut id = [0; 12];
+        id[..4].copy_from_slice(b"data");
+        id[4..].copy_from_slice(&self.indications.to_be_bytes());
+        DataPrefix::data(TransactionId(id), peer.0, payload_len).map_err(|_| DropReason::TooLong)
+    }
+
+    /// When [`expire`](Self::expire) has something to do, at the earliest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.expiries.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// Removes an allocation that has expired; its socket is to be closed. Call it until there is none.
+    pub fn expire(&mut self, now: Instant) -> Option<AllocationId> {
+        while let Some(&Reverse((at, id))) = self.expiries.peek() {
+            if at > now {
+                return None;
+            }
+            self.expiries.pop();
+            match self.allocation(id).map(|a| a.expires) {
+                Some(expires) if expires > now => self.expiries.push(Reverse((expires, id))),
+                Some(_) => {
+                    self.remove(id);
+                    return Some(id);
+                }
+                None => {}
+            }
+        }
+        None
+    }
+
+    fn channel_data(&mut self, now: Instant, from: FiveTuple, datagram: &[u8]) -> Result<Action, DropReason> {
+        let message = ChannelData::parse(datagram).map_err(|_| DropReason::ChannelData)?;
+        let via = match self.recent {
+            Some((tuple, id)) if tuple == from => id,
+            _ => {
+                let id = *self.clients.get(&from).ok_or(DropReason::NoAllocation)?;
+                self.recent = Some((from, id));
+                id
+            }
+        };
+        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
+        let to = allocation.channel_peer(message.channel(), now).ok_or(DropReason::NoChannel)?;
+        let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
+        Ok(Action::Forward { via, to, range: start..start + message.data().len() })
+    }
+
+    fn stun(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
+        let Ok(message) = Message::parse(datagram) else {
+            return Action::Drop(DropReason::Malformed);
+        };
+        match (message.class(), message.method()) {
+            (Class::Indication, Method::SEND) => {
+                self.send_indication(now.instant, from, &message).unwrap_or_else(Action::Drop)
+            }
+            (Class::Request, _) => match message.check_fingerprint() {
+                FingerprintCheck::Invalid => Action::Drop(DropReason::Fingerprint),
+                FingerprintCheck::Valid | FingerprintCheck::Absent => self.request(now, from, &message, reply),
+            },
+            (Class::Indication | Class::SuccessResponse | Class::ErrorResponse, _) => {
+                Action::Drop(DropReason::Unexpected)
+            }
+        }
+    }
+
+    fn send_indication(&self, now: Instant, from: FiveTuple, message: &Message<'_>) -> Result<Action, DropReason> {
+        let via = *self.clients.get(&from).ok_or(DropReason::NoAllocation)?;
+        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
+        if message.check_fingerprint() == FingerprintCheck::Invalid {
+            return Err(DropReason::Fingerprint);
+        }
+        if message.unknown_required(UNDERSTOOD).next().is_some() {
+            return Err(DropReason::Indication);
+        }
+        let peer = message.get::<XorPeerAddress>().ok().flatten().ok_or(DropReason::Indication)?;
+        let range = message.value_range(AttributeType::DATA).ok_or(DropReason::Indication)?;
+        let to = PeerAddr(peer.0);
+        if !allocation.is_permitted(to.0.ip(), now) {
+            return Err(DropReason::NoPermission);
+        }
+        if self.config.peers.is_listener(to) {
+            return Err(DropReason::Peer);
+        }
+        Ok(Action::Forward { via, to, range })
+    }
+
+    fn allocation(&self, id: AllocationId) -> Option<&Allocation> {
+        self.allocations.get(id.index()).filter(|a| a.generation == id.generation)
+    }
+
+    fn allocation_mut(&mut self, id: AllocationId) -> Option<&mut Allocation> {
+        self.allocations.get_mut(id.index()).filter(|a| a.generation == id.generation)
+    }
+
+    fn insert(
+        &mut self,
+        five_tuple: FiveTuple,
+        family: AddressFamily,
+        username: &str,
+        key: HmacKey,
+        expires: Instant,
+        granted: Granted,
+    ) -> AllocationId {
+        self.generation = self.generation.wrapping_add(1);
+        let allocation = Allocation::new(self.generation, five_tuple, family, username, key, expires, granted);
+        let index = self.allocations.insert(allocation) as u32;
+        let id = AllocationId { index, generation: self.generation };
+        self.clients.insert(five_tuple, id);
+        self.expiries.push(Reverse((expires, id)));
+        id
+    }
+
+    fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
+        self.allocation(id)?;
+        let allocation = self.allocations.remove(id.index());
+        self.clients.remove(&allocation.five_tuple);
+        self.recent = None;
+        // An entry of an allocation that was deleted early stays until its time. They must not pile up.
+        if self.expiries.len() > 2 * self.allocations.len() + 64 {
+            let allocations = &self.allocations;
+            let lives = |id: AllocationId| allocations.get(id.index()).is_some_and(|a| a.generation == id.generation);
+            self.expiries.retain(|Reverse((_, id))| lives(*id));
+        }
+        Some(allocation)
+    }
+}
+
+/// The family that an address belongs to.
+fn family_of(ip: IpAddr) -> AddressFamily {
+    AddressFamily::of(&(ip, 0).into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,446 @@
+use std::net::SocketAddr;
+
+use backwater_stun::*;
+
+use super::*;
+use crate::{ClientAddr, RelayedAddr};
+
+const REALM: &str = "example.org";
+const CLIENT: &str = "192.0.2.1:40000";
+const RELAYED: &str = "198.51.100.1:50000";
+const PEER: &str = "203.0.113.7:7000";
+
+/// A server and the time.
+struct Bench {
+    server: Server,
+    now: Now,
+    nonce: String,
+    next_id: u8,
+}
+
+type Fill<'f> = &'f dyn Fn(&mut Writer<'_>);
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn from(client: &str) -> FiveTuple {
+    FiveTuple { client: ClientAddr(addr(client)), server: addr("192.0.2.250:3478") }
+}
+
+fn key(user: &str) -> HmacKey {
+    HmacKey::from(&LongTermKey::md5(user, REALM, "secret"))
+}
+
+fn put<'a>(w: &mut Writer<'_>, attribute: &impl Attribute<'a>) {
+    w.attribute(attribute).unwrap();
+}
+
+fn udp(w: &mut Writer<'_>) {
+    put(w, &RequestedTransport::UDP);
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut credentials = Credentials::new(REALM).unwrap();
+        credentials.add_user("alice", "secret").unwrap();
+        credentials.add_user("bob", "secret").unwrap();
+        let server = Server::new(Config {
+            credentials,
+            peers: PeerRules::default(),
+            families: Families { v4: true, v6: true },
+            max_lifetime: Duration::from_secs(3600),
+            max_allocations: 3,
+            nonce_key: [1; 64],
+        });
+        let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
+        Self { server, now, nonce: String::new(), next_id: 0 }
+    }
+
+    fn pass(&mut self, seconds: u64) {
+        self.now.instant += Duration::from_secs(seconds);
+        self.now.unix += Duration::from_secs(seconds);
+    }
+
+    fn bytes(&mut self, client: &str, bytes: &[u8]) -> (Action, Vec<u8>) {
+        let mut reply = [0; MAX_REPLY];
+        let action = self.server.from_client(self.now, from(client), bytes, &mut reply);
+        let len = match action {
+            Action::Reply(len) | Action::Unbind(_, len) | Action::Forbid(len, ..) => len,
+            Action::Forward { .. } | Action::Bind(_) | Action::Drop(_) => 0,
+        };
+        (action, reply[..len].to_vec())
+    }
+
+    /// A request as `user` with a valid nonce.
+    fn signed(&mut self, client: &str, user: &str, method: Method, fill: Fill<'_>) -> Vec<u8> {
+        self.next_id += 1;
+        let nonce = self.server.nonces.make(ClientAddr(addr(client)), self.now.unix);
+        signed(TransactionId([self.next_id; 12]), user, &nonce, method, fill)
+    }
+
+    fn request(&mut self, client: &str, method: Method, fill: Fill<'_>) -> (Action, Vec<u8>) {
+        let bytes = self.signed(client, "alice", method, fill);
+        self.bytes(client, &bytes)
+    }
+
+    fn allocate(&mut self, client: &str) -> AllocationId {
+        let (action, _) = self.request(client, Method::ALLOCATE, &udp);
+        let Action::Bind(bind) = action else { panic!("{action:?}") };
+        let mut reply = [0; MAX_REPLY];
+        let bound = self.server.socket_bound(bind.id, RelayedAddr(addr(RELAYED)), None, &mut reply);
+        assert!(matches!(bound, Action::Reply(_)));
+        bind.id
+    }
+
+    fn permit(&mut self, client: &str, peer: &str) -> Action {
+        let peer = addr(peer);
+        self.request(client, Method::CREATE_PERMISSION, &|w| put(w, &XorPeerAddress(peer))).0
+    }
+
+    fn channel(&mut self, client: &str, number: u16, peer: &str) -> (Action, Vec<u8>) {
+        let (number, peer) = (ChannelNumber::new(number).unwrap(), addr(peer));
+        self.request(client, Method::CHANNEL_BIND, &|w| {
+            w.attribute(&number).unwrap().attribute(&XorPeerAddress(peer)).unwrap();
+        })
+    }
+}
+
+fn signed(id: TransactionId, user: &str, nonce: &str, method: Method, fill: Fill<'_>) -> Vec<u8> {
+    let mut buffer = [0; 2000];
+    let mut w = Writer::new(&mut buffer, Class::Request, method, id).unwrap();
+    fill(&mut w);
+    w.attribute(&Username(user)).unwrap().attribute(&Realm(REALM)).unwrap();
+    w.attribute(&Nonce(nonce.as_bytes())).unwrap();
+    w.integrity_sha1(&key(user)).unwrap().finish().to_vec()
+}
+
+fn plain(class: Class, method: Method, fill: Fill<'_>) -> Vec<u8> {
+    let mut buffer = [0; 2000];
+    let mut w = Writer::new(&mut buffer, class, method, TransactionId([9; 12])).unwrap();
+    fill(&mut w);
+    w.finish().to_vec()
+}
+
+/// The error code of a reply; 0 for a success. Its integrity must be alice's if `signed`.
+fn code(reply: &[u8], signed: bool) -> u16 {
+    let message = Message::parse(reply).unwrap();
+    if signed {
+        message.verify(&key("alice")).unwrap();
+    }
+    message.get::<ErrorCode<'_>>().unwrap().map_or(0, |e| e.code.number())
+}
+
+#[test]
+fn binding_tells_the_address_and_amplifies_little() {
+    let mut b = Bench::new();
+    for client in [CLIENT, "[2001:db8::1]:5"] {
+        let request = plain(Class::Request, Method::BINDING, &|_| ());
+        let (_, reply) = b.bytes(client, &request);
+        let message = Message::parse(&reply).unwrap();
+        assert_eq!(message.get::<XorMappedAddress>().unwrap().unwrap().0, addr(client));
+        assert!(reply.len() as f64 / request.len() as f64 <= if client == CLIENT { 1.6 } else { 2.2 });
+        assert_eq!(message.check_fingerprint(), FingerprintCheck::Absent);
+    }
+    let mut buffer = [0; 100];
+    let w = Writer::new(&mut buffer, Class::Request, Method::BINDING, TransactionId([1; 12])).unwrap();
+    let mut request = w.fingerprint().unwrap().finish().to_vec();
+    let (_, reply) = b.bytes(CLIENT, &request);
+    assert_eq!(Message::parse(&reply).unwrap().check_fingerprint(), FingerprintCheck::Valid);
+    *request.last_mut().unwrap() ^= 1;
+    assert_eq!(b.bytes(CLIENT, &request).0, Action::Drop(DropReason::Fingerprint));
+}
+
+#[test]
+fn a_stranger_is_challenged_and_leaves_nothing_behind() {
+    let mut b = Bench::new();
+    let request = plain(Class::Request, Method::ALLOCATE, &|_| ());
+    let (_, reply) = b.bytes(CLIENT, &request);
+    assert_eq!(code(&reply, false), 401);
+    assert!(reply.len() as f64 / request.len() as f64 <= 4.5, "{}", reply.len());
+    let message = Message::parse(&reply).unwrap();
+    assert_eq!(message.get::<Realm<'_>>().unwrap().unwrap().0, REALM);
+    b.nonce = String::from_utf8(message.get::<Nonce<'_>>().unwrap().unwrap().0.to_vec()).unwrap();
+    for method in [Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
+        assert_eq!(code(&b.bytes(CLIENT, &plain(Class::Request, method, &|_| ())).1, false), 401);
+    }
+    assert_eq!((b.server.allocations(), b.server.clients.len(), b.server.expiries.len()), (0, 0, 0));
+
+    let nonce = b.nonce.clone();
+    let good = signed(TransactionId([1; 12]), "alice", &nonce, Method::ALLOCATE, &udp);
+    assert_eq!(code(&b.bytes("192.0.2.1:40001", &good).1, false), 438, "another client's nonce");
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    assert_eq!(code(&b.bytes(CLIENT, &bad).1, false), 401, "wrong password");
+    let eve = signed(TransactionId([1; 12]), "eve", &nonce, Method::ALLOCATE, &udp);
+    assert_eq!(code(&b.bytes(CLIENT, &eve).1, false), 401, "unknown user");
+    assert!(matches!(b.bytes(CLIENT, &good).0, Action::Bind(_)));
+    b.pass(3601);
+    assert_eq!(code(&b.bytes(CLIENT, &good).1, false), 438, "too old");
+}
+
+#[test]
+fn integrity_without_a_user_is_a_bad_request() {
+    let mut b = Bench::new();
+    let mut buffer = [0; 200];
+    let w = Writer::new(&mut buffer, Class::Request, Method::ALLOCATE, TransactionId([1; 12])).unwrap();
+    let request = w.integrity_sha1(&key("alice")).unwrap().finish().to_vec();
+    assert_eq!(code(&b.bytes(CLIENT, &request).1, false), 400);
+}
+
+#[test]
+fn the_client_is_told_after_the_port_is_bound_and_again_when_it_asks_again() {
+    let mut b = Bench::new();
+    let request = b.signed(CLIENT, "alice", Method::ALLOCATE, &udp);
+    let (action, _) = b.bytes(CLIENT, &request);
+    let Action::Bind(bind) = action else { panic!("{action:?}") };
+    assert_eq!((bind.family, bind.port), (AddressFamily::Ipv4, PortRequest::Any));
+    assert_eq!(b.bytes(CLIENT, &request).0, Action::Drop(DropReason::InProgress));
+
+    let mut reply = [0; MAX_REPLY];
+    let bound = b.server.socket_bound(bind.id, RelayedAddr(addr(RELAYED)), Some([5; 8]), &mut reply);
+    let Action::Reply(len) = bound else { panic!("{bound:?}") };
+    let first = reply[..len].to_vec();
+    assert_eq!(code(&first, true), 0);
+    let message = Message::parse(&first).unwrap();
+    assert_eq!(message.get::<XorRelayedAddress>().unwrap().unwrap().0, addr(RELAYED));
+    assert_eq!(message.get::<XorMappedAddress>().unwrap().unwrap().0, addr(CLIENT));
+    assert_eq!(message.get::<Lifetime>().unwrap().unwrap().0, 600);
+    assert_eq!(message.get::<ReservationToken>().unwrap().unwrap().0, [5; 8]);
+
+    b.pass(3);
+    assert_eq!(b.bytes(CLIENT, &request).1, first, "a retransmission");
+    assert_eq!(code(&b.request(CLIENT, Method::ALLOCATE, &udp).1, true), 437, "a new request");
+    assert_eq!(b.server.allocations(), 1);
+}
+
+#[test]
+fn a_port_that_cannot_be_bound_is_508_for_that_client() {
+    let mut b = Bench::new();
+    let (action, _) = b.request(CLIENT, Method::ALLOCATE, &udp);
+    let Action::Bind(bind) = action else { panic!("{action:?}") };
+    let mut reply = [0; MAX_REPLY];
+    let failed = b.server.bind_failed(bind.id, &mut reply);
+    let Action::Reply(len) = failed else { panic!("{failed:?}") };
+    assert_eq!(code(&reply[..len], true), 508);
+    assert_eq!(b.server.allocations(), 0);
+    b.allocate(CLIENT);
+    assert_eq!(b.server.bind_failed(bind.id, &mut reply), Action::Drop(DropReason::NoAllocation));
+    assert_eq!(b.server.allocations(), 1);
+}
+
+#[test]
+fn what_an_allocate_may_ask_for() {
+    let mut b = Bench::new();
+    let ask = |b: &mut Bench, fill: Fill<'_>| b.request(CLIENT, Method::ALLOCATE, fill);
+    assert_eq!(code(&ask(&mut b, &|_| ()).1, true), 400, "no transport");
+    assert_eq!(code(&ask(&mut b, &|w| put(w, &RequestedTransport::TCP)).1, true), 442);
+    let both: Fill<'_> = &|w| {
+        udp(w);
+        w.attribute(&EvenPort { reserve_next: true }).unwrap().attribute(&ReservationToken([1; 8])).unwrap();
+    };
+    assert_eq!(code(&ask(&mut b, both).1, true), 400);
+    let unknown: Fill<'_> = &|w| {
+        udp(w);
+        w.attribute(&Priority(3)).unwrap().attribute(&UseCandidate).unwrap();
+    };
+    let (_, reply) = ask(&mut b, unknown);
+    assert_eq!(code(&reply, true), 420);
+    let listed: Vec<_> =
+        Message::parse(&reply).unwrap().get::<UnknownAttributes<'_>>().unwrap().unwrap().iter().collect();
+    assert_eq!(listed, [AttributeType::PRIORITY, AttributeType::USE_CANDIDATE]);
+
+    b.server.config.families.v6 = false;
+    let v6: Fill<'_> = &|w| {
+        udp(w);
+        w.attribute(&RequestedAddressFamily(AddressFamily::Ipv6)).unwrap();
+    };
+    assert_eq!(code(&ask(&mut b, v6).1, true), 440);
+    b.server.config.families.v6 = true;
+    let (action, _) = ask(&mut b, v6);
+    let Action::Bind(bind) = action else { panic!("{action:?}") };
+    assert_eq!(bind.family, AddressFamily::Ipv6);
+    b.server.bind_failed(bind.id, &mut [0; MAX_REPLY]);
+
+    let even: Fill<'_> = &|w| {
+        udp(w);
+        w.attribute(&EvenPort { reserve_next: true }).unwrap();
+    };
+    let (action, _) = ask(&mut b, even);
+    let Action::Bind(bind) = action else { panic!("{action:?}") };
+    assert_eq!(bind.port, PortRequest::Even { reserve_next: true });
+}
+
+#[test]
+fn allocations_are_bounded() {
+    let mut b = Bench::new();
+    for port in 1..=3 {
+        b.allocate(&format!("192.0.2.1:{port}"));
+    }
+    assert_eq!(code(&b.request(CLIENT, Method::ALLOCATE, &udp).1, true), 508);
+}
+
+#[test]
+fn an_allocation_lives_as_long_as_it_is_refreshed() {
+    let mut b = Bench::new();
+    let id = b.allocate(CLIENT);
+    let lifetime = |seconds| move |w: &mut Writer<'_>| put(w, &Lifetime(seconds));
+    for (wanted, granted) in [(0x7FFF_FFFF, 3600), (1, 600), (1200, 1200)] {
+        let (_, reply) = b.request(CLIENT, Method::REFRESH, &lifetime(wanted));
+        assert_eq!(Message::parse(&reply).unwrap().get::<Lifetime>().unwrap().unwrap().0, granted);
+    }
+    b.pass(1199);
+    assert_eq!(b.server.expire(b.now.instant), None);
+    b.pass(1);
+    assert!(b.server.poll_timeout().unwrap() <= b.now.instant);
+    assert_eq!(b.server.expire(b.now.instant), Some(id));
+    assert_eq!(b.server.expire(b.now.instant), None);
+    assert_eq!((b.server.poll_timeout(), b.server.allocations()), (None, 0));
+    assert_eq!(code(&b.request(CLIENT, Method::REFRESH, &lifetime(5)).1, true), 437);
+
+    let id = b.allocate(CLIENT);
+    let delete = b.signed(CLIENT, "alice", Method::REFRESH, &lifetime(0));
+    let (action, reply) = b.bytes(CLIENT, &delete);
+    assert_eq!(action, Action::Unbind(id, reply.len()));
+    assert_eq!(code(&reply, true), 0);
+    assert_eq!(b.bytes(CLIENT, &delete), (Action::Reply(reply.len()), reply), "a retransmission");
+    assert_eq!(code(&b.request(CLIENT, Method::REFRESH, &lifetime(0)).1, true), 437);
+}
+
+#[test]
+fn an_allocation_belongs_to_its_user() {
+    let mut b = Bench::new();
+    b.allocate(CLIENT);
+    let request = b.signed(CLIENT, "bob", Method::REFRESH, &|_| ());
+    let (_, reply) = b.bytes(CLIENT, &request);
+    let message = Message::parse(&reply).unwrap();
+    message.verify(&key("bob")).unwrap();
+    assert_eq!(message.get::<ErrorCode<'_>>().unwrap().unwrap().code, Code::WRONG_CREDENTIALS);
+}
+
+#[test]
+fn data_flows_to_whom_it_is_permitted() {
+    let mut b = Bench::new();
+    let send = plain(Class::Indication, Method::SEND, &|w| {
+        w.attribute(&XorPeerAddress(addr(PEER))).unwrap().attribute(&Data(b"hello")).unwrap();
+    });
+    assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoAllocation));
+    let id = b.allocate(CLIENT);
+    let peer = PeerAddr(addr(PEER));
+    assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Err(DropReason::NoPermission));
+    assert!(matches!(b.permit(CLIENT, "203.0.113.7:1"), Action::Reply(_)));
+    let (action, _) = b.bytes(CLIENT, &send);
+    let Action::Forward { via, to, range } = action else { panic!("{action:?}") };
+    assert_eq!((via, to, &send[range]), (id, peer, &b"hello"[..]));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Ok((from(CLIENT), Framing::Indication)));
+
+    let data = ChannelData::header(ChannelNumber::MIN, 5);
+    let data = [&data[..], b"hello\0\0\0"].concat();
+    assert_eq!(b.bytes(CLIENT, &data).0, Action::Drop(DropReason::NoChannel));
+    assert!(matches!(b.channel(CLIENT, 0x4000, PEER).0, Action::Reply(_)));
+    assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to: peer, range: 4..9 });
+    assert_eq!(b.bytes("192.0.2.1:1", &data).0, Action::Drop(DropReason::NoAllocation));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Ok((from(CLIENT), Framing::Channel(ChannelNumber::MIN))));
+    b.pass(300);
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Err(DropReason::NoPermission));
+    assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
+    b.pass(300);
+    assert_eq!(b.bytes(CLIENT, &data).0, Action::Drop(DropReason::NoChannel));
+}
+
+#[test]
+fn data_indications_hold_what_the_peer_sent() {
+    let mut b = Bench::new();
+    let peer = PeerAddr(addr(PEER));
+    let (one, two) = (b.server.data_indication(peer, 5).unwrap(), b.server.data_indication(peer, 5).unwrap());
+    assert_ne!(one.as_bytes(), two.as_bytes());
+    let whole = [one.as_bytes(), b"hello", one.padding()].concat();
+    let message = Message::parse(&whole).unwrap();
+    assert_eq!(message.get::<XorPeerAddress>().unwrap().unwrap().0, addr(PEER));
+    assert_eq!(message.get::<Data<'_>>().unwrap().unwrap().0, b"hello");
+}
+
+#[test]
+fn who_may_not_be_a_peer() {
+    let mut b = Bench::new();
+    b.server.config.peers.listeners.push(addr("192.0.2.250:3478"));
+    b.allocate(CLIENT);
+    for bad in ["127.0.0.1:80", "0.0.0.0:80", "224.0.0.1:80", "169.254.169.254:80"] {
+        assert!(matches!(b.permit(CLIENT, bad), Action::Forbid(_, p, _) if p.0 == addr(bad)), "{bad}");
+        let (action, reply) = b.channel(CLIENT, 0x4001, bad);
+        assert!(matches!(action, Action::Forbid(..)));
+        assert_eq!(code(&reply, true), 403);
+    }
+    for bad in ["[2001:db8::1]:80", "[::ffff:127.0.0.1]:80", "[::1]:80"] {
+        let peer = addr(bad);
+        let reply = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| put(w, &XorPeerAddress(peer))).1;
+        assert_eq!(code(&reply, true), 443, "{bad}");
+    }
+    assert!(matches!(b.channel(CLIENT, 0x4001, "192.0.2.250:3478").0, Action::Forbid(_, _, PeerRefused::Listener)));
+    b.permit(CLIENT, "192.0.2.250:1");
+    let send = plain(Class::Indication, Method::SEND, &|w| {
+        w.attribute(&XorPeerAddress(addr("192.0.2.250:3478"))).unwrap().attribute(&Data(b"x")).unwrap();
+    });
+    assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::Peer));
+}
+
+#[test]
+fn a_permission_request_is_all_or_nothing() {
+    let mut b = Bench::new();
+    let id = b.allocate(CLIENT);
+    let (_, reply) = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| {
+        w.attribute(&XorPeerAddress(addr(PEER))).unwrap();
+        w.attribute(&XorPeerAddress(addr("127.0.0.1:1"))).unwrap();
+    });
+    assert_eq!(code(&reply, true), 403);
+    assert!(b.server.from_peer(b.now.instant, id, PeerAddr(addr(PEER))).is_err());
+    assert_eq!(code(&b.request(CLIENT, Method::CREATE_PERMISSION, &|_| ()).1, true), 400);
+}
+
+#[test]
+fn a_channel_conflict_is_a_bad_request() {
+    let mut b = Bench::new();
+    b.allocate(CLIENT);
+    assert_eq!(code(&b.channel(CLIENT, 0x4000, PEER).1, true), 0);
+    assert_eq!(code(&b.channel(CLIENT, 0x4000, PEER).1, true), 0, "a refresh");
+    assert_eq!(code(&b.channel(CLIENT, 0x4001, PEER).1, true), 400);
+    assert_eq!(code(&b.channel(CLIENT, 0x4000, "203.0.113.8:1").1, true), 400);
+}
+
+#[test]
+fn allocations_that_come_and_go_leave_nothing_behind() {
+    let mut b = Bench::new();
+    for _ in 0..500 {
+        b.next_id = 0;
+        b.allocate(CLIENT);
+        let (action, _) = b.request(CLIENT, Method::REFRESH, &|w| put(w, &Lifetime(0)));
+        assert!(matches!(action, Action::Unbind(..)));
+    }
+    assert!(b.server.expiries.len() <= 66, "{}", b.server.expiries.len());
+    assert_eq!(b.server.clients.len(), 0);
+}
+
+#[test]
+fn any_bytes_are_survived() {
+    let mut b = Bench::new();
+    b.allocate(CLIENT);
+    let valid = b.signed(CLIENT, "alice", Method::REFRESH, &|_| ());
+    let mut state = 7u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    for _ in 0..20_000 {
+        let mut bytes = if random() % 2 == 0 { valid.clone() } else { vec![0; random() % 80] };
+        for _ in 0..1 + random() % 8 {
+            let at = random() % bytes.len().max(1);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = random() as u8;
+            }
+        }
+        bytes.truncate(random() % 200);
+        b.bytes(CLIENT, &bytes);
+    }
+    assert!(b.server.allocations() <= 1);
+}
