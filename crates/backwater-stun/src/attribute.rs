@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use crate::{AttributeErrorKind, ChannelNumber, TransactionId};
+use crate::{AttributeError, AttributeErrorKind, ChannelNumber, TransactionId};
 
 mod codec;
 mod structured;
@@ -96,6 +96,21 @@ pub struct RawAttribute<'a> {
     pub value: &'a [u8],
 }
 
+impl<'a> RawAttribute<'a> {
+    /// Reads the value as an attribute of type `A`, whatever [`attribute_type`](Self::attribute_type) says.
+    ///
+    /// # Errors
+    /// What is wrong with the value.
+    #[inline]
+    pub fn decode<A: Attribute<'a>>(&self, transaction_id: &TransactionId) -> Result<A, AttributeError> {
+        let error = |kind| AttributeError { attribute: A::TYPE, kind };
+        if !A::LENGTH.reads(self.value.len()) {
+            return Err(error(AttributeErrorKind::Length));
+        }
+        A::decode(self.value, transaction_id).map_err(error)
+    }
+}
+
 /// A set of comprehension-required attributes: those that a receiver understands.
 ///
 /// It holds the numbers below `0x40`, which is all that the registry has assigned of that half.
@@ -131,3 +146,6 @@ impl fmt::Debug for AttributeSet {
         f.debug_set().entries((0..64).map(AttributeType).filter(|t| self.contains(*t))).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use core::ops::Range;
 use crate::attribute::{
     Attribute, AttributeSet, AttributeType, Fingerprint, MessageIntegrity, MessageIntegritySha256, RawAttribute,
 };
-use crate::error::{AttributeError, AttributeErrorKind, IntegrityError, ParseError};
+use crate::error::{AttributeError, IntegrityError, ParseError};
 use crate::fingerprint::fingerprint;
 use crate::header::{self, Class, HEADER_LEN, MAGIC_COOKIE, Method, TransactionId};
 use crate::integrity::{HmacKey, MacLength, equal};
@@ -90,10 +90,10 @@ impl<'a> Message<'a> {
             // At most 20 + 65,535 + 3: 32 bits hold it.
             let here = at as u32;
             match AttributeType(u16::from_be_bytes([t0, t1])) {
+                _ if message.fingerprint != 0 => return Err(ParseError::AfterFingerprint),
                 AttributeType::MESSAGE_INTEGRITY if message.sha1 | message.sha256 == 0 => message.sha1 = here,
                 AttributeType::MESSAGE_INTEGRITY_SHA256 if message.sha256 == 0 => message.sha256 = here,
-                AttributeType::FINGERPRINT if message.fingerprint == 0 => message.fingerprint = here,
-                _ if message.fingerprint != 0 => return Err(ParseError::AfterFingerprint),
+                AttributeType::FINGERPRINT => message.fingerprint = here,
                 _ => {}
             }
             at += 4 + padded_len(usize::from(u16::from_be_bytes([l0, l1])));
@@ -144,22 +144,22 @@ impl<'a> Message<'a> {
     /// What is wrong with the attribute, if it is there but cannot be read.
     #[inline]
     pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
-        let value = match A::TYPE {
-            AttributeType::MESSAGE_INTEGRITY => self.special(self.sha1).map(|raw| raw.value),
-            AttributeType::MESSAGE_INTEGRITY_SHA256 => self.special(self.sha256).map(|raw| raw.value),
-            AttributeType::FINGERPRINT => self.special(self.fingerprint).map(|raw| raw.value),
-            _ => self.find(A::TYPE).map(|(_, value)| value),
+        let raw = match A::TYPE {
+            AttributeType::MESSAGE_INTEGRITY => self.special(self.sha1),
+            AttributeType::MESSAGE_INTEGRITY_SHA256 => self.special(self.sha256),
+            AttributeType::FINGERPRINT => self.special(self.fingerprint),
+            _ => self.find(A::TYPE).map(|(_, raw)| raw),
         };
-        value.map(|value| self.decode(value)).transpose()
+        raw.map(|raw| raw.decode(&self.transaction_id())).transpose()
     }
 
     /// All attributes of a type, in their order: for XOR-PEER-ADDRESS, which a CreatePermission may repeat, and for
     /// XOR-RELAYED-ADDRESS, of which a dual allocation has two. Message integrity and FINGERPRINT are not offered
     /// here.
     pub fn all<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + Clone + use<'a, A> {
-        let message = *self;
+        let id = self.transaction_id();
         let of_type = self.ordinary().filter(|(_, raw)| raw.attribute_type == A::TYPE);
-        of_type.map(move |(_, raw)| message.decode(raw.value))
+        of_type.map(move |(_, raw)| raw.decode(&id))
     }
 
     /// Whether an attribute is there, readable or not.
@@ -171,7 +171,7 @@ impl<'a> Message<'a> {
     /// be forwarded from the buffer that it was received into.
     #[inline]
     pub fn value_range(&self, attribute: AttributeType) -> Option<Range<usize>> {
-        self.find(attribute).map(|(at, value)| at..at + value.len())
+        self.find(attribute).map(|(at, raw)| at..at + raw.value.len())
     }
 
     /// The comprehension-required attributes that are not in `understood`, in their order. If there are any, a
@@ -260,15 +260,6 @@ impl<'a> Message<'a> {
         self.bytes.first_chunk().map(|bits| u16::from_be_bytes(*bits)).unwrap_or_default()
     }
 
-    #[inline]
-    fn decode<A: Attribute<'a>>(&self, value: &'a [u8]) -> Result<A, AttributeError> {
-        let error = |kind| AttributeError { attribute: A::TYPE, kind };
-        if !A::LENGTH.reads(value.len()) {
-            return Err(error(AttributeErrorKind::Length));
-        }
-        A::decode(value, &self.transaction_id()).map_err(error)
-    }
-
     /// The attributes that a message integrity protects or would protect, with where their values begin.
     #[inline]
     fn ordinary(&self) -> Walk<'a> {
@@ -276,8 +267,8 @@ impl<'a> Message<'a> {
     }
 
     #[inline]
-    fn find(&self, attribute: AttributeType) -> Option<(usize, &'a [u8])> {
-        self.ordinary().find(|(_, raw)| raw.attribute_type == attribute).map(|(at, raw)| (at, raw.value))
+    fn find(&self, attribute: AttributeType) -> Option<(usize, RawAttribute<'a>)> {
+        self.ordinary().find(|(_, raw)| raw.attribute_type == attribute)
     }
 
     /// The attribute that begins at a remembered offset.
@@ -326,7 +317,7 @@ impl<'a> Verified<'a> {
     /// What is wrong with the attribute, if it is there but cannot be read.
     #[inline]
     pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
-        self.message.find(A::TYPE).map(|(_, value)| self.message.decode(value)).transpose()
+        self.message.find(A::TYPE).map(|(_, raw)| raw.decode(&self.message.transaction_id())).transpose()
     }
 
     /// All protected attributes of a type, in their order.

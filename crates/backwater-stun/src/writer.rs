@@ -211,7 +211,7 @@ impl<'b, Stage> Writer<'b, Stage> {
     }
 
     #[inline]
-    fn push<'a, A: Attribute<'a>>(&mut self, attribute: &A) -> Result<(), WriteError> {
+    pub(crate) fn push<'a, A: Attribute<'a>>(&mut self, attribute: &A) -> Result<(), WriteError> {
         let value_len = attribute.value_len();
         let error = |kind| WriteError::Attribute(AttributeError { attribute: A::TYPE, kind });
         if !A::LENGTH.writes(value_len) {

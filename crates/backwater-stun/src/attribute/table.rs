@@ -4,7 +4,8 @@ use core::net::SocketAddr;
 
 use super::structured::*;
 use super::{
-    AddressFamily, Attribute, AttributeErrorKind, AttributeType, ChannelNumber, LengthRule, TransactionId, codec,
+    AddressFamily, Attribute, AttributeError, AttributeErrorKind, AttributeType, ChannelNumber, LengthRule,
+    RawAttribute, TransactionId, codec,
 };
 
 /// One line for each attribute: `layout Type(value), CONSTANT = number "NAME", least..=most bytes (most written)`.
@@ -37,6 +38,59 @@ macro_rules! attributes {
                 match self {
                     $(Self::$constant => Some(attributes!(@rule $min $max $($written)?)),)*
                     _ => None,
+                }
+            }
+        }
+
+        /// An attribute of any type, for code that treats all alike: a decoder, a log.
+        ///
+        /// On a 64-bit machine this is 40 bytes, the largest value of this crate but for keys, writers and
+        /// [`DataPrefix`](crate::DataPrefix).
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[non_exhaustive]
+        #[allow(missing_docs)] // Each is documented at its type.
+        pub enum AnyAttribute<'a> {
+            $($type($type $(<$lt>)?),)*
+            /// One that this crate has no type for.
+            Unknown(RawAttribute<'a>),
+        }
+
+        impl<'a> AnyAttribute<'a> {
+            /// Reads an attribute of the message with this transaction id.
+            ///
+            /// # Errors
+            /// What is wrong with it. One without a type here is no error.
+            pub fn decode(raw: RawAttribute<'a>, transaction_id: &TransactionId) -> Result<Self, AttributeError> {
+                match raw.attribute_type {
+                    $(AttributeType::$constant => raw.decode(transaction_id).map(Self::$type),)*
+                    _ => Ok(Self::Unknown(raw)),
+                }
+            }
+
+            /// The length of the value in bytes, without its padding.
+            pub fn value_len(&self) -> usize {
+                match self {
+                    $(Self::$type(attribute) => attribute.value_len(),)*
+                    Self::Unknown(raw) => raw.value.len(),
+                }
+            }
+
+            /// Writes the value into `out`, which is [`value_len`](Self::value_len) bytes long.
+            ///
+            /// # Errors
+            /// What must not be written, as [`Attribute::encode`].
+            pub fn encode(&self, transaction_id: &TransactionId, out: &mut [u8]) -> Result<(), AttributeErrorKind> {
+                match self {
+                    $(Self::$type(attribute) => attribute.encode(transaction_id, out),)*
+                    Self::Unknown(raw) => codec::put(out, raw.value),
+                }
+            }
+
+            #[cfg(test)]
+            pub(crate) fn push_to(&self, writer: &mut crate::Writer<'_>) -> Result<(), crate::WriteError> {
+                match self {
+                    $(Self::$type(attribute) => writer.push(attribute),)*
+                    Self::Unknown(_) => unreachable!("the writer has no way to write it"),
                 }
             }
         }
