@@ -1,2 +1,61 @@
-//! To be written.
-fn main() {}
+//! The project's own tasks: `cargo xtask --help`.
+#![forbid(unsafe_code)]
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod cargo;
+mod tidy;
+
+/// The project's own tasks.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Checks what the compiler does not: who depends on whom, forbidden words, links, lengths.
+    Tidy,
+    /// Compares with others, in a network namespace of its own.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The relay, coturn and a raw forwarder, under the same load.
+    Relay(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Tidy => tidy::run(root()),
+        Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository. `cargo run` says where the manifest is at run time; the compiler's value serves a binary that was
+/// started otherwise.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// Runs a program and returns what it printed.
+fn output(command: &mut std::process::Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("starting {:?}", command.get_program()))?;
+    anyhow::ensure!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
+    Ok(String::from_utf8(out.stdout)?)
+}

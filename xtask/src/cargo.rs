@@ -1,0 +1,78 @@
+//! What cargo knows about the workspace.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// `cargo metadata`, as far as it is used here.
+#[derive(Debug, Default)]
+pub(crate) struct Metadata {
+    pub(crate) target_directory: PathBuf,
+    /// Names and manifests of our crates.
+    pub(crate) members: Vec<(String, PathBuf)>,
+    /// Package ids by name of ours, and names by id.
+    names: BTreeMap<String, String>,
+    /// Normal dependencies, on any platform, by package id.
+    normal: BTreeMap<String, Vec<String>>,
+}
+
+/// The cargo that runs us.
+pub(crate) fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+impl Metadata {
+    pub(crate) fn read(root: &Path) -> Result<Self> {
+        let text = crate::output(cargo(root).args(["metadata", "--format-version=1", "--locked"]))?;
+        Self::parse(&text)
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let all: Value = serde_json::from_str(text)?;
+        let mut metadata = Self { target_directory: text_of(&all, "target_directory")?.into(), ..Self::default() };
+        let ours: BTreeSet<_> = list(&all, "workspace_members").filter_map(Value::as_str).collect();
+        for package in list(&all, "packages") {
+            let (id, name) = (text_of(package, "id")?, text_of(package, "name")?);
+            metadata.names.insert(id.into(), name.into());
+            if ours.contains(id) {
+                metadata.members.push((name.into(), text_of(package, "manifest_path")?.into()));
+            }
+        }
+        for node in list(&all["resolve"], "nodes") {
+            let normal = list(node, "deps")
+                .filter(|dep| list(dep, "dep_kinds").any(|kind| kind["kind"].is_null()))
+                .filter_map(|dep| dep["pkg"].as_str().map(str::to_owned));
+            metadata.normal.insert(text_of(node, "id")?.into(), normal.collect());
+        }
+        Ok(metadata)
+    }
+
+    /// The packages that `name` needs to be built, directly or not, on some platform or other; without those of its
+    /// tests and build scripts, and without what only `leaf` needs.
+    pub(crate) fn reached_from(&self, name: &str, leaf: &str) -> BTreeSet<&str> {
+        let mut ids: Vec<&String> = self.names.iter().filter(|(_, n)| *n == name).map(|(id, _)| id).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(id) = ids.pop() {
+            if seen.insert(id) && self.names.get(id).is_none_or(|n| n != leaf) {
+                ids.extend(self.normal.get(id).into_iter().flatten());
+            }
+        }
+        seen.into_iter().filter_map(|id| self.names.get(id)).map(String::as_str).collect()
+    }
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    value[key].as_array().into_iter().flatten()
+}
+
+fn text_of<'a>(value: &'a Value, key: &str) -> Result<&'a str> {
+    value[key].as_str().with_context(|| format!("cargo metadata has no {key}"))
+}
