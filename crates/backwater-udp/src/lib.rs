@@ -43,4 +43,4 @@ pub use receiver::{Datagram, Receiver, RecvBatch, Train};
 pub use sender::Sender;
 pub use socket::{Builder, UdpSocket};
 pub use stats::{DropCounts, DropReason, Report, Stats, StatsSnapshot};
-pub use transmit::{Ecn, MAX_SEGMENTS, Transmit};
+pub use transmit::{Cursor, Ecn, MAX_SEGMENTS, Transmit};

@@ -119,25 +119,25 @@ impl Sender {
     pub fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
         let before = t.remaining();
         let result = self.attempt_one(t);
-        if !t.accepted {
+        if !t.cursor.accepted {
             self.socket.0.stats.accept(before - t.remaining());
         } else {
             self.held -= (before - t.remaining()).min(self.held);
         }
         match result {
-            Ok(()) => Ok(t.report),
+            Ok(()) => Ok(t.cursor.report),
             Err(Failure::Blocked) => Err(io::ErrorKind::WouldBlock.into()),
             Err(Failure::Fatal(e)) => Err(e),
         }
     }
 
     fn accept(&mut self, ts: &mut [Transmit<'_>]) {
-        let resumed = ts.iter().any(|t| t.accepted && !t.is_done());
+        let resumed = ts.iter().any(|t| t.cursor.accepted && !t.is_done());
         if !resumed {
             self.cancel();
         }
-        for t in ts.iter_mut().filter(|t| !t.accepted) {
-            t.accepted = true;
+        for t in ts.iter_mut().filter(|t| !t.cursor.accepted) {
+            t.cursor.accepted = true;
             self.held += t.remaining();
             self.socket.0.stats.accept(t.remaining());
         }
@@ -238,12 +238,12 @@ impl Sender {
     }
 
     fn attempt_one(&self, t: &mut Transmit<'_>) -> Result<(), Failure> {
-        let before = t.report;
+        let before = t.cursor.report;
         let result = self.send_now(t);
         if matches!(result, Err(Failure::Fatal(_))) {
             t.drop_rest(DropReason::Socket);
         }
-        self.socket.0.stats.resolve(&before, &t.report);
+        self.socket.0.stats.resolve(&before, &t.cursor.report);
         result
     }
 
@@ -275,7 +275,7 @@ impl Sender {
                     Verdict::Again => t.dropped(datagrams, bytes, DropReason::Unreachable),
                     Verdict::Wait => return Err(Failure::Blocked),
                     Verdict::Drop(reason) => t.dropped(datagrams, bytes, reason),
-                    Verdict::Split => t.one_by_one = true,
+                    Verdict::Split => t.cursor.one_by_one = true,
                     Verdict::SplitAll => inner.state.segmentation_failed(),
                     Verdict::Fatal => return Err(Failure::Fatal(e)),
                 },
@@ -286,9 +286,9 @@ impl Sender {
 
     fn drop_rest(&self, ts: &mut [Transmit<'_>], reason: DropReason) {
         for t in ts {
-            let before = t.report;
+            let before = t.cursor.report;
             t.drop_rest(reason);
-            self.socket.0.stats.resolve(&before, &t.report);
+            self.socket.0.stats.resolve(&before, &t.cursor.report);
         }
     }
 }
@@ -303,9 +303,9 @@ impl Drop for Sender {
 fn total(ts: &[Transmit<'_>]) -> Report {
     let mut total = Report::default();
     for t in ts {
-        total.sent += t.report.sent;
+        total.sent += t.cursor.report.sent;
         for reason in DropReason::ALL {
-            total.dropped.add(reason, t.report.dropped.get(reason));
+            total.dropped.add(reason, t.cursor.report.dropped.get(reason));
         }
     }
     total

@@ -46,12 +46,12 @@ impl UdpSocket {
         Builder::default()
     }
 
-    /// Takes over a bound socket. Its buffers and `SO_REUSEPORT` stay as they are.
+    /// Takes over a bound socket, with the defaults of [`Builder`].
     ///
     /// # Errors
-    /// Those of the system when a socket option cannot be set.
+    /// See [`Builder::from_std`].
     pub fn from_std(socket: std::net::UdpSocket) -> io::Result<Self> {
-        Builder::default().adopt(socket.into())
+        Builder::default().from_std(socket)
     }
 
     /// The address it is bound to.
@@ -149,18 +149,26 @@ impl Builder {
         if self.reuse_port {
             set_reuse_port(&socket)?;
         }
+        socket.bind(&addr.into())?;
+        self.from_std(socket.into())
+    }
+
+    /// Takes over a bound socket; whether it takes IPv4 as mapped addresses, and `SO_REUSEPORT`, stay as they are.
+    ///
+    /// # Errors
+    /// Those of the system when a socket option cannot be set.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with its I/O driver enabled.
+    pub fn from_std(&self, socket: std::net::UdpSocket) -> io::Result<UdpSocket> {
+        let socket = Socket::from(socket);
+        socket.set_nonblocking(true)?;
         if let Some(bytes) = self.receive_buffer {
             at_most(bytes, |bytes| socket.set_recv_buffer_size(bytes))?;
         }
         if let Some(bytes) = self.send_buffer {
             at_most(bytes, |bytes| socket.set_send_buffer_size(bytes))?;
         }
-        socket.bind(&addr.into())?;
-        self.adopt(socket)
-    }
-
-    fn adopt(&self, socket: Socket) -> io::Result<UdpSocket> {
-        socket.set_nonblocking(true)?;
         let local_addr = socket
             .local_addr()?
             .as_socket()

@@ -60,6 +60,13 @@ pub struct Transmit<'a> {
     pub(crate) ecn: Option<Ecn>,
     slices: &'a [IoSlice<'a>],
     segment_size: usize,
+    pub(crate) cursor: Cursor,
+}
+
+/// How much of a [`Transmit`] is done. It outlives the transmit, so that whoever owns the bytes can let go of the slices
+/// between two polls: see [`Transmit::resume`].
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor {
     /// The first slice that is not done, and how much of it is.
     next: (usize, usize),
     bytes_left: usize,
@@ -81,21 +88,23 @@ impl<'a> Transmit<'a> {
             ecn: None,
             slices,
             segment_size: bytes,
-            next: (0, 0),
-            bytes_left: bytes,
-            datagrams_left: 1,
-            one_by_one: false,
-            accepted: false,
-            report: Report::default(),
+            cursor: Cursor {
+                next: (0, 0),
+                bytes_left: bytes,
+                datagrams_left: 1,
+                one_by_one: false,
+                accepted: false,
+                report: Report::default(),
+            },
         }
     }
 
     /// Cuts the bytes into datagrams of `bytes` each. Zero, or more than there is, means one datagram.
     #[must_use]
     pub fn segment_size(mut self, bytes: usize) -> Self {
-        if bytes != 0 && bytes < self.bytes_left {
+        if bytes != 0 && bytes < self.cursor.bytes_left {
             self.segment_size = bytes;
-            self.datagrams_left = self.bytes_left.div_ceil(bytes);
+            self.cursor.datagrams_left = self.cursor.bytes_left.div_ceil(bytes);
         }
         self
     }
@@ -115,6 +124,23 @@ impl<'a> Transmit<'a> {
         self
     }
 
+    /// Goes on where another transmit of the same bytes, cut the same way, was left.
+    #[must_use]
+    pub fn resume(mut self, cursor: Cursor) -> Self {
+        let bytes: usize = self.slices.iter().map(|s| s.len()).sum();
+        let same = cursor.next.0 <= self.slices.len() && cursor.bytes_left <= bytes;
+        debug_assert!(same, "a cursor of other bytes");
+        if same {
+            self.cursor = cursor;
+        }
+        self
+    }
+
+    /// How much of it is done.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
     /// Where it goes.
     pub fn destination(&self) -> SocketAddr {
         self.destination
@@ -122,18 +148,18 @@ impl<'a> Transmit<'a> {
 
     /// What has become of the datagrams that are done, so far.
     pub fn report(&self) -> &Report {
-        &self.report
+        &self.cursor.report
     }
 
     /// Datagrams that are neither sent nor dropped yet.
     pub fn remaining(&self) -> usize {
-        self.datagrams_left
+        self.cursor.datagrams_left
     }
 
     /// The bytes that are not done, as the slices to copy them from; [`remaining`](Self::remaining) datagrams of
     /// them, cut as before.
     pub fn remaining_slices(&self) -> impl Iterator<Item = &'a [u8]> {
-        let (index, offset) = self.next;
+        let (index, offset) = self.cursor.next;
         let rest = self.slices.get(index..).unwrap_or_default();
         rest.iter().enumerate().map(move |(i, slice)| {
             let slice: &'a [u8] = slice;
@@ -147,7 +173,7 @@ impl<'a> Transmit<'a> {
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.datagrams_left == 0
+        self.cursor.datagrams_left == 0
     }
 
     /// The next datagrams to hand to the kernel in one call, at most `max_datagrams` and `max_bytes` of them, but
@@ -159,13 +185,16 @@ impl<'a> Transmit<'a> {
         scratch: &'s mut Scratch<'a>,
     ) -> Chunk<'s, 'a> {
         let payload_limit = if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 };
-        let max_datagrams = if self.one_by_one { 1 } else { max_datagrams.min(MAX_SEGMENTS) };
+        let max_datagrams = if self.cursor.one_by_one { 1 } else { max_datagrams.min(MAX_SEGMENTS) };
         let by_bytes = max_bytes.min(payload_limit) / self.segment_size.max(1);
-        let wanted = self.datagrams_left.min(max_datagrams).min(by_bytes).max(1);
-        if wanted == self.datagrams_left && self.next == (0, 0) && self.slices.len() <= MAX_SLICES_IN_PLACE {
+        let wanted = self.cursor.datagrams_left.min(max_datagrams).min(by_bytes).max(1);
+        if wanted == self.cursor.datagrams_left
+            && self.cursor.next == (0, 0)
+            && self.slices.len() <= MAX_SLICES_IN_PLACE
+        {
             return Chunk {
                 slices: self.slices,
-                bytes: self.bytes_left,
+                bytes: self.cursor.bytes_left,
                 datagrams: wanted,
                 segment_size: self.segment_size,
             };
@@ -175,24 +204,24 @@ impl<'a> Transmit<'a> {
 
     /// Moves past `chunk`, which was sent.
     pub(crate) fn sent(&mut self, datagrams: usize, bytes: usize) {
-        self.report.sent += datagrams as u32;
+        self.cursor.report.sent += datagrams as u32;
         self.advance(datagrams, bytes);
     }
 
     /// Moves past `chunk`, which is dropped.
     pub(crate) fn dropped(&mut self, datagrams: usize, bytes: usize, reason: DropReason) {
-        self.report.dropped.add(reason, datagrams as u32);
+        self.cursor.report.dropped.add(reason, datagrams as u32);
         self.advance(datagrams, bytes);
     }
 
     /// Drops all that is left.
     pub(crate) fn drop_rest(&mut self, reason: DropReason) {
-        self.dropped(self.datagrams_left, self.bytes_left, reason);
+        self.dropped(self.cursor.datagrams_left, self.cursor.bytes_left, reason);
     }
 
     fn assemble<'s>(&'s self, wanted: usize, scratch: &'s mut Scratch<'a>) -> Chunk<'s, 'a> {
         scratch.clear();
-        let target = (wanted * self.segment_size).min(self.bytes_left);
+        let target = (wanted * self.segment_size).min(self.cursor.bytes_left);
         let mut bytes = 0;
         for slice in self.remaining_slices() {
             if bytes == target || scratch.is_full() {
@@ -222,13 +251,13 @@ impl<'a> Transmit<'a> {
     }
 
     fn advance(&mut self, datagrams: usize, bytes: usize) {
-        self.datagrams_left -= datagrams;
-        self.bytes_left -= bytes;
-        if self.datagrams_left == 0 {
-            self.next = (self.slices.len(), 0);
+        self.cursor.datagrams_left -= datagrams;
+        self.cursor.bytes_left -= bytes;
+        if self.cursor.datagrams_left == 0 {
+            self.cursor.next = (self.slices.len(), 0);
             return;
         }
-        let (mut index, mut offset) = self.next;
+        let (mut index, mut offset) = self.cursor.next;
         let mut left = bytes;
         while let Some(slice) = self.slices.get(index) {
             let here = slice.len() - offset;
@@ -240,7 +269,7 @@ impl<'a> Transmit<'a> {
             index += 1;
             offset = 0;
         }
-        self.next = (index, offset);
+        self.cursor.next = (index, offset);
     }
 }
 

@@ -1,5 +1,5 @@
 //! The socket on a real kernel's loopback.
-#![allow(missing_docs)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::{
     io::IoSlice,

@@ -1,6 +1,6 @@
 //! Sends into a queue that fills up, in a network namespace.
 #![cfg(target_os = "linux")]
-#![allow(missing_docs)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 #[path = "support/mod.rs"]
 mod support;

@@ -98,16 +98,20 @@ impl State {
 /// Bytes of control messages on receive: 24 for each `int`, 40 for `in6_pktinfo`, 32 for `in_pktinfo`.
 const RECEIVE_CONTROL: usize = 128;
 
+/// The headers point into the other vectors, none of which ever grows: they are set up once, and only the lengths that
+/// the kernel changed are put back.
 pub(crate) struct Buffers {
-    data: Box<[u8]>,
-    names: Box<[Name]>,
-    controls: Box<[Control<RECEIVE_CONTROL>]>,
-    metas: Box<[Meta]>,
-    iovecs: Box<[iovec]>,
-    headers: Box<[mmsghdr]>,
+    data: Vec<u8>,
+    names: Vec<Name>,
+    controls: Vec<Control<RECEIVE_CONTROL>>,
+    metas: Vec<Meta>,
+    _iovecs: Vec<iovec>,
+    headers: Vec<mmsghdr>,
+    /// How many headers the kernel has written to.
+    used: usize,
 }
 
-// SAFETY: the pointers in `iovecs` and `headers` are written before each system call and are not followed after it.
+// SAFETY: the pointers lead to memory that the same value owns, and are followed by the kernel only, during `receive`.
 unsafe impl Send for Buffers {}
 
 #[derive(Clone, Copy)]
@@ -129,17 +133,26 @@ const NO_META: Meta = Meta {
 
 impl Buffers {
     pub(crate) fn new(slots: usize) -> Self {
-        let no_iovec = iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        // SAFETY: all zeroes is a valid mmsghdr (null pointers with zero lengths).
-        let no_header: mmsghdr = unsafe { mem::zeroed() };
-        Self {
-            data: vec![0; slots * SLOT_BYTES].into(),
-            names: vec![Name::new(); slots].into(),
-            controls: vec![Control::new(); slots].into(),
-            metas: vec![NO_META; slots].into(),
-            iovecs: vec![no_iovec; slots].into(),
-            headers: vec![no_header; slots].into(),
-        }
+        let mut data = vec![0; slots * SLOT_BYTES];
+        let mut names = vec![Name::new(); slots];
+        let mut controls = vec![Control::new(); slots];
+        let mut iovecs: Vec<_> = data
+            .chunks_exact_mut(SLOT_BYTES)
+            .map(|slot| iovec { iov_base: slot.as_mut_ptr().cast::<c_void>(), iov_len: slot.len() })
+            .collect();
+        let parts = iovecs.iter_mut().zip(&mut names).zip(&mut controls);
+        let headers = parts.map(|((iov, name), control)| {
+            // SAFETY: all zeroes is a valid mmsghdr (null pointers with zero lengths).
+            let mut header: mmsghdr = unsafe { mem::zeroed() };
+            let h = &mut header.msg_hdr;
+            h.msg_name = name.0.as_mut_ptr().cast();
+            h.msg_iov = iov;
+            h.msg_iovlen = 1;
+            h.msg_control = control.as_mut_ptr().cast();
+            header
+        });
+        let headers = headers.collect();
+        Self { data, names, controls, metas: vec![NO_META; slots], _iovecs: iovecs, headers, used: slots }
     }
 
     pub(crate) fn slots(&self) -> usize {
@@ -147,17 +160,11 @@ impl Buffers {
     }
 
     pub(crate) fn receive(&mut self, socket: SockRef<'_>, _state: &State) -> io::Result<usize> {
-        let slots = self.data.chunks_exact_mut(SLOT_BYTES).zip(&mut self.names).zip(&mut self.controls);
-        for (((data, name), control), (iov, header)) in slots.zip(self.iovecs.iter_mut().zip(&mut self.headers)) {
-            *iov = iovec { iov_base: data.as_mut_ptr().cast::<c_void>(), iov_len: data.len() };
-            let h = &mut header.msg_hdr;
-            h.msg_name = name.0.as_mut_ptr().cast();
-            h.msg_namelen = Name::BYTES as _;
-            h.msg_iov = iov;
-            h.msg_iovlen = 1;
-            h.msg_control = control.as_mut_ptr().cast();
-            h.msg_controllen = RECEIVE_CONTROL as _;
+        for header in self.headers.iter_mut().take(self.used) {
+            header.msg_hdr.msg_namelen = Name::BYTES as _;
+            header.msg_hdr.msg_controllen = RECEIVE_CONTROL as _;
         }
+        self.used = 0;
         // SAFETY: every header points to buffers of its own that live in `self`, with their lengths; nothing else touches
         // them during the call.
         let received = unsafe {
@@ -173,6 +180,7 @@ impl Buffers {
             return Err(io::Error::last_os_error());
         }
         let received = received as usize;
+        self.used = received;
         let filled = self.headers[..received].iter().zip(&self.names).zip(&self.controls);
         for (((header, name), control), meta) in filled.zip(&mut self.metas) {
             let len = (header.msg_len as usize).min(SLOT_BYTES);
