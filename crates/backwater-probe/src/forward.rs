@@ -21,10 +21,6 @@ pub struct Forwarder {
     pub listen: SocketAddr,
     /// Where everything goes.
     pub to: SocketAddr,
-    /// Trains received in one system call.
-    pub slots: usize,
-    /// Whether all datagrams of a client in a received batch leave together, or only those that came in a row.
-    pub regroup: bool,
 }
 
 /// One socket for each client, by its address.
@@ -33,6 +29,9 @@ struct Clients {
     senders: Vec<Sender>,
     last: Option<(SocketAddr, usize)>,
 }
+
+/// Trains received in one system call. Twice as many, or half, was slower.
+const SLOTS: usize = 32;
 
 /// What a relay would ask for.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -48,18 +47,18 @@ impl Forwarder {
     pub async fn run(&self) -> io::Result<()> {
         let socket = UdpSocket::builder().receive_buffer(RECEIVE_BUFFER).bind(self.listen)?;
         let mut receiver = socket.receiver();
-        let mut batch = RecvBatch::new(self.slots);
+        let mut batch = RecvBatch::new(SLOTS);
         let mut clients = Clients { numbers: HashMap::new(), senders: Vec::new(), last: None };
-        let mut order: Vec<(usize, usize)> = Vec::with_capacity(64);
+        let mut order: Vec<(usize, usize)> = Vec::with_capacity(SLOTS);
         loop {
             receiver.recv(&mut batch).await?;
             order.clear();
             for (slot, train) in batch.trains().enumerate() {
                 order.push((clients.number(train.source, self.to)?, slot));
             }
-            if self.regroup {
-                order.sort_unstable();
-            }
+            // All datagrams of a client leave together: with ten clients a fifth to a quarter faster than only those
+            // that came in a row. A client's own order stays, since slots are in the order of arrival.
+            order.sort_unstable();
             self.forward(&batch, &order, &mut clients).await?;
         }
     }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
+use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Code};
 use backwater_udp::{Sender, Transmit, UdpSocket};
 use serde::Serialize;
 use sink::Sink;
@@ -109,10 +109,10 @@ pub struct Session {
 #[non_exhaustive]
 pub enum LoadError {
     /// A socket failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// The server could not be used.
-    #[error("{0}")]
+    #[error(transparent)]
     Turn(#[from] TurnError),
     /// The load cannot be sent.
     #[error("{0}")]
@@ -160,6 +160,9 @@ const NANOS_PER_LOOK: u64 = 20_000;
 const LONGEST_DRAIN: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_millis(30);
 
+/// Ports that a client tries, but one.
+const MAX_PORTS: usize = 8;
+
 const CHANNEL: ChannelNumber = ChannelNumber::MIN;
 
 impl Session {
@@ -171,19 +174,7 @@ impl Session {
         let sink = Sink::bind(setup.sink)?;
         let mut clients = Vec::with_capacity(setup.clients);
         for _ in 0..setup.clients {
-            let connected = StdSocket::bind(SocketAddr::new(local_ip(setup.server), 0))?;
-            connected.connect(setup.server)?;
-            let socket = UdpSocket::from_std(connected.try_clone()?)?;
-            let sender = socket.sender();
-            let allocation = match &setup.credential {
-                Some(credential) => {
-                    let mut allocation = Allocation::new(socket, setup.server, credential).await?;
-                    allocation.bind_channel(CHANNEL, sink.local_addr()).await?;
-                    Some(allocation)
-                }
-                None => None,
-            };
-            clients.push(Client { sender, connected, allocation, train: Vec::new(), trains_sent: 0 });
+            clients.push(Client::open(setup, sink.local_addr()).await?);
         }
         Ok(Self { server: setup.server, clients, sink, run: 0, start: Instant::now() })
     }
@@ -312,6 +303,34 @@ impl Session {
 }
 
 impl Client {
+    /// A client whose channel leads to `sink`. A server may remember a port's last allocation for a while, and refuse
+    /// another one (437); then another port does (RFC 8656 §7.4).
+    async fn open(setup: &Setup, sink: SocketAddr) -> Result<Self, LoadError> {
+        // Held until the end: a port that is still bound is not given out again.
+        let mut refused = Vec::new();
+        loop {
+            let connected = StdSocket::bind(SocketAddr::new(local_ip(setup.server), 0))?;
+            connected.connect(setup.server)?;
+            let socket = UdpSocket::from_std(connected.try_clone()?)?;
+            let sender = socket.sender();
+            let allocation = match &setup.credential {
+                None => None,
+                Some(credential) => match Allocation::new(socket, setup.server, credential).await {
+                    Err(TurnError::Refused { code: Code::ALLOCATION_MISMATCH, .. }) if refused.len() < MAX_PORTS => {
+                        refused.push(connected);
+                        continue;
+                    }
+                    result => {
+                        let mut allocation = result?;
+                        allocation.bind_channel(CHANNEL, sink).await?;
+                        Some(allocation)
+                    }
+                },
+            };
+            return Ok(Self { sender, connected, allocation, train: Vec::new(), trains_sent: 0 });
+        }
+    }
+
     /// One train. What the kernel does not take now is not sent at all: a load is a rate, not a number of datagrams.
     #[inline]
     fn send(&mut self, server: SocketAddr, run: u8, time: u64, size: usize, sent: &mut Sent) -> io::Result<()> {

@@ -90,12 +90,6 @@ struct ForwardArgs {
     listen: SocketAddr,
     #[arg(long)]
     to: SocketAddr,
-    /// Trains received in one system call.
-    #[arg(long, default_value_t = 32)]
-    slots: usize,
-    /// Send all datagrams of a client in a received batch together.
-    #[arg(long)]
-    regroup: bool,
 }
 
 fn main() -> ExitCode {
@@ -114,8 +108,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Load(args) => load(args).await,
         Command::Hold(args) => hold(args).await,
-        Command::Forward(ForwardArgs { listen, to, slots, regroup }) => {
-            Forwarder { listen, to, slots, regroup }.run().await.with_context(|| format!("forwarding from {listen}"))
+        Command::Forward(ForwardArgs { listen, to }) => {
+            Forwarder { listen, to }.run().await.with_context(|| format!("forwarding from {listen}"))
         }
     }
 }

@@ -129,6 +129,10 @@ impl fmt::Display for Report {
             "\nMedians of the rounds; ratios are medians of the ratios within each round, with their interval. \
              The server has one core, the load another. `+`: the generator could not send more."
         )?;
+        let disturbed: usize = self.figures.iter().map(|(_, _, figures)| figures.disturbed).sum();
+        if disturbed > 0 {
+            writeln!(f, "\n**Something else ran on the load's core during {disturbed} loads: not figures to quote.**")?;
+        }
         for metric in &METRICS {
             self.table(f, metric)?;
         }
@@ -172,7 +176,7 @@ mod tests {
     const CELL: Cell = Cell { size: 100, clients: 10, burst: 8 };
 
     fn figures(lossless: f64) -> Figures {
-        Figures { lossless, limited: false, per_cpu_second: lossless, goodput: lossless, p50_us: 10.0 }
+        Figures { lossless, limited: false, per_cpu_second: lossless, goodput: lossless, p50_us: 10.0, disturbed: 0 }
     }
 
     #[test]

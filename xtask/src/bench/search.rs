@@ -2,10 +2,10 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use backwater_probe::load::{Load, Outcome, Session, Setup};
 
-use super::{Cell, server::Server};
+use super::{Cell, cpu, server::Server};
 
 /// What is measured of one server in one cell and round.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,8 @@ pub(super) struct Figures {
     pub(super) goodput: f64,
     /// Latency at that overload, in microseconds.
     pub(super) p50_us: f64,
+    /// Loads of the search during which something else ran on the generator's core, each time they were tried.
+    pub(super) disturbed: usize,
 }
 
 /// How long each load lasts.
@@ -48,22 +50,39 @@ const ATTEMPTS: usize = 2;
 /// The generator has to reach this share of the rate asked for.
 const REACHED: f64 = 0.97;
 
-/// How often a load is repeated in which the sink itself lost.
-const INVALID: usize = 4;
+/// How often a load is repeated in which the sink itself lost, or something else ran on the generator's core.
+const REPEATS: usize = 4;
+
+/// The share of a load's time that the generator, which never sleeps, may wait for its core.
+const WAITED: f64 = 0.02;
 
 /// One load, and the CPU that it took.
 struct Probe {
     outcome: Outcome,
     cpu_seconds: f64,
+    disturbed: bool,
+}
+
+/// What a load says about its rate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// The server relays it.
+    Passes,
+    /// The generator did not reach it.
+    Limited,
+    /// The server loses.
+    Loses,
 }
 
 impl Probe {
-    fn passes(&self) -> bool {
-        self.outcome.loss < LOSS
-    }
-
-    fn limited(&self) -> bool {
-        self.outcome.rate > 0.0 && self.outcome.sent_per_second < REACHED * self.outcome.rate
+    fn verdict(&self) -> Verdict {
+        if self.outcome.loss >= LOSS {
+            Verdict::Loses
+        } else if self.outcome.rate == 0.0 || self.outcome.sent_per_second < REACHED * self.outcome.rate {
+            Verdict::Limited
+        } else {
+            Verdict::Passes
+        }
     }
 }
 
@@ -73,27 +92,28 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
     // As much as there is: what comes through is near the rate searched for.
     let flood = probe(server, &mut session, cell, 0.0, timing).await?;
     let through = flood.outcome.received_per_second.max(1000.0);
-    let (mut low, mut high) = (through * 0.2, through * 1.5);
-    let mut rate = through * 0.9;
-    let mut best: Option<Probe> = None;
-    let mut limited = flood.passes();
-    if limited {
-        best = Some(flood);
-    }
-    while !limited && high / low > timing.precision {
+    let mut disturbed = usize::from(flood.disturbed);
+    let mut bracket = Bracket::near(through, timing.precision);
+    // What stops the search: the generator, or the server's loss.
+    let mut stopped_by = flood.verdict();
+    let lost = stopped_by == Verdict::Loses;
+    let mut best = (!lost).then_some(flood);
+    // A flood that comes through leaves nothing to search for.
+    while let Some(rate) = if lost { bracket.next() } else { None } {
         let tried = try_rate(server, &mut session, cell, rate, timing).await?;
-        if tried.passes() {
-            low = rate;
-            limited = tried.limited();
-            if best.as_ref().is_none_or(|best| best.outcome.sent_per_second < tried.outcome.sent_per_second) {
-                best = Some(tried);
-            }
-        } else {
-            high = rate;
+        let verdict = tried.verdict();
+        disturbed += usize::from(tried.disturbed);
+        bracket.tell(rate, verdict == Verdict::Passes);
+        if verdict != Verdict::Passes {
+            stopped_by = verdict;
         }
-        rate = next_rate(low, high, through);
+        let faster = |best: &Probe| best.outcome.sent_per_second < tried.outcome.sent_per_second;
+        if verdict != Verdict::Loses && best.as_ref().is_none_or(faster) {
+            best = Some(tried);
+        }
     }
-    let Some(best) = best else { bail!("it loses at {:.0} datagrams per second already", low) };
+    let limited = stopped_by == Verdict::Limited;
+    let Some(best) = best else { bail!("it loses even at {:.0} datagrams per second", bracket.rate) };
     let lossless = best.outcome.received_per_second;
     let overload = probe(server, &mut session, cell, lossless * 3.0, timing).await?.outcome;
     session.close().await?;
@@ -103,22 +123,52 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
         per_cpu_second: lossless * best.outcome.seconds / best.cpu_seconds.max(1e-9),
         goodput: overload.received_per_second,
         p50_us: overload.p50_us.unwrap_or(f64::NAN),
+        disturbed,
     })
 }
 
-/// The middle of the bracket; while one end is still a guess, near what came through.
-fn next_rate(low: f64, high: f64, through: f64) -> f64 {
-    match (low < through * 0.21, high > through * 1.49) {
-        (true, false) => (high * 0.85).max(low * 1.05),
-        (false, true) => (low * 1.1).min(high * 0.99),
-        _ => (low * high).sqrt(),
+/// The rates that the one searched for lies between.
+#[derive(Debug)]
+struct Bracket {
+    /// The highest that passed, and the lowest that did not, so far.
+    low: Option<f64>,
+    high: Option<f64>,
+    rate: f64,
+    precision: f64,
+    steps: usize,
+}
+
+impl Bracket {
+    /// The most loads that a search takes.
+    const STEPS: usize = 24;
+
+    /// What comes through a flood is near the rate searched for, mostly somewhat above.
+    fn near(through: f64, precision: f64) -> Self {
+        Self { low: None, high: None, rate: through * 0.9, precision, steps: 0 }
+    }
+
+    /// The rate to try, or `None` when the search is over.
+    fn next(&mut self) -> Option<f64> {
+        self.rate = match (self.low, self.high) {
+            (None, None) => self.rate,
+            (Some(low), None) => low * 1.1,
+            (None, Some(high)) => high * 0.85,
+            (Some(low), Some(high)) if high / low > self.precision => (low * high).sqrt(),
+            (Some(_), Some(_)) => return None,
+        };
+        self.steps += 1;
+        (self.steps <= Self::STEPS).then_some(self.rate)
+    }
+
+    fn tell(&mut self, rate: f64, passes: bool) {
+        *(if passes { &mut self.low } else { &mut self.high }) = Some(rate);
     }
 }
 
 async fn try_rate(server: &Server, session: &mut Session, cell: Cell, rate: f64, timing: Timing) -> Result<Probe> {
     let mut tried = probe(server, session, cell, rate, timing).await?;
     for _ in 1..ATTEMPTS {
-        if tried.passes() {
+        if tried.verdict() == Verdict::Passes {
             break;
         }
         tried = probe(server, session, cell, rate, timing).await?;
@@ -127,13 +177,22 @@ async fn try_rate(server: &Server, session: &mut Session, cell: Cell, rate: f64,
 }
 
 async fn probe(server: &Server, session: &mut Session, cell: Cell, rate: f64, timing: Timing) -> Result<Probe> {
-    for _ in 0..INVALID {
-        let (outcome, [before, after]) = session.run(&load(cell, rate, timing), || server.run_time()).await?;
-        if outcome.valid {
-            return Ok(Probe { outcome, cpu_seconds: (after? - before?) as f64 / 1e9 });
+    let mut last = None;
+    for _ in 0..REPEATS {
+        let meter = || (server.run_time(), cpu::waited(std::process::id()));
+        let (outcome, [before, after]) = session.run(&load(cell, rate, timing), meter).await?;
+        let waited = (after.1? - before.1?) as f64 / 1e9;
+        let cpu_seconds = (after.0? - before.0?) as f64 / 1e9;
+        if !outcome.valid {
+            continue;
+        }
+        let disturbed = waited > outcome.seconds * WAITED;
+        last = Some(Probe { outcome, cpu_seconds, disturbed });
+        if !disturbed {
+            break;
         }
     }
-    bail!("the sink itself lost datagrams {INVALID} times: not a measurement")
+    last.with_context(|| format!("the sink itself lost datagrams {REPEATS} times: not a measurement"))
 }
 
 /// What the generator reaches with nothing in between: datagrams per second for each cell.
@@ -171,23 +230,25 @@ impl fmt::Display for Figures {
 mod tests {
     use super::*;
 
-    /// How many steps the search takes to find `limit`, and what it finds.
-    fn search(limit: f64, through: f64) -> (usize, f64) {
-        let (mut low, mut high, mut rate, mut steps) = (through * 0.2, through * 1.5, through * 0.9, 0);
-        while high / low > 1.02 {
-            *(if rate <= limit { &mut low } else { &mut high }) = rate;
-            rate = next_rate(low, high, through);
-            steps += 1;
+    #[test]
+    fn the_search_ends_near_the_limit() {
+        for limit in [10.0, 40.0, 70.0, 89.0, 90.0, 97.0, 120.0, 300.0] {
+            let mut bracket = Bracket::near(100.0, 1.02);
+            while let Some(rate) = bracket.next() {
+                bracket.tell(rate, rate <= limit);
+            }
+            let found = bracket.low.unwrap();
+            assert!(found <= limit && found * 1.021 >= limit, "{limit}: {found}");
+            assert!(bracket.steps < Bracket::STEPS, "{limit}: {} steps", bracket.steps);
         }
-        (steps, low)
     }
 
     #[test]
-    fn the_search_ends_near_the_limit() {
-        for limit in [25.0, 40.0, 70.0, 89.0, 90.0, 97.0, 120.0, 148.0] {
-            let (steps, found) = search(limit, 100.0);
-            assert!(found <= limit && found * 1.021 >= limit, "{limit}: {found}");
-            assert!(steps <= 14, "{limit}: {steps} steps");
+    fn a_server_that_relays_nothing_ends_the_search() {
+        let mut bracket = Bracket::near(100.0, 1.02);
+        while let Some(rate) = bracket.next() {
+            bracket.tell(rate, false);
         }
+        assert_eq!((bracket.low, bracket.steps), (None, Bracket::STEPS + 1));
     }
 }
