@@ -1,2 +1,95 @@
-//! To be written.
-fn main() {}
+//! The program around [`backwater_relay`].
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use backwater_ops::{Logs, termination};
+use backwater_relay::{Arguments, Config, Relay};
+use backwater_turn::server::DropReason;
+use tracing::{info, warn};
+
+/// The configuration cannot be used.
+const BAD_CONFIGURATION: u8 = 2;
+
+/// The system does not let it start.
+const CANNOT_START: u8 = 1;
+
+fn main() -> ExitCode {
+    let matches = match Arguments::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(help) if !help.use_stderr() => help.exit(),
+        Err(error) => {
+            let text = error.to_string();
+            return fail(BAD_CONFIGURATION, text.lines().next().unwrap_or_default().trim_start_matches("error: "));
+        }
+    };
+    let config = Arguments::read(&matches, |name| std::env::var(name).ok()).and_then(|a| Config::new(&a));
+    let config = match config {
+        Ok(config) => config,
+        Err(errors) => {
+            for error in &errors {
+                fail(BAD_CONFIGURATION, error);
+            }
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let _logs = match Logs::to_stdout(&config.log_level) {
+        Ok(logs) => logs,
+        Err(error) => return fail(BAD_CONFIGURATION, format_args!("log-level: expected a level or a filter: {error}")),
+    };
+    // Signals are caught before the relay says that it is there.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(CANNOT_START, format_args!("cannot start: {error}")),
+    };
+    let terminated = match runtime.block_on(async { termination() }) {
+        Ok(terminated) => terminated,
+        Err(error) => return fail(CANNOT_START, format_args!("cannot catch signals: {error}")),
+    };
+    let mut relay = match Relay::start(&config) {
+        Ok(relay) => relay,
+        Err(error) => return fail(CANNOT_START, error),
+    };
+    announce(&config, &relay);
+    runtime.block_on(terminated);
+    info!(drain_seconds = config.drain.as_secs(), "stopping");
+    relay.stop(config.drain);
+    summarize(&relay);
+    ExitCode::SUCCESS
+}
+
+fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
+    eprintln!("backwater-relay: {message}");
+    ExitCode::from(code)
+}
+
+fn announce(config: &Config, relay: &Relay) {
+    for addr in relay.local_addrs() {
+        info!(listener = %addr, threads = relay.counters().len(), "listening for TURN over UDP");
+    }
+    let Some(first) = &config.first_run else { return };
+    info!(username = first.user, password = first.password, "no user is configured: this one was made up");
+    if let Some(addr) = relay.local_addrs().first() {
+        let (user, password) = (&first.user, &first.password);
+        info!("try it: turnutils_uclient -y -u {user} -w {password} -p {} {}", addr.port(), addr.ip());
+    }
+    if first.loopback_peers {
+        warn!(
+            "PEERS ON LOOPBACK ARE ALLOWED for this first run: whoever has the credential reaches what listens on it"
+        );
+    }
+}
+
+fn summarize(relay: &Relay) {
+    let total = |f: fn(&backwater_relay::Counters) -> u64| relay.counters().iter().map(|c| f(c)).sum::<u64>();
+    info!(
+        allocations = total(|c| c.allocations.get()),
+        to_peers = total(|c| c.to_peers.get()),
+        to_clients = total(|c| c.to_clients.get()),
+        forbidden = total(|c| c.forbidden.get()),
+        dropped = total(|c| DropReason::ALL.iter().map(|&reason| c.dropped(reason)).sum()),
+        "stopped"
+    );
+}

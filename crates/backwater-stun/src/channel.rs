@@ -5,7 +5,11 @@ use core::fmt;
 /// Bytes in front of a ChannelData's payload.
 pub const CHANNEL_HEADER_LEN: usize = 4;
 
-/// A channel that a client may bind: `0x4000..=0x4FFF` (RFC 8656 §12). As an attribute: CHANNEL-NUMBER.
+/// A channel: `0x4000..=0x7FFF`. As an attribute: CHANNEL-NUMBER.
+///
+/// RFC 8656 §12 has clients bind `0x4000..=0x4FFF` and reserves the rest, which RFC 5766 §11 allowed and clients in
+/// wide use still bind (coturn's picks at random). A server on a port of its own loses nothing by taking both; a client
+/// of ours binds up to [`MAX`](Self::MAX).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelNumber(u16);
 
@@ -22,7 +26,7 @@ pub struct ChannelData<'a> {
 pub enum ChannelDataError {
     /// Fewer bytes than the header, or than the length in the header says.
     Truncated,
-    /// The channel is not in `0x4000..=0x4FFF`: another protocol, or a reserved number.
+    /// The channel is not in `0x4000..=0x7FFF`: another protocol.
     Channel,
     /// More bytes than the length in the header says, and more than padding explains.
     TrailingBytes,
@@ -31,12 +35,12 @@ pub enum ChannelDataError {
 impl ChannelNumber {
     /// The lowest channel.
     pub const MIN: Self = Self(0x4000);
-    /// The highest channel.
+    /// The highest channel that RFC 8656 has clients bind.
     pub const MAX: Self = Self(0x4FFF);
 
-    /// A channel by its number; `None` outside of `0x4000..=0x4FFF`.
+    /// A channel by its number; `None` outside of `0x4000..=0x7FFF`.
     pub const fn new(number: u16) -> Option<Self> {
-        if number >> 12 == 4 { Some(Self(number)) } else { None }
+        if number >> 14 == 1 { Some(Self(number)) } else { None }
     }
 
     /// The number.
@@ -140,11 +144,11 @@ mod tests {
     #[test]
     fn other_protocols_are_no_channels() {
         // RTP's first byte, taken for a channel by a codec that only looked at the top bits.
-        for number in [0x0000, 0x3FFF, 0x5000, 0x7FFF, 0x8000, 0xFFFF_u16] {
+        for number in [0x0000, 0x3FFF, 0x8000, 0xFFFF_u16] {
             let [a, b] = number.to_be_bytes();
             assert_eq!(ChannelData::parse(&[a, b, 0, 0]), Err(ChannelDataError::Channel));
             assert_eq!(ChannelNumber::new(number), None);
         }
-        assert!(ChannelNumber::new(0x4000).is_some() && ChannelNumber::new(0x4FFF).is_some());
+        assert!(ChannelNumber::new(0x4000).is_some() && ChannelNumber::new(0x7FFF).is_some());
     }
 }

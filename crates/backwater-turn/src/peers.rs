@@ -34,6 +34,17 @@ pub enum PeerRefused {
     Mapped,
 }
 
+impl PeerRefused {
+    /// What an operator changes to allow it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Denied(_) => "take the prefix out of deny-peer",
+            Self::Default(_) => "add the address or a prefix of it to allow-peer",
+            Self::Listener | Self::Mapped => "none: it is never allowed",
+        }
+    }
+}
+
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix))
 }

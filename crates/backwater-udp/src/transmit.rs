@@ -146,6 +146,16 @@ impl<'a> Transmit<'a> {
         self.destination
     }
 
+    /// The address it is to be sent from, if that was said.
+    pub fn source_ip(&self) -> Option<IpAddr> {
+        self.source
+    }
+
+    /// Its ECN field.
+    pub fn ecn_field(&self) -> Option<Ecn> {
+        self.ecn
+    }
+
     /// What has become of the datagrams that are done, so far.
     pub fn report(&self) -> &Report {
         &self.cursor.report

@@ -17,7 +17,7 @@ use std::{
 
 use backwater_stun::{
     AddressFamily, AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck,
-    HmacKey, Message, Method, Protocol, TransactionId, XorPeerAddress, demultiplex,
+    HmacKey, Message, Method, TransactionId, XorPeerAddress,
 };
 use foldhash::fast::RandomState;
 use slab::Slab;
@@ -235,13 +235,19 @@ impl Server {
         self.allocations.len()
     }
 
+    /// Answers every new Allocate request with 508 from here on. Allocations that exist go on.
+    pub fn refuse_new(&mut self) {
+        self.config.max_allocations = 0;
+    }
+
     /// What to do with a datagram from a client. A reply is written into `reply`, of [`MAX_REPLY`] bytes.
     #[inline]
     pub fn from_client(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
-        match datagram.first().map(|&b| demultiplex(b)) {
-            Some(Protocol::TurnChannel) => self.channel_data(now.instant, from, datagram).unwrap_or_else(Action::Drop),
-            Some(Protocol::Stun) => self.stun(now, from, datagram, reply),
-            _ => Action::Drop(DropReason::Protocol),
+        match datagram.first() {
+            // RFC 9443 leaves 0x50 to 0x7F to QUIC, which does not come to a relay; RFC 5766's clients have channels there.
+            Some(0x40..=0x7F) => self.channel_data(now.instant, from, datagram).unwrap_or_else(Action::Drop),
+            Some(0..=3) => self.stun(now, from, datagram, reply),
+            Some(_) | None => Action::Drop(DropReason::Protocol),
         }
     }
 

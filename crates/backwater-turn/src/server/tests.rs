@@ -409,6 +409,15 @@ fn a_channel_conflict_is_a_bad_request() {
 }
 
 #[test]
+fn channels_of_rfc_5766_are_taken() {
+    let mut b = Bench::new();
+    let id = b.allocate(CLIENT);
+    assert_eq!(code(&b.channel(CLIENT, 0x7FFF, PEER).1, true), 0);
+    let data = b.bytes(CLIENT, &[0x7F, 0xFF, 0, 1, 9]).0;
+    assert_eq!(data, Action::Forward { via: id, to: PeerAddr(addr(PEER)), range: 4..5 });
+}
+
+#[test]
 fn allocations_that_come_and_go_leave_nothing_behind() {
     let mut b = Bench::new();
     for _ in 0..500 {

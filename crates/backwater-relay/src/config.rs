@@ -1,0 +1,461 @@
+//! The configuration: flags, environment and a TOML file, by one table of keys.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    ops::RangeInclusive,
+    path::Path,
+    str::FromStr,
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use backwater_turn::{Credentials, PeerRules, server};
+use clap::{Arg, ArgAction, Command};
+use ipnet::IpNet;
+
+use crate::ports::RelayIp;
+
+/// A key of the configuration: a flag `--name`, a variable `BACKWATER_RELAY_NAME`, and `name` in the file.
+struct Key {
+    name: &'static str,
+    value: &'static str,
+    /// May be given several times; separated by commas in the environment; an array in the file.
+    list: bool,
+    help: &'static str,
+}
+
+const fn one(name: &'static str, value: &'static str, help: &'static str) -> Key {
+    Key { name, value, list: false, help }
+}
+
+const fn many(name: &'static str, value: &'static str, help: &'static str) -> Key {
+    Key { name, value, list: true, help }
+}
+
+const KEYS: &[Key] = &[
+    many("listen", "IP:PORT", "Where clients reach the relay [default: 127.0.0.1:3478 and [::1]:3478]"),
+    many(
+        "relay-address",
+        "IP",
+        "Where peers reach the clients: one address of each family [default: the listeners' own]",
+    ),
+    many(
+        "external-address",
+        "IP",
+        "What peers see the relay-address of the same family as, behind a one-to-one NAT [default: the same]",
+    ),
+    one("ports", "FIRST-LAST", "Ports of relayed addresses [default: 49152-65535]"),
+    one("realm", "NAME", "The realm of the credentials [default: backwater]"),
+    many("user", "NAME:PASSWORD", "A user [default: one is made up when only loopback is listened on]"),
+    many(
+        "secret",
+        "SECRET",
+        "A shared secret for time-limited credentials: user EXPIRY:NAME, password base64(HMAC-SHA1(SECRET, user))",
+    ),
+    many(
+        "allow-peer",
+        "PREFIX",
+        "Peers to allow that are refused by default: loopback, link-local, multicast, unspecified, broadcast",
+    ),
+    many("deny-peer", "PREFIX", "Peers to refuse, whatever else is allowed"),
+    one("threads", "N", "Threads [default: one for each core on Linux, else 1]"),
+    one("max-allocations", "N", "Allocations there may be on each thread [default: 10000]"),
+    one(
+        "max-lifetime",
+        "SECONDS",
+        "The longest lifetime of an allocation between refreshes, 600 to 86400 [default: 3600]",
+    ),
+    one("drain", "SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]"),
+    one(
+        "log-level",
+        "FILTER",
+        "error, warn, info, debug, trace, or a list such as info,backwater_turn=debug [default: info]",
+    ),
+];
+
+/// What a relay is to do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) relay_v4: Option<RelayIp>,
+    pub(crate) relay_v6: Option<RelayIp>,
+    pub(crate) ports: RangeInclusive<u16>,
+    credentials: Credentials,
+    peers: PeerRules,
+    pub(crate) threads: usize,
+    max_allocations: usize,
+    max_lifetime: Duration,
+    /// How long to wait for clients to leave at the end.
+    pub drain: Duration,
+    /// The filter of the logs.
+    pub log_level: String,
+    /// Present when nobody was configured and a user was made up.
+    pub first_run: Option<FirstRun>,
+}
+
+/// A user that was made up for the first run, on loopback.
+#[derive(Clone, Debug)]
+pub struct FirstRun {
+    /// The name.
+    pub user: String,
+    /// The password: random, and new at each start.
+    pub password: String,
+    /// Whether peers on loopback were allowed for it.
+    pub loopback_peers: bool,
+}
+
+/// A value that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Where it stands: `--listen`, `BACKWATER_RELAY_LISTEN`, `relay.toml: listen`.
+    pub key: String,
+    /// What is wrong with it and what was expected.
+    pub problem: String,
+}
+
+/// What the command line, the environment and the file say, not yet understood.
+#[derive(Debug, Default)]
+pub struct Arguments {
+    values: HashMap<&'static str, Given>,
+}
+
+/// The values of a key, and where they stand.
+#[derive(Clone, Debug)]
+struct Given {
+    place: String,
+    values: Vec<String>,
+}
+
+impl Arguments {
+    /// The command line's grammar, from which `--help` comes.
+    pub fn command() -> Command {
+        let mut command = Command::new("backwater-relay")
+            .version(env!("CARGO_PKG_VERSION"))
+            .about("A TURN relay")
+            .after_help(
+                "Each option is also a variable, BACKWATER_RELAY_ and its name in capitals with underscores, lists \
+                 separated by commas; and a key of the configuration file, lists as arrays. The command line counts \
+                 before the environment, that before the file. Passwords are best kept in the file: others can see \
+                 the command line.",
+            )
+            .arg(Arg::new("config").long("config").value_name("FILE").help("A configuration file (TOML)"));
+        for key in KEYS {
+            let action = if key.list { ArgAction::Append } else { ArgAction::Set };
+            command = command.arg(
+                Arg::new(key.name)
+                    .long(key.name)
+                    .value_name(key.value)
+                    .action(action)
+                    .help(key.help)
+                    .allow_hyphen_values(true),
+            );
+        }
+        command
+    }
+
+    /// Reads the command line, the environment and the file that they name.
+    ///
+    /// # Errors
+    /// All that is wrong with the file's form.
+    pub fn read(matches: &clap::ArgMatches, env: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<ConfigError>> {
+        let mut arguments = Self::default();
+        let file = matches.get_one::<String>("config").cloned().or_else(|| env("BACKWATER_RELAY_CONFIG"));
+        if let Some(file) = file {
+            arguments.read_file(Path::new(&file))?;
+        }
+        for key in KEYS {
+            let name = format!("BACKWATER_RELAY_{}", key.name.to_uppercase().replace('-', "_"));
+            if let Some(value) = env(&name).filter(|v| !v.is_empty()) {
+                let values = if key.list { value.split(',').map(str::to_owned).collect() } else { vec![value] };
+                arguments.values.insert(key.name, Given { place: name, values });
+            }
+            if let Some(values) = matches.get_many::<String>(key.name) {
+                let given = Given { place: format!("--{}", key.name), values: values.cloned().collect() };
+                arguments.values.insert(key.name, given);
+            }
+        }
+        Ok(arguments)
+    }
+
+    fn read_file(&mut self, file: &Path) -> Result<(), Vec<ConfigError>> {
+        let name = file.display().to_string();
+        let error = |key: String, problem: String| vec![ConfigError { key, problem }];
+        let text = std::fs::read_to_string(file).map_err(|e| error(name.clone(), format!("cannot be read: {e}")))?;
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+            let line = e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or_default().matches('\n').count());
+            error(format!("{name}, line {line}"), e.message().replace('\n', " "))
+        })?;
+        let mut errors = Vec::new();
+        for (key, value) in table {
+            let place = format!("{name}: {key}");
+            let Some(known) = KEYS.iter().find(|k| k.name == key) else {
+                let names: Vec<_> = KEYS.iter().map(|k| k.name).collect();
+                errors.push(ConfigError {
+                    key: place,
+                    problem: format!("unknown; expected one of {}", names.join(", ")),
+                });
+                continue;
+            };
+            let values = match value.as_array().filter(|_| known.list) {
+                Some(values) => values.iter().map(scalar).collect(),
+                None => scalar(&value).map(|value| vec![value]),
+            };
+            match values {
+                Some(values) => drop(self.values.insert(known.name, Given { place, values })),
+                None => {
+                    let list = if known.list { "an array of strings" } else { "a string or a number" };
+                    errors.push(ConfigError { key: place, problem: format!("expected {list}: {}", known.value) });
+                }
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+impl Config {
+    /// Understands the arguments.
+    ///
+    /// # Errors
+    /// All that is wrong with them.
+    pub fn new(arguments: &Arguments) -> Result<Self, Vec<ConfigError>> {
+        let mut r = Reader { arguments, errors: Vec::new() };
+        let listen = r.list("listen", "an address and a port, such as 192.0.2.1:3478 or [2001:db8::1]:3478");
+        let relay: Vec<IpAddr> = r.list("relay-address", "an IP address of this host");
+        let external: Vec<IpAddr> = r.list("external-address", "an IP address");
+        let Ports(ports) =
+            r.one("ports", "two ports and a hyphen, such as 49152-65535").unwrap_or(Ports(49_152..=65_535));
+        let realm: String = r.one("realm", "a name").unwrap_or_else(|| "backwater".to_owned());
+        let allow = r.list("allow-peer", PREFIX);
+        let deny = r.list("deny-peer", PREFIX);
+        let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
+        let most_threads = if cfg!(target_os = "linux") { 1024 } else { 1 };
+        let threads = r.number("threads", 1..=most_threads).unwrap_or(cores as u64) as usize;
+        let max_allocations = r.number("max-allocations", 1..=1_000_000).unwrap_or(10_000) as usize;
+        let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
+        let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));
+        let log_level = r.one("log-level", "a level or a filter").unwrap_or_else(|| "info".to_owned());
+
+        let listen = if r.has("listen") { listen } else { loopback() };
+        let mut credentials = r.credentials(&realm);
+        let on_loopback = listen.iter().all(|l: &SocketAddr| l.ip().is_loopback());
+        let mut peers = PeerRules { allow, deny, listeners: vec![] };
+        let mut first_run = None;
+        if credentials.is_empty() && r.errors.is_empty() {
+            if on_loopback {
+                first_run = Some(r.make_up(&mut credentials, &mut peers));
+            } else {
+                let problem = "expected a user NAME:PASSWORD, or a secret, since others than this host are listened to";
+                r.errors.push(ConfigError { key: "user".to_owned(), problem: problem.to_owned() });
+            }
+        }
+        let mut family = |v4: bool| r.relay_ip(&listen, &relay, &external, v4);
+        let (relay_v4, relay_v6) = (family(true), family(false));
+        if relay_v4.is_none() && relay_v6.is_none() && r.errors.is_empty() {
+            r.error("relay-address", "expected the address that peers reach, since listen names none");
+        }
+        let Reader { errors, .. } = r;
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self {
+            listen,
+            relay_v4,
+            relay_v6,
+            ports,
+            credentials,
+            peers,
+            threads,
+            max_allocations,
+            max_lifetime,
+            drain,
+            log_level,
+            first_run,
+        })
+    }
+
+    pub(crate) fn server(&self, nonce_key: [u8; 64]) -> server::Config {
+        server::Config {
+            credentials: self.credentials.clone(),
+            peers: self.peers.clone(),
+            families: server::Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
+            max_lifetime: self.max_lifetime,
+            max_allocations: self.max_allocations,
+            nonce_key,
+        }
+    }
+}
+
+const PREFIX: &str = "an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32";
+
+/// Understands values and gathers what is wrong with them.
+struct Reader<'a> {
+    arguments: &'a Arguments,
+    errors: Vec<ConfigError>,
+}
+
+impl Reader<'_> {
+    fn has(&self, key: &str) -> bool {
+        self.arguments.values.contains_key(key)
+    }
+
+    fn error(&mut self, key: &str, problem: &str) {
+        let key = self.arguments.values.get(key).map_or_else(|| key.to_owned(), |given| given.place.clone());
+        self.errors.push(ConfigError { key, problem: problem.to_owned() });
+    }
+
+    fn list<T: Value>(&mut self, key: &str, expected: &str) -> Vec<T> {
+        let given = self.arguments.values.get(key).map_or(&[][..], |given| &given.values);
+        let mut values = Vec::new();
+        for text in given {
+            match T::read(text.trim()) {
+                Some(value) => values.push(value),
+                None => self.error(key, &format!("expected {expected}, found {text:?}")),
+            }
+        }
+        values
+    }
+
+    fn one<T: Value>(&mut self, key: &str, expected: &str) -> Option<T> {
+        self.list(key, expected).pop()
+    }
+
+    fn number(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        let number: u64 = self.one(key, &expected)?;
+        if range.contains(&number) {
+            return Some(number);
+        }
+        self.error(key, &format!("expected {expected}, found {number}"));
+        None
+    }
+
+    fn credentials(&mut self, realm: &str) -> Credentials {
+        let mut credentials = match Credentials::new(realm) {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                self.error("realm", &error.to_string());
+                return Self::no_credentials();
+            }
+        };
+        for Text(user) in self.list("user", "") {
+            let added = user.split_once(':').map(|(name, password)| credentials.add_user(name, password));
+            match added {
+                Some(Ok(())) => {}
+                Some(Err(error)) => self.error("user", &format!("expected NAME:PASSWORD, but {error}")),
+                None => self.error("user", "expected NAME:PASSWORD, found no colon"),
+            }
+        }
+        for Text(secret) in self.list("secret", "") {
+            if let Err(error) = credentials.add_secret(&secret) {
+                self.error("secret", &format!("expected a secret, but {error}"));
+            }
+        }
+        credentials
+    }
+
+    /// A placeholder beside an error: nobody in the default realm.
+    fn no_credentials() -> Credentials {
+        #[allow(clippy::unwrap_used, reason = "a constant that a test reads too")]
+        Credentials::new("backwater").unwrap()
+    }
+
+    /// Makes a user for someone who has just started the program to look at it.
+    fn make_up(&mut self, credentials: &mut Credentials, peers: &mut PeerRules) -> FirstRun {
+        let user = "backwater".to_owned();
+        let mut random = [0; 12];
+        if getrandom::fill(&mut random).is_err() {
+            self.error("user", "expected one, since the system has no randomness to make one up");
+        }
+        let password: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        if let Err(error) = credentials.add_user(&user, &password) {
+            self.error("user", &error.to_string());
+        }
+        let loopback_peers = !self.has("allow-peer");
+        if loopback_peers {
+            peers.allow = ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect();
+        }
+        FirstRun { user, password, loopback_peers }
+    }
+
+    /// The relayed address of a family: as given, or that of a listener.
+    fn relay_ip(&mut self, listen: &[SocketAddr], relay: &[IpAddr], external: &[IpAddr], v4: bool) -> Option<RelayIp> {
+        let of_family = |ips: &[IpAddr]| ips.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect::<Vec<_>>();
+        let (relay, external) = (of_family(relay), of_family(external));
+        for (key, ips) in [("relay-address", &relay), ("external-address", &external)] {
+            if ips.len() > 1 {
+                self.error(key, "expected one address of each family");
+            }
+        }
+        let listeners: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
+        let own = of_family(&listeners).into_iter().find(|ip| !ip.is_unspecified());
+        let bind = relay.first().copied().or(own)?;
+        if bind.is_unspecified() {
+            self.error("relay-address", "expected an address that clients can be told, found the wildcard");
+        }
+        Some(RelayIp { bind, advertise: external.first().copied().unwrap_or(bind) })
+    }
+}
+
+/// A value that is written as text.
+trait Value: Sized {
+    fn read(text: &str) -> Option<Self>;
+}
+
+macro_rules! from_str {
+    ($($t:ty),*) => { $(impl Value for $t {
+        fn read(text: &str) -> Option<Self> {
+            Self::from_str(text).ok()
+        }
+    })* };
+}
+
+from_str!(SocketAddr, IpAddr, u64, String);
+
+impl Value for IpNet {
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(Self::from))
+    }
+}
+
+/// Text that must not be shown in an error.
+struct Text(String);
+
+impl Value for Text {
+    fn read(text: &str) -> Option<Self> {
+        Some(Self(text.to_owned()))
+    }
+}
+
+struct Ports(RangeInclusive<u16>);
+
+impl Value for Ports {
+    fn read(text: &str) -> Option<Self> {
+        let (first, last) = text.split_once('-')?;
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (1 <= first && first <= last).then_some(Self(first..=last))
+    }
+}
+
+/// Loopback in the families that this host has.
+fn loopback() -> Vec<SocketAddr> {
+    let all = [SocketAddr::from(([127, 0, 0, 1], 3478)), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 3478))];
+    all.into_iter().filter(|addr| addr.is_ipv4() || UdpSocket::bind((addr.ip(), 0)).is_ok()).collect()
+}
+
+fn scalar(value: &toml::Value) -> Option<String> {
+    let number = value.as_integer().map(|number| number.to_string());
+    value.as_str().map(str::to_owned).or(number)
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.problem)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,120 @@
+use super::*;
+
+fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
+    let args = std::iter::once("backwater-relay").chain(args.iter().copied());
+    let matches = Arguments::command().try_get_matches_from(args).unwrap();
+    let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+    Config::new(&Arguments::read(&matches, env)?)
+}
+
+fn problems(args: &[&str]) -> Vec<String> {
+    config(args, &[]).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+fn file(text: &str) -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("backwater-{}-{}.toml", std::process::id(), fastrand::u64(..)));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn with_file(text: &str, args: &[&str]) -> Result<Config, Vec<ConfigError>> {
+    let path = file(text);
+    let mut all = vec!["--config", path.to_str().unwrap()];
+    all.extend(args);
+    let result = config(&all, &[]);
+    std::fs::remove_file(path).unwrap();
+    result
+}
+
+#[test]
+fn nothing_given_is_a_first_run_on_loopback() {
+    let c = config(&[], &[]).unwrap();
+    assert!(c.listen.iter().all(|l| l.ip().is_loopback() && l.port() == 3478));
+    let first = c.first_run.unwrap();
+    assert!(first.loopback_peers);
+    assert_eq!(first.password.len(), 24);
+    assert_ne!(first.password, config(&[], &[]).unwrap().first_run.unwrap().password);
+    assert_eq!(c.peers.allow.len(), 2);
+    assert_eq!(c.relay_v4.unwrap().advertise, IpAddr::from([127, 0, 0, 1]));
+}
+
+#[test]
+fn loopback_peers_are_not_allowed_once_anything_is_said() {
+    let c = config(&["--user", "a:b"], &[]).unwrap();
+    assert!(c.first_run.is_none() && c.peers.allow.is_empty());
+    let c = config(&["--allow-peer", "10.0.0.0/8"], &[]).unwrap();
+    assert!(!c.first_run.unwrap().loopback_peers);
+    assert_eq!(c.peers.allow.len(), 1);
+}
+
+#[test]
+fn the_command_line_counts_before_the_environment_and_that_before_the_file() {
+    let env = [("BACKWATER_RELAY_REALM", "env"), ("BACKWATER_RELAY_LISTEN", "127.0.0.1:1,127.0.0.2:2")];
+    let c = config(&["--realm", "flag"], &env).unwrap();
+    assert_eq!((c.credentials.realm(), c.listen.len()), ("flag", 2));
+    assert_eq!(config(&[], &env).unwrap().credentials.realm(), "env");
+    let c = with_file("realm = \"file\"\nthreads = 1\nallow-peer = [\"10.0.0.1\", \"::1/128\"]", &["--threads", "1"]);
+    let c = c.unwrap();
+    assert_eq!((c.credentials.realm(), c.threads, c.peers.allow.len()), ("file", 1, 2));
+}
+
+#[test]
+fn every_mistake_is_named_with_what_was_expected() {
+    let all =
+        problems(&["--listen", "localhost", "--ports", "9-8", "--threads", "0", "--user", "x", "--deny-peer", "y"]);
+    assert_eq!(all.len(), 5, "{all:?}");
+    for (line, parts) in all.iter().zip([
+        ["--listen", "expected an address and a port", "\"localhost\""],
+        ["--ports", "expected two ports", "\"9-8\""],
+        ["--deny-peer", "expected an address or a prefix", "\"y\""],
+        ["--threads", "expected a number from 1", "found 0"],
+        ["--user", "expected NAME:PASSWORD", "no colon"],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)) && !line.contains('\n'), "{line}");
+    }
+}
+
+#[test]
+fn others_than_this_host_need_a_credential() {
+    assert!(problems(&["--listen", "192.0.2.1:3478"])[0].starts_with("user: expected a user"));
+    config(&["--listen", "192.0.2.1:3478", "--secret", "s"], &[]).unwrap();
+}
+
+#[test]
+fn a_wildcard_listener_needs_a_relay_address() {
+    let wild = ["--listen", "0.0.0.0:3478", "--user", "a:b"];
+    assert!(problems(&wild)[0].contains("relay-address: expected"));
+    let c = config(&[&wild[..], &["--relay-address", "10.0.0.5", "--external-address", "192.0.2.5"]].concat(), &[]);
+    let ip = c.unwrap().relay_v4.unwrap();
+    assert_eq!((ip.bind, ip.advertise), ([10, 0, 0, 5].into(), [192, 0, 2, 5].into()));
+    assert!(problems(&[&wild[..], &["--relay-address", "0.0.0.0"]].concat())[0].contains("found the wildcard"));
+    let two = ["--relay-address", "10.0.0.5", "--relay-address", "10.0.0.6"];
+    assert!(problems(&[&wild[..], &two].concat())[0].contains("one address of each family"));
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    for args in [&["--user", ":hunter2"][..], &["--user", "a\u{1}:hunter2"], &["--user", "hunter2"]] {
+        assert!(!problems(args).concat().contains("hunter2"));
+    }
+}
+
+#[test]
+fn a_file_that_is_wrong_is_named_with_the_line_or_the_key() {
+    let lines = |text: &str| with_file(text, &[]).unwrap_err();
+    assert!(lines("realm = \"a\"\nthreads = = 3")[0].key.ends_with(", line 2"));
+    let two = lines("relm = \"a\"\nuser = [1.5]\n");
+    assert!(two[0].key.ends_with(": relm") && two[0].problem.contains("expected one of listen,"), "{two:?}");
+    assert!(two[1].key.ends_with(": user") && two[1].problem.contains("array of strings"), "{two:?}");
+    assert!(lines("threads = 0")[0].problem.contains("from 1"));
+    let missing = config(&["--config", "/nonexistent/relay.toml"], &[]).unwrap_err();
+    assert!(missing[0].problem.contains("cannot be read"));
+}
+
+#[test]
+fn help_explains_every_key() {
+    let help = Arguments::command().render_long_help().to_string();
+    for key in KEYS {
+        assert!(help.contains(&format!("--{} <{}>", key.name, key.value)), "{}", key.name);
+    }
+}

@@ -1,0 +1,60 @@
+//! What a thread has done, readable from the others.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use backwater_turn::server::DropReason;
+
+/// A number that one thread adds to.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, n: u64) {
+        // One writer: no need for a locked instruction.
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The counters of one thread. Datagrams, where nothing else is said.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Allocations made.
+    pub allocations: Counter,
+    /// Requests answered with 403.
+    pub forbidden: Counter,
+    /// Allocations that found no port: answered with 508.
+    pub bind_failed: Counter,
+    /// From clients to peers.
+    pub to_peers: Counter,
+    /// From peers to clients.
+    pub to_clients: Counter,
+    /// Answers to requests.
+    pub replies: Counter,
+    /// Refused by the system and held back.
+    pub held: Counter,
+    /// Held back until the deadline.
+    pub held_too_long: Counter,
+    /// Refused by the system while too much was held.
+    pub queue_full: Counter,
+    /// Receives that failed.
+    pub receive_errors: Counter,
+    dropped: [Counter; DropReason::ALL.len()],
+}
+
+impl Counters {
+    pub(crate) fn count_drop(&self, reason: DropReason, datagrams: usize) {
+        if let Some(counter) = self.dropped.get(reason as usize) {
+            counter.add(datagrams as u64);
+        }
+    }
+
+    /// Dropped for this reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.dropped.get(reason as usize).map_or(0, Counter::get)
+    }
+}

@@ -1,0 +1,135 @@
+//! A socket to send on, and what it could not take yet.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Instant,
+};
+
+use backwater_udp::{Cursor, Ecn, Policy, Sender, Transmit, UdpSocket};
+
+use crate::counters::Counters;
+
+/// Payload bytes that one socket may hold back.
+const MAX_BYTES: usize = 256 * 1024;
+
+/// A socket that datagrams leave by. Nobody waits for it: what it refuses is copied into a queue of its own, bounded
+/// in bytes and by the policy's deadline, so that only its own traffic is held up.
+pub(crate) struct Egress {
+    pub(crate) socket: UdpSocket,
+    state: RefCell<State>,
+    counters: Arc<Counters>,
+}
+
+struct State {
+    sender: Sender,
+    queue: VecDeque<Held>,
+    bytes: usize,
+    /// Of the task that empties the queue.
+    waker: Option<Waker>,
+}
+
+/// A train, or what is left of one.
+struct Held {
+    destination: SocketAddr,
+    source: Option<IpAddr>,
+    ecn: Option<Ecn>,
+    segment_size: usize,
+    bytes: Box<[u8]>,
+    datagrams: usize,
+    cursor: Option<Cursor>,
+    since: Instant,
+}
+
+impl Egress {
+    pub(crate) fn new(socket: UdpSocket, counters: Arc<Counters>) -> Self {
+        let state = State { sender: socket.sender(), queue: VecDeque::new(), bytes: 0, waker: None };
+        Self { socket, state: RefCell::new(state), counters }
+    }
+
+    /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already.
+    pub(crate) fn send(&self, now: Instant, t: &mut Transmit<'_>) {
+        let mut state = self.state.borrow_mut();
+        if state.queue.is_empty() {
+            match state.sender.try_send(t) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // What a failed socket could not send is in its counters; the task that receives on it sees to the rest.
+                Ok(_) | Err(_) => return,
+            }
+        }
+        state.hold(now, t, &self.counters);
+    }
+
+    /// Sends what is held. Pending while something still is.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>, now: Instant) -> Poll<io::Result<()>> {
+        let state = &mut *self.state.borrow_mut();
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            waker @ None => *waker = Some(cx.waker().clone()),
+        }
+        let deadline = match state.sender.socket().backpressure().get() {
+            Policy::Wait { deadline } => Some(deadline),
+            Policy::Drop => None,
+        };
+        let mut result = Ok(());
+        while let Some(held) = state.queue.front_mut()
+            && result.is_ok()
+        {
+            // The sender keeps the time of what it has accepted.
+            let too_old = deadline.is_none_or(|limit| now.saturating_duration_since(held.since) >= limit);
+            if held.cursor.is_none() && too_old {
+                self.counters.held_too_long.add(held.datagrams as u64);
+            } else {
+                let slices = [IoSlice::new(&held.bytes)];
+                let mut t = Transmit::new(held.destination, &slices)
+                    .segment_size(held.segment_size)
+                    .source(held.source)
+                    .ecn(held.ecn);
+                if let Some(cursor) = held.cursor {
+                    t = t.resume(cursor);
+                }
+                let sent = state.sender.poll_send(cx, &mut t);
+                held.cursor = Some(t.cursor());
+                result = ready!(sent).map(drop);
+            }
+            state.bytes -= held.bytes.len();
+            state.queue.pop_front();
+        }
+        Poll::Ready(result)
+    }
+
+    /// Whether anything is held.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state.borrow().queue.is_empty()
+    }
+}
+
+impl State {
+    fn hold(&mut self, now: Instant, t: &Transmit<'_>, counters: &Counters) {
+        let datagrams = t.remaining();
+        let bytes: Box<[u8]> = t.remaining_slices().flatten().copied().collect();
+        if self.bytes + bytes.len() > MAX_BYTES || self.queue.len() >= MAX_BYTES / 64 {
+            counters.queue_full.add(datagrams as u64);
+            return;
+        }
+        counters.held.add(datagrams as u64);
+        self.bytes += bytes.len();
+        self.queue.push_back(Held {
+            destination: t.destination(),
+            source: t.source_ip(),
+            ecn: t.ecn_field(),
+            segment_size: t.datagram_len(),
+            bytes,
+            datagrams,
+            cursor: None,
+            since: now,
+        });
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+}

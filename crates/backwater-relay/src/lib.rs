@@ -1,0 +1,18 @@
+//! A TURN relay (RFC 8656) over UDP: the event loop around [`backwater_turn::server`].
+//!
+//! One thread per core, each with a listener of its own on the shared port and with state that is its own: a client's
+//! datagrams all come to one thread, and no lock is on their way.
+
+#![forbid(unsafe_code)]
+
+mod config;
+mod counters;
+mod egress;
+mod ports;
+mod relay;
+mod runs;
+mod worker;
+
+pub use config::{Arguments, Config, ConfigError, FirstRun};
+pub use counters::{Counter, Counters};
+pub use relay::{Relay, StartError};

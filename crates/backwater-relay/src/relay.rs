@@ -1,0 +1,198 @@
+//! The threads.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use backwater_turn::server::Server;
+use backwater_udp::{Stats, UdpSocket};
+use tokio::{sync::watch, task::LocalSet};
+
+use crate::{
+    config::Config,
+    counters::Counters,
+    ports::Ports,
+    worker::{Worker, listen},
+};
+
+/// A running relay. It goes on when this is dropped; [`stop`](Self::stop) ends it.
+#[derive(Debug)]
+pub struct Relay {
+    local_addrs: Vec<SocketAddr>,
+    threads: Vec<JoinHandle<()>>,
+    counters: Vec<Arc<Counters>>,
+    stats: Vec<Arc<Stats>>,
+    stop: watch::Sender<Option<Instant>>,
+}
+
+/// Why a relay did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The address cannot be listened on.
+    Listen(SocketAddr, io::Error),
+    /// No thread, no runtime or no randomness to be had.
+    System(io::Error),
+}
+
+/// How long what is held back may take to leave when the relay stops.
+const FLUSH: Duration = Duration::from_millis(100);
+
+impl Relay {
+    /// Binds all listeners and starts the threads. The group of listeners on a port is complete when this returns, and
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let (stop, stopped) = watch::channel(None);
+        let mut relay =
+            Self { local_addrs: config.listen.clone(), threads: vec![], counters: vec![], stats: vec![], stop };
+        let mut nonce_key = [0; 64];
+        getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
+        let ports = Arc::new(Ports::new(config.relay_v4, config.relay_v6, config.ports.clone()));
+        let shared = config.threads > 1;
+        if shared {
+            // SO_REUSEPORT would let another relay of the same user share the port without a word.
+            for &addr in &config.listen {
+                std::net::UdpSocket::bind(addr).map_err(|e| StartError::Listen(addr, e))?;
+            }
+        }
+        for number in 0..config.threads {
+            let counters = Arc::new(Counters::default());
+            let stats = Arc::new(Stats::default());
+            let thread = Thread {
+                addrs: relay.local_addrs.clone(),
+                shared,
+                config: config.clone(),
+                nonce_key,
+                ports: ports.clone(),
+                counters: counters.clone(),
+                stats: stats.clone(),
+                stopped: stopped.clone(),
+            };
+            let (ready, started) = mpsc::channel();
+            let handle = std::thread::Builder::new()
+                .name(format!("relay-{number}"))
+                .spawn(move || thread.run(&ready))
+                .map_err(StartError::System);
+            relay.counters.push(counters);
+            relay.stats.push(stats);
+            let result = handle.and_then(|handle| {
+                relay.threads.push(handle);
+                started.recv().map_err(|_| StartError::System(io::ErrorKind::Other.into()))?
+            });
+            match result {
+                // Port 0 becomes the same real port for all.
+                Ok(addrs) => relay.local_addrs = addrs,
+                Err(error) => {
+                    relay.stop(Duration::ZERO);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(relay)
+    }
+
+    /// What it listens on.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local_addrs
+    }
+
+    /// The counters of each thread.
+    pub fn counters(&self) -> &[Arc<Counters>] {
+        &self.counters
+    }
+
+    /// The counters of each thread's sockets.
+    pub fn stats(&self) -> &[Arc<Stats>] {
+        &self.stats
+    }
+
+    /// Turns new clients away, waits until the others have left but no longer than `drain`, sends what is held, and ends
+    /// the threads.
+    pub fn stop(&mut self, drain: Duration) {
+        self.stop.send_replace(Some(Instant::now() + drain));
+        for thread in self.threads.drain(..) {
+            // A panic of a thread has been reported by its hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a thread starts with.
+struct Thread {
+    addrs: Vec<SocketAddr>,
+    shared: bool,
+    config: Config,
+    nonce_key: [u8; 64],
+    ports: Arc<Ports>,
+    counters: Arc<Counters>,
+    stats: Arc<Stats>,
+    stopped: watch::Receiver<Option<Instant>>,
+}
+
+impl Thread {
+    fn run(self, ready: &mpsc::Sender<Result<Vec<SocketAddr>, StartError>>) {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(e) => return drop(ready.send(Err(StartError::System(e)))),
+        };
+        LocalSet::new().block_on(&runtime, async {
+            let listeners: Result<Vec<_>, _> = self.addrs.iter().map(|&addr| self.listen(addr)).collect();
+            let listeners = match listeners {
+                Ok(listeners) => listeners,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            let addrs = listeners.iter().map(UdpSocket::local_addr).collect();
+            let mut server = self.config.server(self.nonce_key);
+            server.peers.listeners.clone_from(&addrs);
+            let builder = UdpSocket::builder().stats(self.stats.clone()).receive_buffer(1 << 20);
+            let worker = Rc::new(Worker::new(
+                Server::new(server),
+                listeners,
+                builder,
+                self.ports.clone(),
+                self.counters.clone(),
+            ));
+            worker.start();
+            if ready.send(Ok(addrs)).is_ok() {
+                self.until_stopped(&worker).await;
+            }
+        });
+    }
+
+    fn listen(&self, addr: SocketAddr) -> Result<UdpSocket, StartError> {
+        listen(addr, self.shared, self.stats.clone()).map_err(|e| StartError::Listen(addr, e))
+    }
+
+    async fn until_stopped(&self, worker: &Worker) {
+        let mut stopped = self.stopped.clone();
+        let Ok(Some(drain)) = stopped.wait_for(Option::is_some).await.map(|until| *until) else { return };
+        worker.refuse_new();
+        let poll = || tokio::time::sleep(Duration::from_millis(10));
+        while worker.allocations() > 0 && Instant::now() < drain {
+            poll().await;
+        }
+        let flush = Instant::now() + FLUSH;
+        while !worker.is_flushed() && Instant::now() < flush {
+            poll().await;
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Listen(addr, error) => write!(f, "cannot listen on {addr}: {error}"),
+            Self::System(error) => write!(f, "cannot start: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}

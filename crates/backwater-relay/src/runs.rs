@@ -1,0 +1,112 @@
+//! Datagrams of a received batch that go the same way, gathered so that they leave in one call.
+
+use backwater_turn::{PeerAddr, server::AllocationId};
+use backwater_udp::{Ecn, MAX_SEGMENTS};
+
+/// Bytes of a run: what one segmented send takes over IPv4.
+const MAX_BYTES: usize = 65_507;
+
+/// The runs of one batch. The order within a flow is kept.
+#[derive(Default)]
+pub(crate) struct Runs {
+    runs: Vec<Run>,
+    pieces: Vec<Piece>,
+    /// The run that an allocation's next datagram may join, by the allocation's index; valid if its stamp is that of
+    /// the batch.
+    open: Vec<(u32, u32)>,
+    stamp: u32,
+}
+
+/// Datagrams of one allocation to one peer, of one length but for the last.
+pub(crate) struct Run {
+    pub(crate) via: AllocationId,
+    pub(crate) to: PeerAddr,
+    pub(crate) ecn: Option<Ecn>,
+    pub(crate) segment_size: usize,
+    pub(crate) datagrams: usize,
+    bytes: usize,
+    /// Nothing may follow a datagram that is shorter than the others.
+    closed: bool,
+    first: u32,
+    last: u32,
+}
+
+/// Where a payload lies in the batch.
+pub(crate) struct Piece {
+    pub(crate) slot: u32,
+    pub(crate) start: u32,
+    pub(crate) len: u32,
+    next: u32,
+}
+
+const END: u32 = u32::MAX;
+
+impl Runs {
+    pub(crate) fn clear(&mut self) {
+        self.runs.clear();
+        self.pieces.clear();
+        self.stamp = self.stamp.wrapping_add(1);
+        if self.stamp == 0 {
+            self.open.clear();
+        }
+    }
+
+    pub(crate) fn push(
+        &mut self,
+        via: AllocationId,
+        to: PeerAddr,
+        ecn: Option<Ecn>,
+        (slot, start, len): (usize, usize, usize),
+    ) {
+        let piece = self.pieces.len() as u32;
+        self.pieces.push(Piece { slot: slot as u32, start: start as u32, len: len as u32, next: END });
+        if self.open.len() <= via.index() {
+            self.open.resize(via.index() + 1, (self.stamp.wrapping_sub(1), 0));
+        }
+        let open = &mut self.open[via.index()];
+        if open.0 == self.stamp
+            && let Some(run) = self.runs.get_mut(open.1 as usize)
+            && run.takes(via, to, ecn, len)
+        {
+            self.pieces[run.last as usize].next = piece;
+            run.last = piece;
+            run.datagrams += 1;
+            run.bytes += len;
+            run.closed = len < run.segment_size;
+            return;
+        }
+        *open = (self.stamp, self.runs.len() as u32);
+        self.runs.push(Run {
+            via,
+            to,
+            ecn,
+            segment_size: len,
+            datagrams: 1,
+            bytes: len,
+            closed: len == 0,
+            first: piece,
+            last: piece,
+        });
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter()
+    }
+
+    /// The payloads of a run, in their order.
+    pub(crate) fn pieces(&self, run: &Run) -> impl Iterator<Item = &Piece> {
+        let at = |index: u32| self.pieces.get(index as usize);
+        std::iter::successors(at(run.first), move |piece| at(piece.next))
+    }
+}
+
+impl Run {
+    fn takes(&self, via: AllocationId, to: PeerAddr, ecn: Option<Ecn>, len: usize) -> bool {
+        !self.closed
+            && len <= self.segment_size
+            && len > 0
+            && self.datagrams < MAX_SEGMENTS
+            && self.bytes + len <= MAX_BYTES
+            && (self.via, self.to, self.ecn) == (via, to, ecn)
+    }
+}

@@ -1,0 +1,413 @@
+//! One thread of the relay: its share of the clients, their sockets, and the way of a datagram between them.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    io::{self, IoSlice},
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use arrayvec::ArrayVec;
+use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
+use backwater_turn::{
+    ClientAddr, FiveTuple, Now, PeerAddr, PeerRefused,
+    server::{Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Server},
+};
+use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, Receiver, RecvBatch, Stats, Train, Transmit, UdpSocket};
+use tokio::task::{AbortHandle, spawn_local};
+use tracing::{debug, info, warn};
+
+use crate::{
+    counters::Counters,
+    egress::Egress,
+    ports::{Bound, Ports},
+    runs::{Run, Runs},
+};
+
+/// Trains that one system call receives.
+const BATCH: usize = 32;
+
+/// Batches that a task receives before it lets the others run.
+const BUDGET: usize = 8;
+
+/// Lines about refused peers that one thread writes in a second: a client must not be able to fill the disk.
+const REFUSALS_LOGGED: u32 = 5;
+
+/// The longest the thread sleeps before it looks for what has expired.
+const TICK: Duration = Duration::from_secs(10);
+
+/// The state of a thread. Nothing in it is shared with another thread but the ports and the counters.
+pub(crate) struct Worker {
+    server: RefCell<Server>,
+    listeners: Vec<Listener>,
+    /// By the index of the allocation.
+    relayed: RefCell<Vec<Option<Relayed>>>,
+    batch: RefCell<RecvBatch>,
+    runs: RefCell<Runs>,
+    /// How relayed sockets are made.
+    builder: Builder,
+    ports: Arc<Ports>,
+    counters: Arc<Counters>,
+    refusals: RefCell<(Instant, u32)>,
+}
+
+struct Listener {
+    egress: Egress,
+    /// A listener on the wildcard address has to answer from the address it was asked at.
+    wildcard: bool,
+}
+
+/// The socket of an allocation.
+struct Relayed {
+    id: AllocationId,
+    egress: Rc<Egress>,
+    task: AbortHandle,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        server: Server,
+        listeners: Vec<UdpSocket>,
+        builder: Builder,
+        ports: Arc<Ports>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let listeners = listeners.into_iter().map(|socket| Listener {
+            wildcard: socket.local_addr().ip().is_unspecified(),
+            egress: Egress::new(socket, counters.clone()),
+        });
+        Self {
+            server: RefCell::new(server),
+            listeners: listeners.collect(),
+            relayed: RefCell::default(),
+            batch: RefCell::new(RecvBatch::new(BATCH)),
+            runs: RefCell::default(),
+            builder,
+            ports,
+            counters,
+            refusals: RefCell::new((Instant::now(), 0)),
+        }
+    }
+
+    /// Starts the tasks of the listeners and the timer, in the current `LocalSet`.
+    pub(crate) fn start(self: &Rc<Self>) {
+        for index in 0..self.listeners.len() {
+            let worker = self.clone();
+            spawn_local(async move {
+                let Some(listener) = worker.listeners.get(index) else { return };
+                let mut receiver = listener.egress.socket.receiver();
+                poll_fn(|cx| {
+                    worker.poll_socket(cx, &listener.egress, &mut receiver, |batch| worker.clients_sent(index, batch))
+                })
+                .await;
+            });
+        }
+        let worker = self.clone();
+        spawn_local(async move {
+            loop {
+                let limit = Instant::now() + TICK;
+                let at = worker.server.borrow().poll_timeout().map_or(limit, |at| at.min(limit));
+                tokio::time::sleep_until(at.into()).await;
+                worker.expire(Instant::now());
+            }
+        });
+    }
+
+    /// New clients are turned away from here on.
+    pub(crate) fn refuse_new(&self) {
+        self.server.borrow_mut().refuse_new();
+    }
+
+    /// How many allocations there are.
+    pub(crate) fn allocations(&self) -> usize {
+        self.server.borrow().allocations()
+    }
+
+    /// Whether nothing is held back by any socket.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.listeners.iter().all(|l| l.egress.is_idle())
+            && self.relayed.borrow().iter().flatten().all(|r| r.egress.is_idle())
+    }
+
+    /// Sends what the socket holds back and handles what has arrived at it, within a budget. Never ready: sockets are
+    /// closed by ending their task.
+    fn poll_socket(
+        &self,
+        cx: &mut Context<'_>,
+        egress: &Egress,
+        receiver: &mut Receiver,
+        mut handle: impl FnMut(&RecvBatch),
+    ) -> Poll<()> {
+        if let Poll::Ready(Err(error)) = egress.poll_flush(cx, Instant::now()) {
+            warn!(%error, socket = %egress.socket.local_addr(), "a send failed");
+        }
+        let mut batch = self.batch.borrow_mut();
+        for _ in 0..BUDGET {
+            match receiver.poll_recv(cx, &mut batch) {
+                Poll::Ready(Ok(())) => handle(&batch),
+                Poll::Ready(Err(error)) => {
+                    // Nothing that a network sends gets here. Try again later, whatever it was.
+                    self.counters.receive_errors.add(1);
+                    debug!(%error, socket = %egress.socket.local_addr(), "a receive failed");
+                    break;
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The way up: what clients have sent to a listener.
+    fn clients_sent(self: &Rc<Self>, index: usize, batch: &RecvBatch) {
+        let Some(listener) = self.listeners.get(index) else { return };
+        let now = now();
+        let mut runs = self.runs.borrow_mut();
+        runs.clear();
+        let mut reply = [0; MAX_REPLY];
+        for (slot, train) in batch.trains().enumerate() {
+            let from = listener.five_tuple(&train);
+            let mut start = 0;
+            for payload in train.payloads() {
+                let action = self.server.borrow_mut().from_client(now, from, payload, &mut reply);
+                if let Action::Forward { via, to, range } = action {
+                    runs.push(via, to, train.ecn, (slot, start + range.start, range.len()));
+                } else {
+                    self.act(index, now.instant, from, action, &mut reply);
+                }
+                start += payload.len();
+            }
+        }
+        let relayed = self.relayed.borrow();
+        for run in runs.iter() {
+            match relayed.get(run.via.index()) {
+                Some(Some(relayed)) if relayed.id == run.via => {
+                    self.counters.to_peers.add(run.datagrams as u64);
+                    send_run(&relayed.egress, now.instant, batch, &runs, run);
+                }
+                _ => self.counters.count_drop(DropReason::NoAllocation, run.datagrams),
+            }
+        }
+    }
+
+    /// Everything but forwarding.
+    fn act(self: &Rc<Self>, listener: usize, now: Instant, from: FiveTuple, action: Action, reply: &mut [u8]) {
+        match action {
+            Action::Reply(len) => self.reply(listener, now, from, reply.get(..len)),
+            Action::Drop(reason) => self.counters.count_drop(reason, 1),
+            Action::Bind(bind) => {
+                let action = self.bind(listener, now, bind, reply);
+                self.act(listener, now, from, action, reply);
+            }
+            Action::Unbind(id, len) => {
+                self.close(id);
+                debug!(client = %from.client, "allocation deleted");
+                self.reply(listener, now, from, reply.get(..len));
+            }
+            Action::Forbid(len, peer, why) => {
+                self.counters.forbidden.add(1);
+                self.log_refusal(now, from.client, peer, why);
+                self.reply(listener, now, from, reply.get(..len));
+            }
+            // `bind` answers with a reply or a drop, and forwarding is done by the caller.
+            Action::Forward { .. } => {}
+        }
+    }
+
+    fn reply(&self, listener: usize, now: Instant, to: FiveTuple, reply: Option<&[u8]>) {
+        let (Some(listener), Some(reply)) = (self.listeners.get(listener), reply) else { return };
+        self.counters.replies.add(1);
+        listener.send(now, to, &[IoSlice::new(reply)], 0, None);
+    }
+
+    fn bind(self: &Rc<Self>, listener: usize, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
+        let mut server = self.server.borrow_mut();
+        match self.ports.bind(&self.builder, bind.family, bind.port, now) {
+            Ok(Bound { socket, relayed, token }) => {
+                let action = server.socket_bound(bind.id, relayed, token, reply);
+                if let Action::Reply(_) = action {
+                    self.counters.allocations.add(1);
+                    debug!(%relayed, "allocation made");
+                    self.open(listener, bind.id, socket);
+                }
+                action
+            }
+            Err(error) => {
+                self.counters.bind_failed.add(1);
+                debug!(%error, "no relayed port");
+                server.bind_failed(bind.id, reply)
+            }
+        }
+    }
+
+    fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket) {
+        let mut receiver = socket.receiver();
+        let egress = Rc::new(Egress::new(socket, self.counters.clone()));
+        let task = spawn_local({
+            let (worker, egress) = (self.clone(), egress.clone());
+            async move {
+                let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
+                poll_fn(|cx| worker.poll_socket(cx, &egress, &mut receiver, handle)).await;
+            }
+        });
+        let mut relayed = self.relayed.borrow_mut();
+        if relayed.len() <= id.index() {
+            relayed.resize_with(id.index() + 1, || None);
+        }
+        if let Some(place) = relayed.get_mut(id.index()) {
+            *place = Some(Relayed { id, egress, task: task.abort_handle() });
+        }
+    }
+
+    fn close(&self, id: AllocationId) {
+        if let Some(place) = self.relayed.borrow_mut().get_mut(id.index())
+            && let Some(relayed) = place.take_if(|relayed| relayed.id == id)
+        {
+            relayed.task.abort();
+        }
+    }
+
+    fn expire(&self, now: Instant) {
+        loop {
+            let Some(id) = self.server.borrow_mut().expire(now) else { break };
+            debug!("allocation expired");
+            self.close(id);
+        }
+        self.ports.expire(now);
+    }
+
+    /// The way down: what peers have sent to an allocation's socket.
+    fn peers_sent(&self, listener: usize, id: AllocationId, batch: &RecvBatch) {
+        let Some(listener) = self.listeners.get(listener) else { return };
+        let now = Instant::now();
+        let mut down = Down { listener, now, client: None, ecn: None, parts: ArrayVec::new(), bytes: 0 };
+        let mut server = self.server.borrow_mut();
+        for train in batch.trains() {
+            let peer = PeerAddr(train.source);
+            let (client, framing) = match server.from_peer(now, id, peer) {
+                Ok(way) => way,
+                Err(reason) => {
+                    self.counters.count_drop(reason, train.datagram_count());
+                    continue;
+                }
+            };
+            self.counters.to_clients.add(train.datagram_count() as u64);
+            match framing {
+                Framing::Channel(channel) => {
+                    for payload in train.payloads() {
+                        down.channel_data(client, train.ecn, channel, payload);
+                    }
+                }
+                Framing::Indication => {
+                    down.flush();
+                    for payload in train.payloads() {
+                        match server.data_indication(peer, payload.len()) {
+                            Ok(prefix) => {
+                                let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
+                                listener.send(now, client, &parts, 0, train.ecn);
+                            }
+                            Err(reason) => self.counters.count_drop(reason, 1),
+                        }
+                    }
+                }
+            }
+        }
+        down.flush();
+    }
+
+    fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: PeerRefused) {
+        let (since, lines) = &mut *self.refusals.borrow_mut();
+        if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
+            (*since, *lines) = (now, 0);
+        }
+        if *lines < REFUSALS_LOGGED {
+            *lines += 1;
+            info!(%client, %peer, %why, remedy = why.remedy(), "peer refused with 403");
+        }
+    }
+}
+
+impl Listener {
+    fn five_tuple(&self, train: &Train<'_>) -> FiveTuple {
+        let mut server = self.egress.socket.local_addr();
+        if self.wildcard
+            && let Some(ip) = train.local_ip
+        {
+            server.set_ip(ip);
+        }
+        FiveTuple { client: ClientAddr(train.source), server }
+    }
+
+    fn send(&self, now: Instant, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, ecn: Option<Ecn>) {
+        let source = self.wildcard.then(|| to.server.ip());
+        let mut t = Transmit::new(to.client.0, slices).segment_size(segment_size).source(source).ecn(ecn);
+        self.egress.send(now, &mut t);
+    }
+}
+
+/// ChannelData messages on their way to one client, gathered into a train while they are of one length.
+struct Down<'a> {
+    listener: &'a Listener,
+    now: Instant,
+    client: Option<FiveTuple>,
+    ecn: Option<Ecn>,
+    parts: ArrayVec<([u8; CHANNEL_HEADER_LEN], &'a [u8]), MAX_SEGMENTS>,
+    bytes: usize,
+}
+
+impl<'a> Down<'a> {
+    fn channel_data(&mut self, client: FiveTuple, ecn: Option<Ecn>, channel: ChannelNumber, payload: &'a [u8]) {
+        let same = self.client == Some(client) && self.ecn == ecn;
+        let first = self.parts.first().map_or(payload.len(), |(_, first)| first.len());
+        let last = self.parts.last().map_or(first, |(_, last)| last.len());
+        // A datagram shorter than the first may only be the last of its train.
+        let fits = payload.len() <= first && last == first && self.bytes + payload.len() < 60_000;
+        if !same || !fits || self.parts.is_full() {
+            self.flush();
+        }
+        (self.client, self.ecn) = (Some(client), ecn);
+        // A UDP payload is shorter than 65,536 bytes.
+        self.parts.push((ChannelData::header(channel, payload.len() as u16), payload));
+        self.bytes += CHANNEL_HEADER_LEN + payload.len();
+    }
+
+    fn flush(&mut self) {
+        if let (Some(client), Some((_, first))) = (self.client, self.parts.first()) {
+            let slices: ArrayVec<_, { 2 * MAX_SEGMENTS }> =
+                self.parts.iter().flat_map(|(header, data)| [IoSlice::new(header), IoSlice::new(data)]).collect();
+            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + first.len(), self.ecn);
+        }
+        self.parts.clear();
+        self.bytes = 0;
+    }
+}
+
+fn send_run(egress: &Egress, now: Instant, batch: &RecvBatch, runs: &Runs, run: &Run) {
+    let slices: ArrayVec<_, MAX_SEGMENTS> = runs
+        .pieces(run)
+        .filter_map(|piece| {
+            let train = batch.train(piece.slot as usize)?;
+            let payload = train.payload.get(piece.start as usize..)?.get(..piece.len as usize)?;
+            Some(IoSlice::new(payload))
+        })
+        .take(MAX_SEGMENTS)
+        .collect();
+    let mut t = Transmit::new(run.to.0, &slices).segment_size(run.segment_size).ecn(run.ecn);
+    egress.send(now, &mut t);
+}
+
+fn now() -> Now {
+    // A clock before 1970 makes every nonce and credential stale, which is the safe side.
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now { instant: Instant::now(), unix }
+}
+
+/// Binds a listener.
+pub(crate) fn listen(addr: SocketAddr, shared: bool, stats: Arc<Stats>) -> io::Result<UdpSocket> {
+    // Bursts of clients meet here: as much as the system gives.
+    UdpSocket::builder().reuse_port(shared).stats(stats).receive_buffer(8 << 20).send_buffer(4 << 20).bind(addr)
+}
