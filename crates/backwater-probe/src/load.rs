@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Code};
+use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Code};
 use backwater_udp::{Sender, Transmit, UdpSocket};
 use serde::Serialize;
 use sink::Sink;
@@ -308,6 +308,7 @@ impl Client {
     async fn open(setup: &Setup, sink: SocketAddr) -> Result<Self, LoadError> {
         // Held until the end: a port that is still bound is not given out again.
         let mut refused = Vec::new();
+        let family = AddressFamily::of(&sink);
         loop {
             let connected = StdSocket::bind(SocketAddr::new(local_ip(setup.server), 0))?;
             connected.connect(setup.server)?;
@@ -315,7 +316,7 @@ impl Client {
             let sender = socket.sender();
             let allocation = match &setup.credential {
                 None => None,
-                Some(credential) => match Allocation::new(socket, setup.server, credential).await {
+                Some(credential) => match Allocation::new(socket, setup.server, credential, family).await {
                     Err(TurnError::Refused { code: Code::ALLOCATION_MISMATCH, .. }) if refused.len() < MAX_PORTS => {
                         refused.push(connected);
                         continue;

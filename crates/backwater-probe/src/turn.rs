@@ -10,9 +10,9 @@ use std::{
 };
 
 use backwater_stun::{
-    Attribute, ChannelNumber, Class, Code, ErrorCode, HmacKey, Lifetime, LongTermKey, Message, Method, Nonce, Realm,
-    RequestedTransport, TransactionId, Username, WriteError, Writer, XorMappedAddress, XorPeerAddress,
-    XorRelayedAddress,
+    AddressFamily, Attribute, ChannelNumber, Class, Code, ErrorCode, HmacKey, Lifetime, LongTermKey, Message, Method,
+    Nonce, Realm, RequestedAddressFamily, RequestedTransport, TransactionId, Username, WriteError, Writer,
+    XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 use backwater_udp::{RecvBatch, Transmit, UdpSocket};
 use tokio::time::timeout;
@@ -110,17 +110,27 @@ pub async fn binding(socket: &UdpSocket, server: SocketAddr, patience: Duration)
 }
 
 impl Allocation {
-    /// Allocates a relayed transport address for UDP.
+    /// Allocates a relayed transport address for UDP, of the family that its peers are of.
     ///
     /// # Errors
     /// See [`TurnError`].
-    pub async fn new(socket: UdpSocket, server: SocketAddr, credential: &Credential) -> Result<Self, TurnError> {
+    pub async fn new(
+        socket: UdpSocket,
+        server: SocketAddr,
+        credential: &Credential,
+        family: AddressFamily,
+    ) -> Result<Self, TurnError> {
         let Credential { user, password } = credential.clone();
         let mut session = Session { user, password, realm: String::new(), nonce: Vec::new(), key: None };
         let endpoint = Endpoint { socket, server };
         let answer = session
             .request(&endpoint, Method::ALLOCATE, |w| {
-                w.attribute(&RequestedTransport::UDP)?.attribute(&LIFETIME).map(drop)
+                w.attribute(&RequestedTransport::UDP)?.attribute(&LIFETIME)?;
+                match family {
+                    // What a server takes no attribute to mean, so that those without IPv6 need not know it.
+                    AddressFamily::Ipv4 => Ok(()),
+                    AddressFamily::Ipv6 => w.attribute(&RequestedAddressFamily(family)).map(drop),
+                }
             })
             .await?;
         let message = parse(Method::ALLOCATE, &answer)?;
