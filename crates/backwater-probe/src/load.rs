@@ -38,6 +38,9 @@ pub struct Setup {
     pub clients: usize,
     /// Where the sink listens. Port 0 is any.
     pub sink: SocketAddr,
+    /// Whether the sink receives datagrams one by one instead of in trains (GRO). On loopback the sender's kernel then
+    /// takes a train apart, in the sender's time: what it costs to reach a peer without receive offload.
+    pub plain_sink: bool,
 }
 
 /// What to send.
@@ -171,7 +174,7 @@ impl Session {
     /// # Errors
     /// See [`LoadError`].
     pub async fn open(setup: &Setup) -> Result<Self, LoadError> {
-        let sink = Sink::bind(setup.sink)?;
+        let sink = Sink::bind(setup.sink, setup.plain_sink)?;
         let mut clients = Vec::with_capacity(setup.clients);
         for _ in 0..setup.clients {
             clients.push(Client::open(setup, sink.local_addr()).await?);

@@ -46,6 +46,9 @@ struct ServerArgs {
     /// Where the data is to arrive. The server must be able to reach it.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
     sink: SocketAddr,
+    /// Receive datagrams one by one, as a peer without receive offload does.
+    #[arg(long)]
+    plain_sink: bool,
 }
 
 #[derive(Args)]
@@ -146,10 +149,10 @@ async fn hold(args: HoldArgs) -> anyhow::Result<()> {
 }
 
 fn setup(args: ServerArgs, raw: bool) -> anyhow::Result<Setup> {
-    let ServerArgs { server, user, clients, sink } = args;
+    let ServerArgs { server, user, clients, sink, plain_sink } = args;
     ensure!(clients > 0, "--clients must be at least 1");
     ensure!(raw || user.is_some(), "--user NAME:PASSWORD is missing");
-    Ok(Setup { server, credential: user, clients, sink })
+    Ok(Setup { server, credential: user, clients, sink, plain_sink })
 }
 
 fn print(o: &Outcome) {

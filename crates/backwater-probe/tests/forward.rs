@@ -32,7 +32,7 @@ fn forwarder(listen: SocketAddr, to: SocketAddr) {
 
 async fn through_forwarder(clients: usize, loads: &[Load]) -> Vec<Outcome> {
     let server = free();
-    let setup = Setup { server, credential: None, clients, sink: any() };
+    let setup = Setup { server, credential: None, clients, sink: any(), plain_sink: clients > 1 };
     let mut session = Session::open(&setup).await.unwrap();
     forwarder(server, session.sink());
     // The first load shows when the forwarder is there.
@@ -68,7 +68,7 @@ fn counts_add_up() {
 
 #[test]
 fn what_nobody_forwards_is_lost() {
-    let setup = Setup { server: free(), credential: None, clients: 2, sink: any() };
+    let setup = Setup { server: free(), credential: None, clients: 2, sink: any(), plain_sink: false };
     let outcome = runtime().block_on(async {
         let mut session = Session::open(&setup).await.unwrap();
         session.run(&load(100, 8, 10_000.0), || ()).await.unwrap().0
@@ -79,7 +79,7 @@ fn what_nobody_forwards_is_lost() {
 
 #[test]
 fn a_load_that_cannot_be_is_refused() {
-    let setup = Setup { server: free(), credential: None, clients: 1, sink: any() };
+    let setup = Setup { server: free(), credential: None, clients: 1, sink: any(), plain_sink: false };
     runtime().block_on(async {
         let mut session = Session::open(&setup).await.unwrap();
         for bad in [load(7, 1, 1.0), load(100, 0, 1.0), load(65_504, 1, 1.0)] {

@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Only these servers.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "backwater,coturn,raw")]
     only: Vec<Kind>,
+    /// Peers that receive datagrams one by one, without receive offload.
+    #[arg(long)]
+    plain_sink: bool,
     /// Write the tables to this file as well.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
@@ -100,6 +103,7 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
     again.args(["bench", "relay", "--inside"]).arg(&programs);
     again.args(["--rounds", &options.rounds.to_string(), "--only", &names(&options.only)]);
     again.args(options.quick.then_some("--quick"));
+    again.args(options.plain_sink.then_some("--plain-sink"));
     if let Some(path) = &markdown {
         again.arg("--markdown").arg(path);
     }
@@ -133,18 +137,18 @@ async fn measure(programs: &Path, options: &Options) -> Result<Report> {
     let timing = if options.quick { Timing::QUICK } else { Timing::FULL };
     let rounds = if options.quick { 1 } else { options.rounds.max(1) };
     let kinds = Kind::ALL.into_iter().filter(|kind| options.only.contains(kind));
-    let mut report = Report::new(kinds.clone().collect(), cells(), rounds)?;
+    let mut report = Report::new(kinds.clone().collect(), cells(), rounds, options.plain_sink)?;
 
     for kind in kinds.clone().filter(|kind| kind.is_turn()) {
-        let kib = Server::start(kind, programs).await?.memory_per_allocation(HELD).await?;
+        let kib = Server::start(kind, programs, options.plain_sink).await?.memory_per_allocation(HELD).await?;
         eprintln!("{kind}: {kib:.1} KiB per allocation");
         report.memory(kind, kib);
     }
-    report.ceilings = search::ceilings(&report.cells, timing).await?;
+    report.ceilings = search::ceilings(&report.cells, options.plain_sink, timing).await?;
     for round in 0..rounds {
         let mut servers = Vec::new();
         for kind in kinds.clone() {
-            servers.push(Server::start(kind, programs).await?);
+            servers.push(Server::start(kind, programs, options.plain_sink).await?);
         }
         for (index, cell) in cells().into_iter().enumerate() {
             let first = (round + index) % servers.len();

@@ -15,6 +15,7 @@ pub(super) struct Report {
     kinds: Vec<Kind>,
     pub(super) cells: Vec<Cell>,
     rounds: usize,
+    plain_sink: bool,
     machine: String,
     memory: Vec<(Kind, f64)>,
     figures: Vec<(Kind, Cell, Figures)>,
@@ -42,9 +43,9 @@ const METRICS: [Metric; 3] = [
 ];
 
 impl Report {
-    pub(super) fn new(kinds: Vec<Kind>, cells: Vec<Cell>, rounds: usize) -> Result<Self> {
+    pub(super) fn new(kinds: Vec<Kind>, cells: Vec<Cell>, rounds: usize, plain_sink: bool) -> Result<Self> {
         let (memory, figures, ceilings) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Self { kinds, cells, rounds, machine: machine()?, memory, figures, ceilings, seconds: 0.0 })
+        Ok(Self { kinds, cells, rounds, plain_sink, machine: machine()?, memory, figures, ceilings, seconds: 0.0 })
     }
 
     pub(super) fn memory(&mut self, kind: Kind, kib: f64) {
@@ -129,6 +130,8 @@ impl fmt::Display for Report {
             "\nMedians of the rounds; ratios are medians of the ratios within each round, with their interval. \
              The server has one core, the load another. `+`: the generator could not send more."
         )?;
+        let peers = if self.plain_sink { "datagrams one by one" } else { "trains (GRO)" };
+        writeln!(f, "\nThe peers receive {peers}.")?;
         let disturbed: usize = self.figures.iter().map(|(_, _, figures)| figures.disturbed).sum();
         if disturbed > 0 {
             writeln!(f, "\n**Something else ran on the load's core during {disturbed} loads: not figures to quote.**")?;
@@ -189,7 +192,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_rounds() {
-        let mut report = Report::new(Kind::ALL.to_vec(), vec![CELL], 3).unwrap();
+        let mut report = Report::new(Kind::ALL.to_vec(), vec![CELL], 3, false).unwrap();
         // The machine is twice as fast in the second round, and for everyone.
         for (ours, theirs) in [(200e3, 100e3), (400e3, 200e3), (210e3, 100e3)] {
             report.add(Kind::Backwater, CELL, figures(ours));

@@ -196,11 +196,11 @@ async fn probe(server: &Server, session: &mut Session, cell: Cell, rate: f64, ti
 }
 
 /// What the generator reaches with nothing in between: datagrams per second for each cell.
-pub(super) async fn ceilings(cells: &[Cell], timing: Timing) -> Result<Vec<f64>> {
+pub(super) async fn ceilings(cells: &[Cell], plain_sink: bool, timing: Timing) -> Result<Vec<f64>> {
     let sink = SocketAddr::from(([127, 0, 0, 1], 9998));
     let mut ceilings = Vec::new();
     for &cell in cells {
-        let setup = Setup { server: sink, credential: None, clients: cell.clients, sink };
+        let setup = Setup { server: sink, credential: None, clients: cell.clients, sink, plain_sink };
         let mut session = Session::open(&setup).await?;
         let (outcome, _) = session.run(&load(cell, 0.0, timing), || ()).await?;
         ceilings.push(outcome.received_per_second);

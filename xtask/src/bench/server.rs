@@ -35,6 +35,7 @@ pub(super) struct Server {
     child: Child,
     address: SocketAddr,
     directory: PathBuf,
+    plain_sink: bool,
 }
 
 const USER: &str = "load";
@@ -98,7 +99,7 @@ impl fmt::Display for Kind {
 
 impl Server {
     /// Starts it and waits until it answers.
-    pub(super) async fn start(kind: Kind, programs: &Path) -> Result<Self> {
+    pub(super) async fn start(kind: Kind, programs: &Path, plain_sink: bool) -> Result<Self> {
         let address = SocketAddr::from(([127, 0, 0, 1], kind.port()));
         let directory = std::env::temp_dir().join(format!("backwater-bench-{}-{kind}", std::process::id()));
         fs::create_dir_all(&directory)?;
@@ -106,7 +107,7 @@ impl Server {
         let mut command = kind.command(programs, address, &directory);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("starting {kind}"))?;
-        let mut server = Self { kind, child, address, directory };
+        let mut server = Self { kind, child, address, directory, plain_sink };
         server.wait_until_ready().await.with_context(|| format!("{kind} does not run: {}", server.log()))?;
         Ok(server)
     }
@@ -119,7 +120,7 @@ impl Server {
     pub(super) async fn session(&self, clients: usize) -> Result<Session> {
         let credential =
             self.kind.is_turn().then(|| Credential { user: USER.to_owned(), password: PASSWORD.to_owned() });
-        let setup = Setup { server: self.address, credential, clients, sink: SINK };
+        let setup = Setup { server: self.address, credential, clients, sink: SINK, plain_sink: self.plain_sink };
         Ok(Session::open(&setup).await?)
     }
 
