@@ -20,6 +20,9 @@ pub enum Protocol {
 }
 
 /// Tells the protocol from the first byte of a datagram.
+///
+/// This is for a port that several protocols share. On a TURN server's own port a channel may also be one of RFC 5766's,
+/// up to `0x7FFF`: see [`ChannelNumber`](crate::ChannelNumber).
 pub const fn demultiplex(first_byte: u8) -> Protocol {
     match first_byte {
         0..=3 => Protocol::Stun,

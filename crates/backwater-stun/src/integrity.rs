@@ -8,7 +8,7 @@ use core::fmt;
 
 use md5::{Digest, Md5};
 use sha2::Sha256;
-use subtle::ConstantTimeEq;
+use subtle::{Choice, ConstantTimeEq};
 
 const BLOCK: usize = 64;
 
@@ -108,8 +108,13 @@ impl fmt::Debug for LongTermKey {
 }
 
 /// Whether two codes are the same, in a time that does not depend on where they differ.
+///
+/// They are compared in words, which is what their lengths are multiples of; what is left over would not be equal.
 pub(crate) fn equal(a: &[u8], b: &[u8]) -> bool {
-    a.ct_eq(b).into()
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks(), b.as_chunks());
+    let words = a.iter().zip(b).map(|(a, b)| u32::from_ne_bytes(*a).ct_eq(&u32::from_ne_bytes(*b)));
+    let equal = words.fold(Choice::from(1), |all, word| all & word);
+    a.len() == b.len() && a_rest.is_empty() && b_rest.is_empty() && equal.into()
 }
 
 fn credential<D: Digest>(username: &str, realm: &str, password: &str) -> md5::digest::Output<D> {
@@ -199,10 +204,12 @@ impl<S: State> Midstate<S> {
             }
             None => {
                 let mut short = [0; BLOCK];
-                short.iter_mut().zip(message).for_each(|(to, from)| *to = *from);
-                short[2] = high;
-                short[3] = low;
-                hash(self.inner, BLOCK, short.get(..message.len()).unwrap_or_default())
+                let (short, _) = short.split_at_mut(message.len());
+                short.copy_from_slice(message);
+                if let Some(field) = short.get_mut(2..4) {
+                    field.copy_from_slice(&[high, low]);
+                }
+                hash(self.inner, BLOCK, short)
             }
         };
         hash(self.outer, BLOCK, inner.as_ref())
@@ -217,9 +224,9 @@ fn hash<S: State>(mut state: S, before: usize, bytes: &[u8]) -> S::Output {
     }
     let bits = (((before + bytes.len()) as u64) << 3).to_be_bytes();
     let mut end = [[0; BLOCK]; 2];
-    let flat = end.as_flattened_mut();
-    flat.iter_mut().zip(tail).for_each(|(to, from)| *to = *from);
-    if let Some(byte) = flat.get_mut(tail.len()) {
+    let (start, after) = end.as_flattened_mut().split_at_mut(tail.len());
+    start.copy_from_slice(tail);
+    if let Some(byte) = after.first_mut() {
         *byte = 0x80;
     }
     if tail.len() < BLOCK - bits.len() {
@@ -270,6 +277,14 @@ mod tests {
         let key = LongTermKey::md5("user", "realm", "pass");
         let expected = [0x84, 0x93, 0xFB, 0xC5, 0x3B, 0xA5, 0x82, 0xFB, 0x4C, 0x04, 0x4C, 0x45, 0x6B, 0xDC, 0x40, 0xEB];
         assert_eq!(key.as_bytes(), expected);
+    }
+
+    #[test]
+    fn codes_are_equal_or_not() {
+        assert!(equal(&[1; 20], &[1; 20]) && equal(&[], &[]));
+        for (a, b) in [(&[1; 20][..], &[1; 16][..]), (&[1; 5], &[1; 5]), (&[1; 5], &[1; 4]), (&[1; 4], &[2; 4])] {
+            assert!(!equal(a, b) && !equal(b, a));
+        }
     }
 
     #[test]

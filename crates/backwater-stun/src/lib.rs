@@ -48,5 +48,5 @@ pub const fn padding_len(len: usize) -> usize {
 /// `len` with its padding; `len` is at most 65,535.
 #[inline]
 const fn padded_len(len: usize) -> usize {
-    len + padding_len(len)
+    (len + 3) & !3
 }

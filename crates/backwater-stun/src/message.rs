@@ -86,17 +86,18 @@ impl<'a> Message<'a> {
     fn scan(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let mut message = Self { bytes, ordinary_end: 0, sha1: 0, sha256: 0, fingerprint: 0 };
         let mut at = HEADER_LEN;
-        while let Some(&[t0, t1, l0, l1]) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        while let Some(head) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
             // At most 20 + 65,535 + 3: 32 bits hold it.
             let here = at as u32;
-            match AttributeType(u16::from_be_bytes([t0, t1])) {
+            let (attribute_type, len) = split_head(*head);
+            match attribute_type {
                 _ if message.fingerprint != 0 => return Err(ParseError::AfterFingerprint),
                 AttributeType::MESSAGE_INTEGRITY if message.sha1 | message.sha256 == 0 => message.sha1 = here,
                 AttributeType::MESSAGE_INTEGRITY_SHA256 if message.sha256 == 0 => message.sha256 = here,
                 AttributeType::FINGERPRINT => message.fingerprint = here,
                 _ => {}
             }
-            at += 4 + padded_len(usize::from(u16::from_be_bytes([l0, l1])));
+            at += 4 + padded_len(len);
         }
         if at != bytes.len() {
             return Err(ParseError::AttributeOverrun);
@@ -189,12 +190,10 @@ impl<'a> Message<'a> {
         if self.fingerprint == 0 {
             return FingerprintCheck::Absent;
         }
-        let value = self.get::<Fingerprint>();
-        match value.ok().flatten().zip(self.up_to(self.fingerprint, 4)) {
-            Some((Fingerprint(sent), (before, length))) if sent == fingerprint(before, length) => {
-                FingerprintCheck::Valid
-            }
-            _ => FingerprintCheck::Invalid,
+        let before = self.bytes.get(..self.fingerprint as usize).unwrap_or_default();
+        match self.get() {
+            Ok(Some(Fingerprint(sent))) if sent == fingerprint(before) => FingerprintCheck::Valid,
+            Ok(_) | Err(_) => FingerprintCheck::Invalid,
         }
     }
 
@@ -350,12 +349,20 @@ impl<'a> Iterator for Walk<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let (&[t0, t1, l0, l1], rest) = self.bytes.get(self.at..)?.split_first_chunk()?;
-        let value = rest.get(..usize::from(u16::from_be_bytes([l0, l1])))?;
+        let (head, rest) = self.bytes.get(self.at..)?.split_first_chunk()?;
+        let (attribute_type, len) = split_head(*head);
+        let value = rest.get(..len)?;
         let at = self.at + 4;
-        self.at = at + padded_len(value.len());
-        Some((at, RawAttribute { attribute_type: AttributeType(u16::from_be_bytes([t0, t1])), value }))
+        self.at = at + padded_len(len);
+        Some((at, RawAttribute { attribute_type, value }))
     }
+}
+
+/// An attribute's type and length. Read as one number: that is what the whole walk waits for.
+#[inline]
+fn split_head(head: [u8; 4]) -> (AttributeType, usize) {
+    let head = u32::from_be_bytes(head);
+    (AttributeType((head >> 16) as u16), (head & 0xFFFF) as usize)
 }
 
 #[cfg(test)]

@@ -56,8 +56,8 @@ pub fn split_frame(stream: &[u8]) -> Result<Split<'_>, StreamError> {
     let is_message = match stream.first() {
         None => return Ok(Split::Incomplete { needed: CHANNEL_HEADER_LEN }),
         Some(0..=0x3F) => true,
-        Some(0x40..=0x4F) => false,
-        Some(0x50..=0xFF) => return Err(StreamError),
+        Some(0x40..=0x7F) => false,
+        Some(0x80..=0xFF) => return Err(StreamError),
     };
     let Some(&[a, b, l0, l1]) = stream.first_chunk() else {
         return Ok(Split::Incomplete { needed: CHANNEL_HEADER_LEN });
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_stream_that_has_lost_its_frames_says_so_at_once() {
         for start in [
-            &[0x50][..],
+            &[0x80][..],
             &[0x80, 0x00],
             &[0xFF; 30],
             &[0x00, 0x01, 0x00, 0x02],

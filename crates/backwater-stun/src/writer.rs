@@ -170,8 +170,9 @@ impl<'b, Stage: TakesFingerprint> Writer<'b, Stage> {
     /// # Errors
     /// If it does not fit.
     pub fn fingerprint(mut self) -> Result<Writer<'b, AfterFingerprint>, WriteError> {
-        let (message, length) = self.with_next(4)?;
-        let crc = fingerprint(message, length);
+        let (_, length) = self.with_next(4)?;
+        self.set_length(length);
+        let crc = fingerprint(self.buffer.get(..self.len).unwrap_or_default());
         self.push(&Fingerprint(crc))?;
         Ok(self.into_stage())
     }
@@ -187,11 +188,8 @@ impl<'b, Stage> Writer<'b, Stage> {
 
     /// The finished message, at the start of the buffer.
     #[inline]
-    pub fn finish(self) -> &'b [u8] {
-        let length = self.length(self.len);
-        if let Some(field) = self.buffer.get_mut(2..4) {
-            field.copy_from_slice(&length.to_be_bytes());
-        }
+    pub fn finish(mut self) -> &'b [u8] {
+        self.set_length(length_at(self.len));
         self.buffer.get(..self.len).unwrap_or_default()
     }
 
@@ -202,12 +200,14 @@ impl<'b, Stage> Writer<'b, Stage> {
         if end > MAX_MESSAGE_LEN {
             return Err(WriteError::MessageTooLong);
         }
-        Ok((self.buffer.get(..self.len).unwrap_or_default(), self.length(end)))
+        Ok((self.buffer.get(..self.len).unwrap_or_default(), length_at(end)))
     }
 
-    /// The header's length field for a message that ends at `end`, which is at most [`MAX_MESSAGE_LEN`].
-    fn length(&self, end: usize) -> u16 {
-        (end - HEADER_LEN) as u16
+    #[inline]
+    fn set_length(&mut self, length: u16) {
+        if let Some(field) = self.buffer.get_mut(2..4) {
+            field.copy_from_slice(&length.to_be_bytes());
+        }
     }
 
     #[inline]
@@ -223,10 +223,13 @@ impl<'b, Stage> Writer<'b, Stage> {
         }
         let out = self.buffer.get_mut(self.len..end).ok_or(WriteError::BufferTooSmall)?;
         let (head, rest) = out.split_first_chunk_mut().ok_or(WriteError::BufferTooSmall)?;
-        let (value, padding) = rest.split_at_mut_checked(value_len).ok_or(WriteError::BufferTooSmall)?;
         *head = attribute_header(A::TYPE, value_len);
+        // The padding, with what of the value shares its last word. An empty value has neither.
+        if let Some(last) = rest.last_chunk_mut() {
+            *last = [0; 4];
+        }
+        let value = rest.get_mut(..value_len).ok_or(WriteError::BufferTooSmall)?;
         attribute.encode(&self.transaction_id, value).map_err(error)?;
-        padding.fill(0);
         self.len = end;
         Ok(())
     }
@@ -234,6 +237,12 @@ impl<'b, Stage> Writer<'b, Stage> {
     fn into_stage<Next>(self) -> Writer<'b, Next> {
         Writer { buffer: self.buffer, len: self.len, transaction_id: self.transaction_id, stage: PhantomData }
     }
+}
+
+/// The header's length field for a message that ends at `end`, which is at most [`MAX_MESSAGE_LEN`].
+#[inline]
+fn length_at(end: usize) -> u16 {
+    (end - HEADER_LEN) as u16
 }
 
 /// The four bytes in front of a value, which fits into a message.

@@ -169,45 +169,60 @@ pub(crate) mod address {
 
     use super::super::AddressFamily;
     use super::*;
-
-    /// What it is XORed with: the cookie and the transaction id, or nothing.
-    type Mask = [u8; 16];
+    use crate::header::MAGIC_COOKIE;
 
     pub(crate) fn decode(value: &[u8], _: &TransactionId) -> Decoded<SocketAddr> {
-        decode_masked(value, &[0; 16])
+        decode_masked(value, &Mask { port: 0, v4: 0, v6: 0 })
     }
     pub(crate) fn value_len(address: &SocketAddr) -> usize {
         if address.is_ipv4() { 8 } else { 20 }
     }
     pub(crate) fn encode(address: &SocketAddr, _: &TransactionId, out: &mut [u8]) -> Encoded {
-        encode_masked(address, &[0; 16], out)
+        encode_masked(address, &Mask { port: 0, v4: 0, v6: 0 }, out)
+    }
+
+    /// What the parts of an address are XORed with.
+    pub(crate) struct Mask {
+        port: u16,
+        v4: u32,
+        v6: u128,
+    }
+
+    impl Mask {
+        /// The header's last 16 bytes: the cookie, then the transaction id (RFC 8489 §14.2).
+        #[inline]
+        pub(crate) fn xor(TransactionId([a, b, c, d, e, f, g, h, i, j, k, l]): &TransactionId) -> Self {
+            // Put together from three numbers: going through an array of 16 bytes costs more than all the rest.
+            let cookie = u128::from(MAGIC_COOKIE) << 96;
+            let high = u128::from(u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h])) << 32;
+            let low = u128::from(u32::from_be_bytes([*i, *j, *k, *l]));
+            Self { port: (MAGIC_COOKIE >> 16) as u16, v4: MAGIC_COOKIE, v6: cookie | high | low }
+        }
     }
 
     #[inline]
     pub(crate) fn decode_masked(value: &[u8], mask: &Mask) -> Decoded<SocketAddr> {
-        let mask = u128::from_be_bytes(*mask);
         let (&[_, family, p0, p1], ip) = value.split_first_chunk().ok_or(Length)?;
-        let port = u16::from_be_bytes([p0, p1]) ^ (mask >> 112) as u16;
+        let port = u16::from_be_bytes([p0, p1]) ^ mask.port;
         let ip = match AddressFamily::from_number(family).ok_or(Family)? {
-            AddressFamily::Ipv4 => Ipv4Addr::from_bits(u32::from_be_bytes(take(ip)?) ^ (mask >> 96) as u32).into(),
-            AddressFamily::Ipv6 => Ipv6Addr::from_bits(u128::from_be_bytes(take(ip)?) ^ mask).into(),
+            AddressFamily::Ipv4 => Ipv4Addr::from_bits(u32::from_be_bytes(take(ip)?) ^ mask.v4).into(),
+            AddressFamily::Ipv6 => Ipv6Addr::from_bits(u128::from_be_bytes(take(ip)?) ^ mask.v6).into(),
         };
         Ok(SocketAddr::new(ip, port))
     }
 
     #[inline]
     pub(crate) fn encode_masked(address: &SocketAddr, mask: &Mask, out: &mut [u8]) -> Encoded {
-        let mask = u128::from_be_bytes(*mask);
         let (head, ip) = out.split_first_chunk_mut::<4>().ok_or(Length)?;
-        let [p0, p1] = (address.port() ^ (mask >> 112) as u16).to_be_bytes();
+        let [p0, p1] = (address.port() ^ mask.port).to_be_bytes();
         match address {
             SocketAddr::V4(v4) => {
                 *head = [0, AddressFamily::Ipv4.number(), p0, p1];
-                put(ip, &(v4.ip().to_bits() ^ (mask >> 96) as u32).to_be_bytes())
+                put(ip, &(v4.ip().to_bits() ^ mask.v4).to_be_bytes())
             }
             SocketAddr::V6(v6) => {
                 *head = [0, AddressFamily::Ipv6.number(), p0, p1];
-                put(ip, &(v6.ip().to_bits() ^ mask).to_be_bytes())
+                put(ip, &(v6.ip().to_bits() ^ mask.v6).to_be_bytes())
             }
         }
     }
@@ -217,24 +232,16 @@ pub(crate) mod address {
 pub(crate) mod xor_address {
     use core::net::SocketAddr;
 
+    use super::address::Mask;
     pub(crate) use super::address::value_len;
     use super::*;
-    use crate::header::MAGIC_COOKIE;
 
     #[inline]
     pub(crate) fn decode(value: &[u8], id: &TransactionId) -> Decoded<SocketAddr> {
-        address::decode_masked(value, &mask(id))
+        address::decode_masked(value, &Mask::xor(id))
     }
     #[inline]
     pub(crate) fn encode(address: &SocketAddr, id: &TransactionId, out: &mut [u8]) -> Encoded {
-        address::encode_masked(address, &mask(id), out)
-    }
-
-    #[inline]
-    fn mask(id: &TransactionId) -> [u8; 16] {
-        let mut mask = [0; 16];
-        mask[..4].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
-        mask[4..].copy_from_slice(&id.0);
-        mask
+        address::encode_masked(address, &Mask::xor(id), out)
     }
 }

@@ -149,7 +149,7 @@ fn values_that_are_wrong() {
         (AttributeType::ERROR_CODE, b"\0\0\x02\0", Value),
         (AttributeType::ERROR_CODE, b"\0\0\x07\0", Value),
         (AttributeType::ERROR_CODE, b"\0\0\x04\x64", Value),
-        (AttributeType::CHANNEL_NUMBER, b"\x50\0\0\0", Value),
+        (AttributeType::CHANNEL_NUMBER, b"\x3F\xFF\0\0", Value),
         (AttributeType::CHANNEL_NUMBER, b"\x80\0\0\0", Value),
         (AttributeType::UNKNOWN_ATTRIBUTES, b"\0\x01\0", Length),
         (AttributeType::PASSWORD_ALGORITHM, b"\0\x01\0\x01", Length),
