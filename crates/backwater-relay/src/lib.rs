@@ -7,7 +7,7 @@
 
 mod config;
 mod counters;
-mod egress;
+mod endpoint;
 mod ports;
 mod relay;
 mod runs;

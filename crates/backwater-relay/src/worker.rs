@@ -17,13 +17,13 @@ use backwater_turn::{
     ClientAddr, FiveTuple, Now, PeerAddr, PeerRefused,
     server::{Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Server},
 };
-use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, Receiver, RecvBatch, Stats, Train, Transmit, UdpSocket};
+use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, RecvBatch, Stats, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{debug, info, warn};
 
 use crate::{
     counters::Counters,
-    egress::Egress,
+    endpoint::Endpoint,
     ports::{Bound, Ports},
     runs::{Run, Runs},
 };
@@ -56,7 +56,7 @@ pub(crate) struct Worker {
 }
 
 struct Listener {
-    egress: Egress,
+    endpoint: Endpoint,
     /// A listener on the wildcard address has to answer from the address it was asked at.
     wildcard: bool,
 }
@@ -64,7 +64,7 @@ struct Listener {
 /// The socket of an allocation.
 struct Relayed {
     id: AllocationId,
-    egress: Rc<Egress>,
+    endpoint: Rc<Endpoint>,
     task: AbortHandle,
 }
 
@@ -78,7 +78,7 @@ impl Worker {
     ) -> Self {
         let listeners = listeners.into_iter().map(|socket| Listener {
             wildcard: socket.local_addr().ip().is_unspecified(),
-            egress: Egress::new(socket, counters.clone()),
+            endpoint: Endpoint::new(socket, counters.clone()),
         });
         Self {
             server: RefCell::new(server),
@@ -99,11 +99,8 @@ impl Worker {
             let worker = self.clone();
             spawn_local(async move {
                 let Some(listener) = worker.listeners.get(index) else { return };
-                let mut receiver = listener.egress.socket.receiver();
-                poll_fn(|cx| {
-                    worker.poll_socket(cx, &listener.egress, &mut receiver, |batch| worker.clients_sent(index, batch))
-                })
-                .await;
+                let handle = |batch: &RecvBatch| worker.clients_sent(index, batch);
+                poll_fn(|cx| worker.poll_socket(cx, &listener.endpoint, handle)).await;
             });
         }
         let worker = self.clone();
@@ -129,30 +126,24 @@ impl Worker {
 
     /// Whether nothing is held back by any socket.
     pub(crate) fn is_flushed(&self) -> bool {
-        self.listeners.iter().all(|l| l.egress.is_idle())
-            && self.relayed.borrow().iter().flatten().all(|r| r.egress.is_idle())
+        self.listeners.iter().all(|l| l.endpoint.is_idle())
+            && self.relayed.borrow().iter().flatten().all(|r| r.endpoint.is_idle())
     }
 
     /// Sends what the socket holds back and handles what has arrived at it, within a budget. Never ready: sockets are
     /// closed by ending their task.
-    fn poll_socket(
-        &self,
-        cx: &mut Context<'_>,
-        egress: &Egress,
-        receiver: &mut Receiver,
-        mut handle: impl FnMut(&RecvBatch),
-    ) -> Poll<()> {
-        if let Poll::Ready(Err(error)) = egress.poll_flush(cx, Instant::now()) {
-            warn!(%error, socket = %egress.socket.local_addr(), "a send failed");
+    fn poll_socket(&self, cx: &mut Context<'_>, endpoint: &Endpoint, handle: impl Fn(&RecvBatch)) -> Poll<()> {
+        if let Poll::Ready(Err(error)) = endpoint.poll_flush(cx, Instant::now()) {
+            warn!(%error, socket = %endpoint.socket.local_addr(), "a send failed");
         }
-        let mut batch = self.batch.borrow_mut();
+        let (mut batch, mut receiver) = (self.batch.borrow_mut(), endpoint.receiver.borrow_mut());
         for _ in 0..BUDGET {
             match receiver.poll_recv(cx, &mut batch) {
                 Poll::Ready(Ok(())) => handle(&batch),
                 Poll::Ready(Err(error)) => {
                     // Nothing that a network sends gets here. Try again later, whatever it was.
                     self.counters.receive_errors.add(1);
-                    debug!(%error, socket = %egress.socket.local_addr(), "a receive failed");
+                    debug!(%error, socket = %endpoint.socket.local_addr(), "a receive failed");
                     break;
                 }
                 Poll::Pending => return Poll::Pending,
@@ -187,7 +178,7 @@ impl Worker {
             match relayed.get(run.via.index()) {
                 Some(Some(relayed)) if relayed.id == run.via => {
                     self.counters.to_peers.add(run.datagrams as u64);
-                    send_run(&relayed.egress, now.instant, batch, &runs, run);
+                    send_run(&relayed.endpoint, now.instant, batch, &runs, run);
                 }
                 _ => self.counters.count_drop(DropReason::NoAllocation, run.datagrams),
             }
@@ -245,22 +236,29 @@ impl Worker {
     }
 
     fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket) {
-        let mut receiver = socket.receiver();
-        let egress = Rc::new(Egress::new(socket, self.counters.clone()));
-        let task = spawn_local({
-            let (worker, egress) = (self.clone(), egress.clone());
-            async move {
-                let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
-                poll_fn(|cx| worker.poll_socket(cx, &egress, &mut receiver, handle)).await;
-            }
+        let endpoint = Rc::new(Endpoint::new(socket, self.counters.clone()));
+        let worker = self.clone();
+        // The table alone keeps the socket, so that it is closed at the moment the allocation is gone.
+        let task = spawn_local(async move {
+            let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
+            poll_fn(|cx| match worker.endpoint(id) {
+                Some(endpoint) => worker.poll_socket(cx, &endpoint, handle),
+                None => Poll::Ready(()),
+            })
+            .await;
         });
         let mut relayed = self.relayed.borrow_mut();
         if relayed.len() <= id.index() {
             relayed.resize_with(id.index() + 1, || None);
         }
         if let Some(place) = relayed.get_mut(id.index()) {
-            *place = Some(Relayed { id, egress, task: task.abort_handle() });
+            *place = Some(Relayed { id, endpoint, task: task.abort_handle() });
         }
+    }
+
+    fn endpoint(&self, id: AllocationId) -> Option<Rc<Endpoint>> {
+        let relayed = self.relayed.borrow();
+        relayed.get(id.index())?.as_ref().filter(|r| r.id == id).map(|r| r.endpoint.clone())
     }
 
     fn close(&self, id: AllocationId) {
@@ -333,7 +331,7 @@ impl Worker {
 
 impl Listener {
     fn five_tuple(&self, train: &Train<'_>) -> FiveTuple {
-        let mut server = self.egress.socket.local_addr();
+        let mut server = self.endpoint.socket.local_addr();
         if self.wildcard
             && let Some(ip) = train.local_ip
         {
@@ -345,7 +343,7 @@ impl Listener {
     fn send(&self, now: Instant, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, ecn: Option<Ecn>) {
         let source = self.wildcard.then(|| to.server.ip());
         let mut t = Transmit::new(to.client.0, slices).segment_size(segment_size).source(source).ecn(ecn);
-        self.egress.send(now, &mut t);
+        self.endpoint.send(now, &mut t);
     }
 }
 
@@ -386,7 +384,7 @@ impl<'a> Down<'a> {
     }
 }
 
-fn send_run(egress: &Egress, now: Instant, batch: &RecvBatch, runs: &Runs, run: &Run) {
+fn send_run(endpoint: &Endpoint, now: Instant, batch: &RecvBatch, runs: &Runs, run: &Run) {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs
         .pieces(run)
         .filter_map(|piece| {
@@ -397,7 +395,7 @@ fn send_run(egress: &Egress, now: Instant, batch: &RecvBatch, runs: &Runs, run: 
         .take(MAX_SEGMENTS)
         .collect();
     let mut t = Transmit::new(run.to.0, &slices).segment_size(run.segment_size).ecn(run.ecn);
-    egress.send(now, &mut t);
+    endpoint.send(now, &mut t);
 }
 
 fn now() -> Now {

@@ -1,4 +1,4 @@
-//! A socket to send on, and what it could not take yet.
+//! A socket, and what it could not take yet.
 
 use std::{
     cell::RefCell,
@@ -10,17 +10,18 @@ use std::{
     time::Instant,
 };
 
-use backwater_udp::{Cursor, Ecn, Policy, Sender, Transmit, UdpSocket};
+use backwater_udp::{Cursor, Ecn, Policy, Receiver, Sender, Transmit, UdpSocket};
 
 use crate::counters::Counters;
 
 /// Payload bytes that one socket may hold back.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// A socket that datagrams leave by. Nobody waits for it: what it refuses is copied into a queue of its own, bounded
-/// in bytes and by the policy's deadline, so that only its own traffic is held up.
-pub(crate) struct Egress {
+/// A socket. Nobody waits for it to send: what it refuses is copied into a queue of its own, bounded in bytes and by the
+/// policy's deadline, so that only its own traffic is held up.
+pub(crate) struct Endpoint {
     pub(crate) socket: UdpSocket,
+    pub(crate) receiver: RefCell<Receiver>,
     state: RefCell<State>,
     counters: Arc<Counters>,
 }
@@ -45,10 +46,10 @@ struct Held {
     since: Instant,
 }
 
-impl Egress {
+impl Endpoint {
     pub(crate) fn new(socket: UdpSocket, counters: Arc<Counters>) -> Self {
         let state = State { sender: socket.sender(), queue: VecDeque::new(), bytes: 0, waker: None };
-        Self { socket, state: RefCell::new(state), counters }
+        Self { receiver: RefCell::new(socket.receiver()), socket, state: RefCell::new(state), counters }
     }
 
     /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already.

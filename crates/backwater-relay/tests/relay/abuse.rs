@@ -1,0 +1,73 @@
+//! What a network may send.
+
+use std::{net::UdpSocket, time::Duration};
+
+use crate::data_path::{client, start};
+
+/// Bytes that are random, or nearly a message.
+fn noise(state: &mut u64, valid: &[u8]) -> Vec<u8> {
+    let mut random = || {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*state >> 33) as usize
+    };
+    let len = random() % 1400;
+    let mut bytes: Vec<u8> = match random() % 3 {
+        0 => (0..len).map(|_| random() as u8).collect(),
+        1 => valid.to_vec(),
+        _ => [&[0x40 + (random() % 64) as u8][..], &vec![random() as u8; len]].concat(),
+    };
+    for _ in 0..random() % 4 {
+        let at = random() % bytes.len().max(1);
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte = random() as u8;
+        }
+    }
+    bytes
+}
+
+#[test]
+fn any_bytes_on_a_listener_or_a_relayed_port_are_survived_and_counted() {
+    let mut relay = start(&["--threads", "2"]);
+    let listener = relay.local_addrs()[0];
+    let mut good = client(&relay);
+    let relayed = good.allocate();
+    let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let valid = good.exchange(backwater_stun::Method::REFRESH, &|_| ());
+    let mut state = 42;
+    for i in 0..20_000 {
+        let bytes = noise(&mut state, &valid);
+        let to = if i % 3 == 0 { relayed } else { listener };
+        stranger.send_to(&bytes, to).unwrap();
+        if i % 3 == 1 {
+            good.socket.send(&bytes).unwrap();
+        }
+        if i % 64 == 0 {
+            // Not to overrun the receive buffers: what is tested is the reading.
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+    // New clients are answered, and the old one is still there.
+    client(&relay).allocate();
+    good.request(backwater_stun::Method::REFRESH, &|_| ()).unwrap();
+    let dropped: u64 = backwater_turn::server::DropReason::ALL
+        .iter()
+        .map(|&reason| relay.counters().iter().map(|c| c.dropped(reason)).sum::<u64>())
+        .sum();
+    assert!(dropped > 15_000, "{dropped}");
+    relay.stop(Duration::ZERO);
+}
+
+#[test]
+fn a_port_range_that_is_used_up_is_508_and_recovers() {
+    let mut relay = start(&["--threads", "1", "--ports", "41000-41001"]);
+    let (mut a, mut b, mut c) = (client(&relay), client(&relay), client(&relay));
+    let ports = [a.allocate().port(), b.allocate().port()];
+    assert!(ports.contains(&41_000) && ports.contains(&41_001));
+    assert_eq!(c.try_allocate(&|_| ()).unwrap_err(), 508);
+    a.request(backwater_stun::Method::REFRESH, &|w| {
+        w.attribute(&backwater_stun::Lifetime(0)).unwrap();
+    })
+    .unwrap();
+    assert_eq!(c.allocate().port(), ports[0]);
+    relay.stop(Duration::ZERO);
+}

@@ -1,0 +1,97 @@
+//! A client for tests: blocking, and with no more than they need.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use backwater_stun::*;
+
+pub struct Client {
+    pub socket: UdpSocket,
+    user: String,
+    key: HmacKey,
+    realm: String,
+    nonce: Vec<u8>,
+}
+
+pub type Fill<'f> = &'f dyn Fn(&mut Writer<'_>);
+
+impl Client {
+    pub fn new(server: SocketAddr, user: &str, password: &str, realm: &str) -> Self {
+        let any = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
+        let socket = UdpSocket::bind(any).unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let key = HmacKey::from(&LongTermKey::md5(user, realm, password));
+        Self { socket, user: user.to_owned(), key, realm: realm.to_owned(), nonce: Vec::new() }
+    }
+
+    /// Sends a request, with credentials once there is a nonce, and returns the response.
+    pub fn exchange(&mut self, method: Method, fill: Fill<'_>) -> Vec<u8> {
+        let mut id = [0; 12];
+        getrandom::fill(&mut id).unwrap();
+        let mut buffer = [0; 2000];
+        let mut w = Writer::new(&mut buffer, Class::Request, method, TransactionId(id)).unwrap();
+        fill(&mut w);
+        let request = if self.nonce.is_empty() {
+            w.finish().to_vec()
+        } else {
+            w.attribute(&Username(&self.user)).unwrap().attribute(&Realm(&self.realm)).unwrap();
+            w.attribute(&Nonce(&self.nonce)).unwrap();
+            w.integrity_sha1(&self.key).unwrap().finish().to_vec()
+        };
+        self.socket.send(&request).unwrap();
+        let mut reply = [0; 2000];
+        loop {
+            let len = self.socket.recv(&mut reply).expect("an answer");
+            let message = Message::parse(&reply[..len]);
+            if message.is_ok_and(|m| m.transaction_id() == TransactionId(id)) {
+                return reply[..len].to_vec();
+            }
+        }
+    }
+
+    /// A request; the error code of the answer, if it is an error.
+    pub fn request(&mut self, method: Method, fill: Fill<'_>) -> Result<Vec<u8>, u16> {
+        for _ in 0..3 {
+            let reply = self.exchange(method, fill);
+            let message = Message::parse(&reply).unwrap();
+            let code = message.get::<ErrorCode<'_>>().unwrap().map(|e| e.code.number());
+            match code {
+                None => {
+                    message.verify(&self.key).unwrap();
+                    return Ok(reply);
+                }
+                Some(401 | 438) => self.nonce = message.get::<Nonce<'_>>().unwrap().unwrap().0.to_vec(),
+                Some(code) => return Err(code),
+            }
+        }
+        Err(401)
+    }
+
+    pub fn try_allocate(&mut self, fill: Fill<'_>) -> Result<Vec<u8>, u16> {
+        self.request(Method::ALLOCATE, &|w| {
+            w.attribute(&RequestedTransport::UDP).unwrap();
+            fill(w);
+        })
+    }
+
+    /// Allocates, and returns the relayed address.
+    pub fn allocate(&mut self) -> SocketAddr {
+        let reply = self.try_allocate(&|_| ()).unwrap();
+        Message::parse(&reply).unwrap().get::<XorRelayedAddress>().unwrap().unwrap().0
+    }
+
+    pub fn bind_channel(&mut self, number: u16, peer: SocketAddr) -> Result<Vec<u8>, u16> {
+        self.request(Method::CHANNEL_BIND, &|w| {
+            w.attribute(&ChannelNumber::new(number).unwrap()).unwrap().attribute(&XorPeerAddress(peer)).unwrap();
+        })
+    }
+
+    pub fn permit(&mut self, peer: SocketAddr) -> Result<Vec<u8>, u16> {
+        self.request(Method::CREATE_PERMISSION, &|w| {
+            w.attribute(&XorPeerAddress(peer)).unwrap();
+        })
+    }
+}

@@ -1,0 +1,102 @@
+//! Clients that others wrote.
+
+use std::{
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    program::Program,
+    support::{in_namespace, installed, skip},
+};
+
+const RELAY: [&str; 14] = [
+    "--listen",
+    "127.0.0.1:3478",
+    "--listen",
+    "[::1]:3478",
+    "--user",
+    "alice:secret",
+    "--allow-peer",
+    "127.0.0.0/8",
+    "--allow-peer",
+    "::1",
+    "--threads",
+    "2",
+    "--drain",
+    "0",
+];
+
+/// A process that is ended when the test is over.
+struct Running(Child);
+
+impl Running {
+    fn start(program: &str, args: &str) -> Self {
+        let mut command = Command::new(program);
+        command.args(args.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// coturn's client: channels and Send indications, with and without RTCP (without, it asks for no even port and no
+/// reservation), client to client and to an echoing peer, IPv4 and IPv6. All at once: it is slow on purpose.
+#[test]
+fn coturns_client_loses_nothing() {
+    if !installed("turnutils_uclient") {
+        return skip("turnutils_uclient is not installed (package coturn)");
+    }
+    in_namespace("clients::coturns_client_loses_nothing", || {
+        let relay = Program::start(&RELAY, 2);
+        let _peer = Running::start("turnutils_peer", "-p 3480 -L 127.0.0.1 -L ::1");
+        let mut running = Vec::new();
+        for (family, host) in [("", "127.0.0.1"), ("-x ", "::1")] {
+            for indications in ["", "-s "] {
+                for rtcp in ["", "-c "] {
+                    for to in ["-y".to_owned(), format!("-e {host} -r 3480")] {
+                        let args =
+                            format!("{family}{indications}{rtcp}{to} -n 1000 -m 10 -l 200 -u alice -w secret {host}");
+                        let mut command = Command::new("turnutils_uclient");
+                        command.args(args.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped());
+                        running.push((args, command.spawn().unwrap()));
+                    }
+                }
+            }
+        }
+        assert_eq!(running.len(), 16);
+        for (args, child) in running {
+            let out = child.wait_with_output().unwrap();
+            let text = String::from_utf8_lossy(&out.stdout).into_owned();
+            assert!(out.status.success(), "turnutils_uclient {args}: {text}");
+            assert!(text.contains("Total lost packets 0 (0.000000%)"), "turnutils_uclient {args}: {text}");
+        }
+        assert_eq!(relay.terminate(), Some(0));
+    });
+}
+
+/// An ICE agent in Python: two of them connect through the relay only, and exchange 1,000 messages each way.
+#[test]
+fn aioice_connects_through_the_relay_only() {
+    let python = std::env::var("BACKWATER_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    if !Command::new(&python).args(["-c", "import aioice"]).output().is_ok_and(|out| out.status.success()) {
+        return skip("aioice is not installed (pip install aioice)");
+    }
+    in_namespace("clients::aioice_connects_through_the_relay_only", || {
+        let relay = Program::start(&RELAY, 2);
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/relay/aioice_pair.py");
+        let start = Instant::now();
+        let out = Command::new(&python).arg(script).output().unwrap();
+        let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success(), "{text}");
+        assert!(text.contains("1000 messages each way, relayed"), "{text}");
+        assert!(start.elapsed() < Duration::from_secs(60));
+        assert_eq!(relay.terminate(), Some(0));
+    });
+}

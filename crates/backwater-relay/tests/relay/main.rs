@@ -1,0 +1,11 @@
+//! The program and the library, with real clients and real sockets.
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+#[path = "../../../backwater-udp/tests/support/mod.rs"]
+mod support;
+
+mod abuse;
+mod client;
+mod clients;
+mod data_path;
+mod program;

@@ -1,0 +1,179 @@
+//! The program as an operator meets it.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::UdpSocket,
+    process::{Child, ChildStdout, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::support::{in_namespace, installed, skip};
+
+pub struct Program {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    /// Starts the relay and waits for as many listeners as it is to have.
+    pub fn start(args: &[&str], listeners: usize) -> Self {
+        let mut child = command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut program = Self { child, lines };
+        for _ in 0..listeners {
+            program.line("listening for TURN over UDP");
+        }
+        program
+    }
+
+    /// Reads the log until a line whose message contains `text`.
+    pub fn line(&mut self, text: &str) -> Value {
+        for line in self.lines.by_ref() {
+            let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            if line["message"].as_str().unwrap().contains(text) {
+                return line;
+            }
+        }
+        panic!("no line with {text:?} before the end");
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it by SIGTERM and returns its exit code.
+    pub fn terminate(mut self) -> Option<i32> {
+        let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        self.line("stopped");
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_backwater-relay"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BACKWATER_RELAY_")) {
+        command.env_remove(name);
+    }
+    command.args(args);
+    command
+}
+
+fn run(args: &[&str]) -> (Option<i32>, Vec<String>) {
+    let Output { status, stderr, .. } = command(args).output().unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap().lines().map(str::to_owned).collect())
+}
+
+const QUIET: [&str; 6] = ["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "0"];
+
+#[test]
+fn a_first_run_says_how_to_try_it() {
+    in_namespace("program::a_first_run_says_how_to_try_it", || {
+        let mut relay = Program::start(&[], 1);
+        let made_up = relay.line("made up");
+        let try_it = relay.line("try it: ");
+        let (user, password) = (made_up["username"].as_str().unwrap(), made_up["password"].as_str().unwrap());
+        let want = format!("try it: turnutils_uclient -y -u {user} -w {password} -p 3478 127.0.0.1");
+        assert_eq!(try_it["message"], want);
+        assert_eq!(relay.line("PEERS ON LOOPBACK ARE ALLOWED")["severity"], "WARN");
+        if installed("turnutils_uclient") {
+            let words: Vec<_> = want.split_whitespace().skip(2).collect();
+            let tried = Command::new(words[0]).args(&words[1..]).output().unwrap();
+            assert!(tried.status.success(), "{}", String::from_utf8_lossy(&tried.stdout));
+        } else {
+            skip("turnutils_uclient is not installed (package coturn)");
+        }
+        assert_eq!(relay.terminate(), Some(0));
+    });
+}
+
+#[test]
+fn every_line_of_the_log_is_an_object_with_time_severity_and_message() {
+    let mut child = command(&[&QUIET[..], &["--log-level", "trace"]].concat()).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let stop = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(stop.success());
+    let out = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(out.lines().count() >= 3, "{out}");
+    for line in out.lines() {
+        let object: Value = serde_json::from_str(line).unwrap();
+        for key in ["time", "severity", "message"] {
+            assert!(object[key].is_string(), "{key} in {line}");
+        }
+        assert!(object["time"].as_str().unwrap().ends_with('Z'));
+    }
+    if !installed("jq") {
+        return skip("jq is not installed (package jq)");
+    }
+    let mut jq = Command::new("jq")
+        .args(["-r", r#""\(.time) \(.severity) \(.message)""#])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    jq.stdin.take().unwrap().write_all(out.as_bytes()).unwrap();
+    let read = jq.wait_with_output().unwrap();
+    assert!(read.status.success());
+    assert_eq!(String::from_utf8(read.stdout).unwrap().lines().count(), out.lines().count());
+}
+
+#[test]
+fn a_bad_configuration_is_one_line_a_mistake_and_exit_2() {
+    for (args, parts) in [
+        (&["--listen", "nowhere"][..], &["--listen: expected an address and a port", "\"nowhere\""][..]),
+        (&["--nonsense"], &["--nonsense"]),
+        (&["--threads"], &["--threads"]),
+        (&["--config", "/nonexistent.toml"], &["/nonexistent.toml: cannot be read"]),
+        (&["--log-level", "a=b=c", "--listen", "127.0.0.1:0"], &["log-level: expected a level or a filter"]),
+        (&["--listen", "0.0.0.0:0"], &["user: expected a user"]),
+    ] {
+        let (code, lines) = run(args);
+        assert_eq!((code, lines.len()), (Some(2), 1), "{args:?}: {lines:?}");
+        assert!(parts.iter().all(|part| lines[0].contains(part)), "{args:?}: {lines:?}");
+    }
+    let (code, lines) = run(&["--listen", "x", "--ports", "y", "--user", "z"]);
+    assert_eq!((code, lines.len()), (Some(2), 3), "{lines:?}");
+}
+
+#[test]
+fn a_port_in_use_is_one_line_and_exit_1() {
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap().to_string();
+    for threads in ["1", "2"] {
+        let (code, lines) = run(&["--listen", &addr, "--user", "a:b", "--threads", threads]);
+        assert_eq!((code, lines.len()), (Some(1), 1), "{lines:?}");
+        assert!(lines[0].contains(&format!("cannot listen on {addr}: ")), "{lines:?}");
+    }
+    let relay = Program::start(&[&QUIET[..], &["--threads", "2"]].concat(), 0);
+    let mut relay = relay;
+    let addr = relay.line("listening")["listener"].as_str().unwrap().to_owned();
+    let (code, _) = run(&["--listen", &addr, "--user", "a:b", "--threads", "2"]);
+    assert_eq!(code, Some(1), "a second relay must not share the port of the first");
+    assert_eq!(relay.terminate(), Some(0));
+}
+
+#[test]
+fn sigterm_waits_for_clients_as_long_as_it_was_told() {
+    let mut relay = Program::start(&["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "1"], 0);
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");
+    client.allocate();
+    let start = Instant::now();
+    let pid = relay.pid().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    relay.line("stopping");
+    let mut late = crate::client::Client::new(addr, "alice", "secret", "backwater");
+    assert_eq!(late.try_allocate(&|_| ()).unwrap_err(), 508);
+    assert_eq!(relay.terminate(), Some(0));
+    assert!((900..2000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+}
