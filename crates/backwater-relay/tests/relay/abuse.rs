@@ -2,7 +2,7 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use crate::data_path::{client, start};
+use crate::client::{client, start};
 
 /// Bytes that are random, or nearly a message.
 fn noise(state: &mut u64, valid: &[u8]) -> Vec<u8> {

@@ -1,10 +1,11 @@
-//! A client for tests: blocking, and with no more than they need.
+//! A relay in this process, a client for it, blocking and with no more than the tests need, and a peer.
 
 use std::{
     net::{SocketAddr, UdpSocket},
     time::Duration,
 };
 
+use backwater_relay::{Arguments, Config, Relay};
 use backwater_stun::*;
 
 pub struct Client {
@@ -94,4 +95,27 @@ impl Client {
             w.attribute(&XorPeerAddress(peer)).unwrap();
         })
     }
+}
+
+pub fn start(args: &[&str]) -> Relay {
+    let base = ["relay", "--listen", "127.0.0.1:0", "--user", "alice:secret", "--allow-peer", "127.0.0.0/8"];
+    let args = base.iter().chain(args).copied();
+    let matches = Arguments::command().try_get_matches_from(args).unwrap();
+    Relay::start(&Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap()).unwrap()
+}
+
+pub fn client(relay: &Relay) -> Client {
+    Client::new(relay.local_addrs()[0], "alice", "secret", "backwater")
+}
+
+pub fn peer() -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let addr = socket.local_addr().unwrap();
+    (socket, addr)
+}
+
+pub fn channel_data(number: u16, payload: &[u8]) -> Vec<u8> {
+    let header = ChannelData::header(ChannelNumber::new(number).unwrap(), payload.len() as u16);
+    [&header[..], payload].concat()
 }
