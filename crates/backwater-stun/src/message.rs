@@ -84,17 +84,26 @@ impl<'a> Message<'a> {
     /// that lies within the message has its padding there too.
     #[inline]
     fn scan(bytes: &'a [u8]) -> Result<Self, ParseError> {
-        let mut message = Self { bytes, ordinary_end: 0, sha1: 0, sha256: 0, fingerprint: 0 };
+        // A message has at most 65,555 bytes: 32 bits hold any offset.
+        let mut message = Self { bytes, ordinary_end: bytes.len() as u32, sha1: 0, sha256: 0, fingerprint: 0 };
         let mut at = HEADER_LEN;
         while let Some(head) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
-            // At most 20 + 65,535 + 3: 32 bits hold it.
             let here = at as u32;
             let (attribute_type, len) = split_head(*head);
             match attribute_type {
                 _ if message.fingerprint != 0 => return Err(ParseError::AfterFingerprint),
-                AttributeType::MESSAGE_INTEGRITY if message.sha1 | message.sha256 == 0 => message.sha1 = here,
-                AttributeType::MESSAGE_INTEGRITY_SHA256 if message.sha256 == 0 => message.sha256 = here,
-                AttributeType::FINGERPRINT => message.fingerprint = here,
+                AttributeType::MESSAGE_INTEGRITY if message.sha1 | message.sha256 == 0 => {
+                    message.sha1 = here;
+                    message.ordinary_end = here;
+                }
+                AttributeType::MESSAGE_INTEGRITY_SHA256 if message.sha256 == 0 => {
+                    message.sha256 = here;
+                    message.ordinary_end = message.ordinary_end.min(here);
+                }
+                AttributeType::FINGERPRINT => {
+                    message.fingerprint = here;
+                    message.ordinary_end = message.ordinary_end.min(here);
+                }
                 _ => {}
             }
             at += 4 + padded_len(len);
@@ -102,10 +111,6 @@ impl<'a> Message<'a> {
         if at != bytes.len() {
             return Err(ParseError::AttributeOverrun);
         }
-        message.ordinary_end = [message.sha1, message.sha256, message.fingerprint]
-            .into_iter()
-            .filter(|&offset| offset != 0)
-            .fold(at as u32, u32::min);
         Ok(message)
     }
 
@@ -265,9 +270,20 @@ impl<'a> Message<'a> {
         Walk { bytes: self.bytes.get(..self.ordinary_end as usize).unwrap_or_default(), at: HEADER_LEN }
     }
 
+    /// The first ordinary attribute of a type, with where its value begins. [`Walk`] would do; this does not look at
+    /// the values on the way.
     #[inline]
     fn find(&self, attribute: AttributeType) -> Option<(usize, RawAttribute<'a>)> {
-        self.ordinary().find(|(_, raw)| raw.attribute_type == attribute)
+        let Walk { bytes, mut at } = self.ordinary();
+        loop {
+            let (attribute_type, len) = split_head(*bytes.get(at..)?.first_chunk()?);
+            at += 4;
+            if attribute_type == attribute {
+                let value = bytes.get(at..)?.get(..len)?;
+                return Some((at, RawAttribute { attribute_type, value }));
+            }
+            at += padded_len(len);
+        }
     }
 
     /// The attribute that begins at a remembered offset.

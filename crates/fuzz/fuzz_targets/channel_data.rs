@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|datagram: &[u8]| {
     let Ok(view) = ChannelData::parse(datagram) else { return };
     let len = view.data().len();
-    assert_eq!(demultiplex(datagram[0]), Protocol::TurnChannel);
+    assert!(matches!(demultiplex(datagram[0]), Protocol::TurnChannel | Protocol::Quic));
     assert_eq!(datagram[..4], ChannelData::header(view.channel(), len as u16));
     assert_eq!(&datagram[4..4 + len], view.data());
     assert!(datagram.len() - 4 - len <= 3);
