@@ -155,7 +155,7 @@ const TIME_BITS: u32 = 56;
 /// One train in so many carries the time.
 const SAMPLED: usize = 16;
 
-/// Trains sent, or nanoseconds gone, before the sink is looked at again. Each look is two system calls.
+/// Trains sent, or nanoseconds gone, before the sink is looked at again.
 const TRAINS_PER_LOOK: usize = 16;
 const NANOS_PER_LOOK: u64 = 20_000;
 

@@ -100,7 +100,11 @@ impl Sink {
                 for _ in 0..BATCHES_PER_LOOK {
                     match receiver.poll_recv(&mut cx, batch) {
                         Poll::Ready(result) => result?,
-                        Poll::Pending => break,
+                        Poll::Pending => {
+                            // Only the reactor can tell that there is more, and it runs when this yields.
+                            tokio::task::yield_now().await;
+                            break;
+                        }
                     }
                     let now = start.elapsed().as_nanos() as u64;
                     batch.datagrams().for_each(|datagram| self.count.add(datagram.payload, now));
@@ -108,7 +112,6 @@ impl Sink {
                         break;
                     }
                 }
-                tokio::task::yield_now().await;
             }
             Source::Plain { socket, buffer } => {
                 let now = start.elapsed().as_nanos() as u64;
