@@ -77,7 +77,7 @@ codes! {
     UNAUTHENTICATED = 401, "Unauthenticated";
     /// The request was valid but is not allowed (RFC 8656 §19).
     FORBIDDEN = 403, "Forbidden";
-    /// The server does not let this allocation move (RFC 8016 §3.5).
+    /// The server does not let this allocation move (RFC 8016).
     MOBILITY_FORBIDDEN = 405, "Mobility Forbidden";
     /// The server did not understand a comprehension-required attribute (RFC 8489 §14.8).
     UNKNOWN_ATTRIBUTE = 420, "Unknown Attribute";
@@ -449,7 +449,7 @@ packed!(
     }
 );
 
-/// How often the request and its response were sent, each counted from 1 (RFC 7982 §3.1).
+/// How often the request and its response were sent, each counted from 1 (RFC 7982 §3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransactionTransmitCounter {
     /// Transmissions of the request.

@@ -256,10 +256,10 @@ attributes! {
     phrase Software<'a>(&'a str), SOFTWARE = 0x8022 "SOFTWARE", 0..=763 (509);
     /// A server to try instead (RFC 8489 §14.15).
     address AlternateServer(SocketAddr), ALTERNATE_SERVER = 0x8023 "ALTERNATE-SERVER", 8..=20;
-    /// How often the request and its response were sent (RFC 7982 §3.1).
+    /// How often the request and its response were sent (RFC 7982 §3).
     structured TransactionTransmitCounter,
         TRANSACTION_TRANSMIT_COUNTER = 0x8025 "TRANSACTION-TRANSMIT-COUNTER", 4..=4;
-    /// How long an answer may be cached, in seconds (RFC 5780 §7.1).
+    /// How long an answer may be cached, in seconds (RFC 5780).
     int32 CacheTimeout(u32), CACHE_TIMEOUT = 0x8027 "CACHE-TIMEOUT", 4..=4;
     /// CRC-32 of what comes before it, XORed with `0x5354554E` (RFC 8489 §14.7).
     int32 Fingerprint(u32), FINGERPRINT = 0x8028 "FINGERPRINT", 4..=4;
@@ -276,7 +276,7 @@ attributes! {
     /// The server takes access tokens, from the authorization server of this name (RFC 7635 §6.1).
     text ThirdPartyAuthorization<'a>(&'a str),
         THIRD_PARTY_AUTHORIZATION = 0x802E "THIRD-PARTY-AUTHORIZATION", 0..=763;
-    /// Lets a client move its allocation to another address; opaque to it (RFC 8016 §3.4).
+    /// Lets a client move its allocation to another address; opaque to it (RFC 8016).
     bytes MobilityTicket<'a>(&'a [u8]), MOBILITY_TICKET = 0x8030 "MOBILITY-TICKET", 0..=65532;
 }
 
