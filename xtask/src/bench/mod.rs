@@ -96,9 +96,9 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
 
     let markdown = options.markdown.as_deref().map(std::path::absolute).transpose()?;
     let is_root = crate::output(Command::new("id").arg("-u"))?.trim() == "0";
-    let mut again = Command::new("unshare");
+    let mut again = ends_with_us();
     // An ordinary user becomes root of a user namespace of their own.
-    again.arg(if is_root { "-n" } else { "-Urn" });
+    again.args(["unshare", if is_root { "-n" } else { "-Urn" }]);
     again.args(["sh", "-c", INSIDE, "sh", LOAD_CORE]).arg(programs.join("xtask"));
     again.args(["bench", "relay", "--inside"]).arg(&programs);
     again.args(["--rounds", &options.rounds.to_string(), "--only", &names(&options.only)]);
@@ -108,8 +108,15 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
         again.arg("--markdown").arg(path);
     }
     again.env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()));
-    ensure!(again.status().context("starting unshare")?.success(), "the benchmark failed");
+    ensure!(again.status().context("starting setpriv and unshare (util-linux)")?.success(), "the benchmark failed");
     Ok(())
+}
+
+/// Starts a program that the kernel ends when this one has ended, however that came about.
+fn ends_with_us() -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]);
+    command
 }
 
 /// A loopback of its own, room for the descriptors of a thousand clients, and the load's core.

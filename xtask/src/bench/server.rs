@@ -61,8 +61,8 @@ impl Kind {
     }
 
     fn command(self, programs: &Path, listen: SocketAddr, directory: &Path) -> Command {
-        let mut command = Command::new("taskset");
-        command.args(["-c", SERVER_CORE]);
+        let mut command = super::ends_with_us();
+        command.args(["taskset", "-c", SERVER_CORE]);
         let user = format!("{USER}:{PASSWORD}");
         let (ip, port) = (listen.ip().to_string(), listen.port().to_string());
         match self {
