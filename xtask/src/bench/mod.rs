@@ -13,7 +13,7 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -60,6 +60,9 @@ const LOAD_CORE: &str = "1";
 
 /// Allocations held at once for the memory of one.
 const HELD: usize = 1000;
+
+/// A run ends with the round that would exceed it: a busy machine makes every search long, and no figure good.
+const LONGEST: Duration = Duration::from_secs(600);
 
 fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
@@ -144,7 +147,7 @@ async fn measure(programs: &Path, options: &Options) -> Result<Report> {
     let timing = if options.quick { Timing::QUICK } else { Timing::FULL };
     let rounds = if options.quick { 1 } else { options.rounds.max(1) };
     let kinds = Kind::ALL.into_iter().filter(|kind| options.only.contains(kind));
-    let mut report = Report::new(kinds.clone().collect(), cells(), rounds, options.plain_sink)?;
+    let mut report = Report::new(kinds.clone().collect(), cells(), options.plain_sink)?;
 
     for kind in kinds.clone().filter(|kind| kind.is_turn()) {
         let kib = Server::start(kind, programs, options.plain_sink).await?.memory_per_allocation(HELD).await?;
@@ -153,6 +156,11 @@ async fn measure(programs: &Path, options: &Options) -> Result<Report> {
     }
     report.ceilings = search::ceilings(&report.cells, options.plain_sink, timing).await?;
     for round in 0..rounds {
+        if round > 0 && began.elapsed() * (round as u32 + 1) / round as u32 > LONGEST {
+            eprintln!("no time for another round");
+            break;
+        }
+        report.rounds = round + 1;
         let mut servers = Vec::new();
         for kind in kinds.clone() {
             servers.push(Server::start(kind, programs, options.plain_sink).await?);

@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 use backwater_probe::load::{Load, Outcome, Session, Setup};
 
 use super::{Cell, cpu, server::Server};
@@ -50,8 +50,12 @@ const ATTEMPTS: usize = 2;
 /// The generator has to reach this share of the rate asked for.
 const REACHED: f64 = 0.97;
 
-/// How often a load is repeated in which the sink itself lost, or something else ran on the generator's core.
+/// How often a load is repeated in which the sink itself lost.
 const REPEATS: usize = 4;
+
+/// How many loads of a cell are repeated because something else ran on the generator's core. On a machine that is busy
+/// all the time, more would not help.
+const DISTURBED: usize = 4;
 
 /// The share of a load's time that the generator, which never sleeps, may wait for its core.
 const WAITED: f64 = 0.02;
@@ -90,7 +94,8 @@ impl Probe {
 pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Result<Figures> {
     let mut session = server.session(cell.clients).await?;
     // As much as there is: what comes through is near the rate searched for.
-    let flood = probe(server, &mut session, cell, 0.0, timing).await?;
+    let mut again = DISTURBED;
+    let flood = probe(server, &mut session, cell, 0.0, timing, &mut again).await?;
     let through = flood.outcome.received_per_second.max(1000.0);
     let mut disturbed = usize::from(flood.disturbed);
     let mut bracket = Bracket::near(through, timing.precision);
@@ -100,7 +105,7 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
     let mut best = (!lost).then_some(flood);
     // A flood that comes through leaves nothing to search for.
     while let Some(rate) = if lost { bracket.next() } else { None } {
-        let tried = try_rate(server, &mut session, cell, rate, timing).await?;
+        let tried = try_rate(server, &mut session, cell, rate, timing, &mut again).await?;
         let verdict = tried.verdict();
         disturbed += usize::from(tried.disturbed);
         bracket.tell(rate, verdict == Verdict::Passes);
@@ -115,7 +120,7 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
     let limited = stopped_by == Verdict::Limited;
     let Some(best) = best else { bail!("it loses even at {:.0} datagrams per second", bracket.rate) };
     let lossless = best.outcome.received_per_second;
-    let overload = probe(server, &mut session, cell, lossless * 3.0, timing).await?.outcome;
+    let overload = probe(server, &mut session, cell, lossless * 3.0, timing, &mut again).await?.outcome;
     session.close().await?;
     Ok(Figures {
         lossless,
@@ -165,34 +170,48 @@ impl Bracket {
     }
 }
 
-async fn try_rate(server: &Server, session: &mut Session, cell: Cell, rate: f64, timing: Timing) -> Result<Probe> {
-    let mut tried = probe(server, session, cell, rate, timing).await?;
+async fn try_rate(
+    server: &Server,
+    session: &mut Session,
+    cell: Cell,
+    rate: f64,
+    timing: Timing,
+    again: &mut usize,
+) -> Result<Probe> {
+    let mut tried = probe(server, session, cell, rate, timing, again).await?;
     for _ in 1..ATTEMPTS {
         if tried.verdict() == Verdict::Passes {
             break;
         }
-        tried = probe(server, session, cell, rate, timing).await?;
+        tried = probe(server, session, cell, rate, timing, again).await?;
     }
     Ok(tried)
 }
 
-async fn probe(server: &Server, session: &mut Session, cell: Cell, rate: f64, timing: Timing) -> Result<Probe> {
-    let mut last = None;
-    for _ in 0..REPEATS {
+async fn probe(
+    server: &Server,
+    session: &mut Session,
+    cell: Cell,
+    rate: f64,
+    timing: Timing,
+    again: &mut usize,
+) -> Result<Probe> {
+    let mut invalid = 0;
+    loop {
         let meter = || (server.run_time(), cpu::waited(std::process::id()));
         let (outcome, [before, after]) = session.run(&load(cell, rate, timing), meter).await?;
         let waited = (after.1? - before.1?) as f64 / 1e9;
         let cpu_seconds = (after.0? - before.0?) as f64 / 1e9;
-        if !outcome.valid {
-            continue;
-        }
         let disturbed = waited > outcome.seconds * WAITED;
-        last = Some(Probe { outcome, cpu_seconds, disturbed });
-        if !disturbed {
-            break;
+        if !outcome.valid {
+            invalid += 1;
+            ensure!(invalid < REPEATS, "the sink itself lost datagrams {REPEATS} times: not a measurement");
+        } else if disturbed && *again > 0 {
+            *again -= 1;
+        } else {
+            return Ok(Probe { outcome, cpu_seconds, disturbed });
         }
     }
-    last.with_context(|| format!("the sink itself lost datagrams {REPEATS} times: not a measurement"))
 }
 
 /// What the generator reaches with nothing in between: datagrams per second for each cell.
