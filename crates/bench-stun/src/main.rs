@@ -91,15 +91,17 @@ fn main() {
     let mut codecs = vec![ours::codec(), floor::codec()];
     codecs.extend(peers::codecs());
 
-    for row in 0..ROWS.len() {
+    for (row, title) in ROWS.iter().enumerate() {
         let expected = codecs[0].rows[row].as_mut().expect("ours has every row")(input, 1);
         for codec in &mut codecs {
             if let Some(operation) = &mut codec.rows[row] {
-                agree(input, codec.name, ROWS[row], operation(input, 1), expected);
+                agree(input, codec.name, title, operation(input, 1), expected);
             }
         }
     }
-    println!("All codecs give the same answers. {rounds} rounds; medians, and how many times as long as ours [95 %].\n");
+    println!(
+        "All codecs give the same answers. {rounds} rounds; medians, and how many times as long as ours [95 %].\n"
+    );
 
     for (row, title) in ROWS.iter().enumerate() {
         measure(input, title, rounds, codecs.iter_mut().filter_map(|c| c.rows[row].as_mut().map(|o| (c.name, o))));

@@ -150,12 +150,21 @@ mod stun_codec_attributes {
     use stun_codec::rfc5389::attributes::*;
     use stun_codec::rfc5766::attributes::*;
 
-
     define_attribute_enums!(
         Attribute,
         AttributeDecoder,
         AttributeEncoder,
-        [Username, MessageIntegrity, XorMappedAddress, Software, Fingerprint, Priority, IceControlling, XorPeerAddress, Data]
+        [
+            Username,
+            MessageIntegrity,
+            XorMappedAddress,
+            Software,
+            Fingerprint,
+            Priority,
+            IceControlling,
+            XorPeerAddress,
+            Data
+        ]
     );
 }
 
@@ -173,9 +182,8 @@ fn stun_codec_codec() -> Codec {
     let decode = |bytes: &[u8]| -> Message<Attribute> {
         MessageDecoder::<Attribute>::new().decode_from_bytes(bytes).unwrap().unwrap()
     };
-    let read = |message: &Message<Attribute>| {
-        Answer::Address(message.get_attribute::<XorMappedAddress>().unwrap().address())
-    };
+    let read =
+        |message: &Message<Attribute>| Answer::Address(message.get_attribute::<XorMappedAddress>().unwrap().address());
     let out = buffer(Vec::new());
     let encode = move |message| {
         let out = out();
@@ -317,9 +325,8 @@ fn turn_server_codec() -> Codec {
     let key: &'static Password = Box::leak(Box::new(Password::Md5(key)));
     let decoder = buffer(Decoder::default());
     let out = buffer(BytesMut::with_capacity(1400));
-    let decode = move |bytes: &'static [u8]| -> Message<'static> {
-        decoder().decode(bytes).unwrap().into_message().unwrap()
-    };
+    let decode =
+        move |bytes: &'static [u8]| -> Message<'static> { decoder().decode(bytes).unwrap().into_message().unwrap() };
     Codec {
         name: "turn-server's codec",
         rows: [
