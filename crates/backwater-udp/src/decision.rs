@@ -1,6 +1,19 @@
-//! What a failed send means.
+//! What a failed send means: one table. `docs/backpressure.md` says where its rows come from.
 
 use crate::stats::DropReason;
+
+/// The kinds of system that differ in what they promise after `ENOBUFS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(dead_code, reason = "a build has one of them; the table is tested for all")]
+pub(crate) enum Os {
+    /// Linux and Android: the destructor of the dropped buffer signals room at once, whether there is some or not.
+    Linux,
+    /// macOS, iOS and their kin: a *connected* socket whose flow is under control is not writable until there is room, and
+    /// then says so. All else says nothing.
+    Apple,
+    /// The BSDs and Windows: nothing follows.
+    Other,
+}
 
 /// The errors that a send tells apart, whatever their numbers on this system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +26,7 @@ pub(crate) enum Errno {
     Interrupted,
     /// `EMSGSIZE`
     MessageSize,
-    /// `EINVAL`, `EAFNOSUPPORT`, `EDESTADDRREQ`
+    /// `EINVAL`, `EAFNOSUPPORT`, `EDESTADDRREQ`, `EISCONN`
     Invalid,
     /// `EIO`: a driver that cannot segment after all (`udp_send_skb` without checksum offload)
     Io,
@@ -21,10 +34,26 @@ pub(crate) enum Errno {
     NotPermitted,
     /// `ENETUNREACH`, `EHOSTUNREACH`, `ENETDOWN`, `EHOSTDOWN`, `EADDRNOTAVAIL`
     Unreachable,
-    /// `ECONNREFUSED`, `ECONNRESET`: an answer to an earlier datagram
+    /// `ECONNREFUSED`, `ECONNRESET`, `EPROTO`, `ENOPROTOOPT`: an answer to an earlier datagram
     Refused,
     /// Anything else
     Other,
+}
+
+/// A call that failed, and what is known about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) os: Os,
+    pub(crate) errno: Errno,
+    pub(crate) connected: bool,
+    /// What `poll` says right after.
+    pub(crate) writable: bool,
+    /// Whether the error queue had entries about earlier datagrams.
+    pub(crate) earlier_errors: bool,
+    /// More than one datagram was offered.
+    pub(crate) train: bool,
+    /// The same datagrams have been refused for want of room before.
+    pub(crate) again: bool,
 }
 
 /// What to do about it.
@@ -32,26 +61,36 @@ pub(crate) enum Errno {
 pub(crate) enum Verdict {
     /// Call again at once.
     Again,
-    /// There is no room now.
-    Wait,
+    /// There is no room; the system will say when there is.
+    WhenReady,
+    /// There is no room, and nobody will say when there is.
+    OnTimer,
+    /// As before; and offer less at a time, since a train that is larger than the queue never fits.
+    OnTimerSmaller,
     /// These datagrams cannot be sent; those after them may.
     Drop(DropReason),
     /// The train cannot be sent as one: its datagrams go one by one.
     Split,
-    /// No train can: segmentation is off for the socket.
+    /// No train can: segmentation is off for the socket, for a while.
     SplitAll,
     /// The socket has failed.
     Fatal,
 }
 
-/// Decides for a call that was refused with `errno` and offered a train of datagrams or a single one.
-pub(crate) fn decide(errno: Errno, train: bool) -> Verdict {
-    match errno {
-        Errno::WouldBlock => Verdict::Wait,
-        Errno::NoBuffers => Verdict::Drop(DropReason::NoBuffers),
-        Errno::Interrupted | Errno::Refused => Verdict::Again,
-        Errno::Io if train => Verdict::SplitAll,
-        Errno::MessageSize | Errno::Invalid if train => Verdict::Split,
+pub(crate) fn decide(r: &Refusal) -> Verdict {
+    match r.errno {
+        Errno::Interrupted => Verdict::Again,
+        Errno::WouldBlock => Verdict::WhenReady,
+        Errno::NoBuffers if r.os == Os::Apple && r.connected && !r.writable => Verdict::WhenReady,
+        Errno::NoBuffers if r.train && r.again => Verdict::OnTimerSmaller,
+        Errno::NoBuffers => Verdict::OnTimer,
+        Errno::Io if r.train => Verdict::SplitAll,
+        // An answer to an earlier datagram is reported by whichever call comes next.
+        Errno::Refused => Verdict::Again,
+        Errno::MessageSize | Errno::Invalid | Errno::NotPermitted | Errno::Unreachable if r.earlier_errors => {
+            Verdict::Again
+        }
+        Errno::MessageSize | Errno::Invalid if r.train => Verdict::Split,
         Errno::MessageSize => Verdict::Drop(DropReason::TooLarge),
         Errno::Invalid => Verdict::Drop(DropReason::Invalid),
         Errno::NotPermitted => Verdict::Drop(DropReason::NotPermitted),
@@ -64,23 +103,60 @@ pub(crate) fn decide(errno: Errno, train: bool) -> Verdict {
 mod tests {
     use super::*;
 
+    const BASE: Refusal = Refusal {
+        os: Os::Linux,
+        errno: Errno::Other,
+        connected: false,
+        writable: true,
+        earlier_errors: false,
+        train: false,
+        again: false,
+    };
+
     #[test]
-    fn table() {
+    fn errors_other_than_a_want_of_room() {
         use DropReason as D;
         use Verdict as V;
-        for (errno, single, train) in [
-            (Errno::WouldBlock, V::Wait, V::Wait),
-            (Errno::NoBuffers, V::Drop(D::NoBuffers), V::Drop(D::NoBuffers)),
-            (Errno::Interrupted, V::Again, V::Again),
-            (Errno::Refused, V::Again, V::Again),
-            (Errno::MessageSize, V::Drop(D::TooLarge), V::Split),
-            (Errno::Invalid, V::Drop(D::Invalid), V::Split),
-            (Errno::Io, V::Fatal, V::SplitAll),
-            (Errno::NotPermitted, V::Drop(D::NotPermitted), V::Drop(D::NotPermitted)),
-            (Errno::Unreachable, V::Drop(D::Unreachable), V::Drop(D::Unreachable)),
-            (Errno::Other, V::Fatal, V::Fatal),
-        ] {
-            assert_eq!((decide(errno, false), decide(errno, true)), (single, train), "{errno:?}");
+        for os in [Os::Linux, Os::Apple, Os::Other] {
+            for (errno, single, train, earlier) in [
+                (Errno::Interrupted, V::Again, V::Again, V::Again),
+                (Errno::Refused, V::Again, V::Again, V::Again),
+                (Errno::MessageSize, V::Drop(D::TooLarge), V::Split, V::Again),
+                (Errno::Invalid, V::Drop(D::Invalid), V::Split, V::Again),
+                (Errno::NotPermitted, V::Drop(D::NotPermitted), V::Drop(D::NotPermitted), V::Again),
+                (Errno::Unreachable, V::Drop(D::Unreachable), V::Drop(D::Unreachable), V::Again),
+                (Errno::Io, V::Fatal, V::SplitAll, V::Fatal),
+                (Errno::Other, V::Fatal, V::Fatal, V::Fatal),
+                (Errno::WouldBlock, V::WhenReady, V::WhenReady, V::WhenReady),
+            ] {
+                let r = Refusal { os, errno, ..BASE };
+                assert_eq!(decide(&r), single, "{r:?}");
+                assert_eq!(decide(&Refusal { train: true, ..r }), train, "{r:?}");
+                assert_eq!(decide(&Refusal { earlier_errors: true, ..r }), earlier, "{r:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_buffers_is_advised_on_a_connected_apple_socket_that_is_not_writable_and_nowhere_else() {
+        for os in [Os::Linux, Os::Apple, Os::Other] {
+            for connected in [false, true] {
+                for writable in [false, true] {
+                    for train in [false, true] {
+                        for again in [false, true] {
+                            let errno = Errno::NoBuffers;
+                            let r = Refusal { os, errno, connected, writable, train, again, ..BASE };
+                            let advised = os == Os::Apple && connected && !writable;
+                            let want = match (advised, train && again) {
+                                (true, _) => Verdict::WhenReady,
+                                (false, true) => Verdict::OnTimerSmaller,
+                                (false, false) => Verdict::OnTimer,
+                            };
+                            assert_eq!(decide(&r), want, "{r:?}");
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -29,7 +29,12 @@
 //!
 //! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
 
+mod contention;
+mod core;
 mod decision;
+mod events;
+mod io;
+mod park;
 mod policy;
 mod receiver;
 mod sender;
@@ -38,9 +43,10 @@ mod stats;
 mod sys;
 mod transmit;
 
+pub use events::{IcmpError, IcmpKind};
 pub use policy::{Backpressure, Policy};
 pub use receiver::{Datagram, Receiver, RecvBatch, Train};
 pub use sender::Sender;
 pub use socket::{Builder, UdpSocket};
-pub use stats::{DropCounts, DropReason, Report, Stats, StatsSnapshot};
+pub use stats::{BUCKETS, DropCounts, DropReason, Report, Sample, Stats, StatsSnapshot};
 pub use transmit::{Cursor, Ecn, MAX_SEGMENTS, Transmit};

@@ -1,8 +1,11 @@
 use std::{
+    collections::HashMap,
+    fmt,
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
     },
+    task::Waker,
     time::Duration,
 };
 
@@ -25,37 +28,66 @@ impl Default for Policy {
     }
 }
 
-/// A shared handle to the [`Policy`] of a socket's senders, or of many sockets' senders; it may be switched at any
-/// time. It is read when the system refuses a datagram and at each wake-up of a sender that waits.
-#[derive(Clone, Debug)]
-pub struct Backpressure(Arc<AtomicU64>);
+/// A shared handle to the [`Policy`] of a socket's senders, or of many sockets' senders; it may be switched at any time.
+///
+/// It is read when the system refuses a datagram and at each wake-up of a sender that waits; a switch wakes those who
+/// wait now.
+#[derive(Clone)]
+pub struct Backpressure(Arc<Shared>);
 
-/// `Drop`, in the word that otherwise holds a deadline in microseconds.
+struct Shared {
+    /// A deadline in microseconds, or [`DROP`].
+    policy: AtomicU64,
+    waiting: Mutex<HashMap<u64, Waker>>,
+}
+
 const DROP: u64 = u64::MAX;
 
 impl Backpressure {
     /// A handle of its own.
     pub fn new(policy: Policy) -> Self {
-        Self(Arc::new(AtomicU64::new(encode(policy))))
+        Self(Arc::new(Shared { policy: AtomicU64::new(encode(policy)), waiting: Mutex::default() }))
     }
 
     /// The policy in force.
     pub fn get(&self) -> Policy {
-        match self.0.load(Relaxed) {
+        match self.0.policy.load(SeqCst) {
             DROP => Policy::Drop,
             micros => Policy::Wait { deadline: Duration::from_micros(micros) },
         }
     }
 
-    /// Switches the policy of everyone who shares this handle.
+    /// Switches the policy of everyone who shares this handle, and wakes the senders that wait.
     pub fn set(&self, policy: Policy) {
-        self.0.store(encode(policy), Relaxed);
+        self.0.policy.store(encode(policy), SeqCst);
+        for waker in self.waiting().values() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// To be woken by a switch. Read the policy after this, not before: a switch in between would be missed.
+    pub(crate) fn wait(&self, id: u64, waker: &Waker) {
+        self.waiting().entry(id).and_modify(|known| known.clone_from(waker)).or_insert_with(|| waker.clone());
+    }
+
+    pub(crate) fn leave(&self, id: u64) {
+        self.waiting().remove(&id);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waker>> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Default for Backpressure {
     fn default() -> Self {
         Self::new(Policy::default())
+    }
+}
+
+impl fmt::Debug for Backpressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Backpressure").field(&self.get()).finish()
     }
 }
 

@@ -6,10 +6,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::Interest;
-
 use crate::{
     UdpSocket,
+    decision::Errno,
     sys::{self, RawTrain},
     transmit::Ecn,
 };
@@ -56,16 +55,29 @@ pub struct Datagram<'a> {
     pub payload: &'a [u8],
 }
 
-/// Errors that a receive may report in a row before they are shown: each takes one off the socket, and belongs to a
-/// datagram that was sent before.
-const PENDING_ERRORS: usize = 64;
+/// Errors about earlier datagrams that a receive may come across before it lets others run.
+const PENDING_ERRORS: usize = 16;
+
+/// Whether an error of a receive is about a datagram that was sent earlier.
+fn is_about_the_past(error: &io::Error) -> bool {
+    match sys::errno(error) {
+        Errno::Refused
+        | Errno::Unreachable
+        | Errno::MessageSize
+        | Errno::NotPermitted
+        | Errno::Interrupted
+        | Errno::NoBuffers => true,
+        Errno::WouldBlock | Errno::Invalid | Errno::Io | Errno::Other => false,
+    }
+}
 
 impl Receiver {
     pub(crate) fn new(socket: UdpSocket) -> Self {
         Self { socket }
     }
 
-    /// Fills `batch` with what has arrived; waits when that is nothing.
+    /// Fills `batch` with what has arrived; waits when that is nothing. An owner who cares for
+    /// [`UdpSocket::next_icmp_error`] asks for it after each call, also when this is pending.
     ///
     /// An error that an earlier send left on the socket (an ICMP message, say) is skipped: it does not concern what
     /// is received, and must not end a receive loop.
@@ -76,22 +88,23 @@ impl Receiver {
         let inner = &*self.socket.0;
         batch.filled = 0;
         batch.fallback_ip = inner.local_ip();
-        let mut errors = 0;
-        loop {
-            ready!(inner.io.poll_recv_ready(cx))?;
-            let received =
-                inner.io.try_io(Interest::READABLE, || batch.buffers.receive(inner.sock_ref(), &inner.state));
-            match received {
+        for _ in 0..PENDING_ERRORS {
+            match ready!(inner.io.poll_receive(cx, || batch.buffers.receive(inner.sock_ref(), &inner.state))) {
                 Ok(slots) => {
                     batch.filled = slots;
                     inner.stats.receive(batch.trains().map(|t| t.datagram_count()).sum());
                     return Poll::Ready(Ok(()));
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) if errors < PENDING_ERRORS => errors += 1,
+                // Someone else's misfortune: an undrained queue of them would fill the receive buffer.
+                Err(e) if is_about_the_past(&e) => {
+                    inner.drain_errors(None);
+                }
                 Err(e) => return Poll::Ready(Err(e)),
             }
         }
+        // A flood of them. Others may run, and then this goes on.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Fills `batch`; waits until something has arrived.

@@ -6,7 +6,7 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::{Backpressure, Receiver, Sender, Stats, sys};
+use crate::{Backpressure, IcmpError, Receiver, Sender, Stats, contention::Contention, events::Events, sys};
 
 /// A UDP socket. Clones are handles to the same one.
 ///
@@ -15,11 +15,16 @@ use crate::{Backpressure, Receiver, Sender, Stats, sys};
 pub struct UdpSocket(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) io: tokio::net::UdpSocket,
+    pub(crate) io: sys::Io,
     pub(crate) state: sys::State,
     pub(crate) stats: Arc<Stats>,
     pub(crate) backpressure: Backpressure,
     pub(crate) local_addr: SocketAddr,
+    /// Whom it is connected to.
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) max_train_bytes: usize,
+    pub(crate) contention: Contention,
+    pub(crate) events: Events,
 }
 
 /// How to make a [`UdpSocket`].
@@ -28,6 +33,7 @@ pub struct Builder {
     receive_buffer: Option<usize>,
     send_buffer: Option<usize>,
     reuse_port: bool,
+    max_train_bytes: Option<usize>,
     stats: Option<Arc<Stats>>,
     backpressure: Backpressure,
 }
@@ -52,6 +58,39 @@ impl UdpSocket {
     /// See [`Builder::from_std`].
     pub fn from_std(socket: std::net::UdpSocket) -> io::Result<Self> {
         Builder::default().from_std(socket)
+    }
+
+    /// A socket on the same local address that is connected to `peer`, with this one's counters and policy.
+    ///
+    /// On Apple's systems only a connected socket learns of congestion; elsewhere it saves looking up the route. This one
+    /// has to have been bound with [`Builder::reuse_port`]. Linux may give a connected socket's place in the group
+    /// datagrams of others, and between its birth and its connection any: look at where each datagram comes from.
+    ///
+    /// # Errors
+    /// Those of the system.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with its I/O driver enabled.
+    pub fn connect(&self, peer: SocketAddr) -> io::Result<Self> {
+        let builder = Builder {
+            reuse_port: true,
+            stats: Some(self.0.stats.clone()),
+            backpressure: self.0.backpressure.clone(),
+            max_train_bytes: Some(self.0.max_train_bytes),
+            ..Builder::default()
+        };
+        builder.connect(self.local_addr(), peer)
+    }
+
+    /// Whom it is connected to.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        self.0.peer
+    }
+
+    /// The next of the ICMP messages about datagrams that were sent earlier. They are read from the system by whoever
+    /// receives or sends next, also when nothing else has arrived; 64 are kept.
+    pub fn next_icmp_error(&self) -> Option<IcmpError> {
+        self.0.events.pop()
     }
 
     /// The address it is bound to.
@@ -120,6 +159,14 @@ impl Builder {
         self
     }
 
+    /// The most bytes that one system call sends as a train. The default is what UDP allows. A queue below may split a
+    /// train and drop a part of it without a word: keep trains smaller than its burst.
+    #[must_use]
+    pub fn max_train_bytes(mut self, bytes: usize) -> Self {
+        self.max_train_bytes = Some(bytes);
+        self
+    }
+
     /// Counters to share with other sockets. The default is counters of its own.
     #[must_use]
     pub fn stats(mut self, stats: Arc<Stats>) -> Self {
@@ -142,6 +189,23 @@ impl Builder {
     /// # Panics
     /// Outside a tokio runtime with its I/O driver enabled.
     pub fn bind(&self, addr: SocketAddr) -> io::Result<UdpSocket> {
+        self.from_std(self.bound(addr)?.into())
+    }
+
+    /// Binds to `addr` and connects to `peer`: only its datagrams arrive, and only to it can be sent.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind), and those of the system when there is no route.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with its I/O driver enabled.
+    pub fn connect(&self, addr: SocketAddr, peer: SocketAddr) -> io::Result<UdpSocket> {
+        let socket = self.bound(addr)?;
+        socket.connect(&peer.into())?;
+        self.from_std(socket.into())
+    }
+
+    fn bound(&self, addr: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
         if addr.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -150,7 +214,7 @@ impl Builder {
             set_reuse_port(&socket)?;
         }
         socket.bind(&addr.into())?;
-        self.from_std(socket.into())
+        Ok(socket)
     }
 
     /// Takes over a bound socket; whether it takes IPv4 as mapped addresses, and `SO_REUSEPORT`, stay as they are.
@@ -173,21 +237,26 @@ impl Builder {
             .local_addr()?
             .as_socket()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"))?;
+        let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
         let state = sys::State::new(&socket, local_addr.ip().is_unspecified())?;
-        let io = tokio::net::UdpSocket::from_std(socket.into())?;
+        let io = sys::Io::new(socket.into())?;
         Ok(UdpSocket(Arc::new(Inner {
             io,
             state,
             stats: self.stats.clone().unwrap_or_default(),
             backpressure: self.backpressure.clone(),
             local_addr,
+            peer,
+            max_train_bytes: self.max_train_bytes.unwrap_or(usize::MAX),
+            contention: Contention::default(),
+            events: Events::default(),
         })))
     }
 }
 
 impl Inner {
     pub(crate) fn sock_ref(&self) -> SockRef<'_> {
-        SockRef::from(&self.io)
+        self.io.sock_ref()
     }
 
     /// The address datagrams arrive at when the system does not say.

@@ -1,4 +1,9 @@
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use crate::park::{By, Class};
 
 /// Why a datagram was dropped instead of sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,73 +84,205 @@ pub struct Report {
     pub dropped: DropCounts,
 }
 
-/// Counters in datagrams, shared by all clones and senders of a socket, or of several sockets (see
-/// [`Builder::stats`](crate::Builder::stats)). They only grow.
+/// Counters shared by all clones and senders of a socket, or of several sockets (see
+/// [`Builder::stats`](crate::Builder::stats)). They only grow. Datagrams, where nothing else is said.
 #[derive(Debug, Default)]
 pub struct Stats {
     accepted: AtomicU64,
     sent: AtomicU64,
     dropped: [AtomicU64; DropReason::ALL.len()],
-    parked: AtomicU64,
     received: AtomicU64,
+    parked: AtomicU64,
+    attempts: AtomicU64,
+    no_buffers: [[AtomicU64; 2]; 2],
+    wakes: [[AtomicU64; 3]; 2],
+    recovery: [[Histogram; 3]; 2],
+    lost_edges: AtomicU64,
+    spurious_wakes: AtomicU64,
+    partial: AtomicU64,
+    blocked_micros: AtomicU64,
+    stuck: AtomicU64,
+    possible_duplicates: AtomicU64,
+    icmp_errors: AtomicU64,
+    icmp_errors_lost: AtomicU64,
 }
+
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [AtomicU64; BUCKETS.len() + 1],
+    micros: AtomicU64,
+}
+
+/// The upper bounds of the histogram's buckets, in seconds; there is one more without a bound.
+pub const BUCKETS: [f64; 10] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
+
+const CLASSES: [(Class, &str); 2] = [(Class::Advised, "advised"), (Class::Silent, "silent")];
+const BYS: [(By, &str); 3] = [(By::Readiness, "readiness"), (By::Timer, "timer"), (By::Call, "policy")];
 
 impl Stats {
     /// The values now. `accepted` is read last, so that `sent` and `dropped` never exceed it.
     pub fn snapshot(&self) -> StatsSnapshot {
-        let sent = self.sent.load(Relaxed);
-        let dropped = std::array::from_fn(|i| self.dropped[i].load(Relaxed));
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        let sent = get(&self.sent);
+        let dropped = std::array::from_fn(|i| get(&self.dropped[i]));
+        let recovery = |h: &Histogram| HistogramSnapshot {
+            buckets: std::array::from_fn(|i| get(&h.buckets[i])),
+            seconds: get(&h.micros) as f64 / 1e6,
+        };
         StatsSnapshot {
             sent,
             dropped,
-            parked: self.parked.load(Relaxed),
-            received: self.received.load(Relaxed),
-            accepted: self.accepted.load(Relaxed),
+            parked: get(&self.parked),
+            received: get(&self.received),
+            attempts: get(&self.attempts),
+            no_buffers: std::array::from_fn(|c| std::array::from_fn(|k| get(&self.no_buffers[c][k]))),
+            wakes: std::array::from_fn(|c| std::array::from_fn(|b| get(&self.wakes[c][b]))),
+            recovery: std::array::from_fn(|c| std::array::from_fn(|b| recovery(&self.recovery[c][b]))),
+            lost_edges: get(&self.lost_edges),
+            spurious_wakes: get(&self.spurious_wakes),
+            partial: get(&self.partial),
+            blocked: Duration::from_micros(get(&self.blocked_micros)),
+            stuck: get(&self.stuck),
+            possible_duplicates: get(&self.possible_duplicates),
+            icmp_errors: get(&self.icmp_errors),
+            icmp_errors_lost: get(&self.icmp_errors_lost),
+            accepted: get(&self.accepted),
         }
     }
 
     pub(crate) fn accept(&self, datagrams: usize) {
-        self.accepted.fetch_add(datagrams as u64, Relaxed);
+        add(&self.accepted, datagrams as u64);
     }
 
     /// Adds what happened between two states of a report.
     pub(crate) fn resolve(&self, before: &Report, after: &Report) {
-        if after.sent != before.sent {
-            self.sent.fetch_add(u64::from(after.sent - before.sent), Relaxed);
-        }
+        add(&self.sent, u64::from(after.sent - before.sent));
         if after.dropped != before.dropped {
             for reason in DropReason::ALL {
                 let n = after.dropped.get(reason) - before.dropped.get(reason);
-                self.dropped[reason as usize].fetch_add(u64::from(n), Relaxed);
+                add(&self.dropped[reason as usize], u64::from(n));
             }
         }
     }
 
     pub(crate) fn drop_held(&self, reason: DropReason, datagrams: usize) {
-        self.dropped[reason as usize].fetch_add(datagrams as u64, Relaxed);
-    }
-
-    pub(crate) fn park(&self) {
-        self.parked.fetch_add(1, Relaxed);
+        add(&self.dropped[reason as usize], datagrams as u64);
     }
 
     pub(crate) fn receive(&self, datagrams: usize) {
-        self.received.fetch_add(datagrams as u64, Relaxed);
+        add(&self.received, datagrams as u64);
+    }
+
+    pub(crate) fn attempt(&self, calls: u64) {
+        add(&self.attempts, calls);
+    }
+
+    pub(crate) fn no_buffers(&self, connected: bool, class: Class) {
+        add(&self.no_buffers[class as usize][usize::from(connected)], 1);
+    }
+
+    pub(crate) fn park(&self) {
+        add(&self.parked, 1);
+    }
+
+    pub(crate) fn wake(&self, class: Class, by: By) {
+        add(&self.wakes[class as usize][by as usize], 1);
+    }
+
+    pub(crate) fn recover(&self, class: Class, by: By, after: Duration) {
+        let histogram = &self.recovery[class as usize][by as usize];
+        let bucket = BUCKETS.iter().position(|&bound| after.as_secs_f64() <= bound).unwrap_or(BUCKETS.len());
+        add(&histogram.buckets[bucket], 1);
+        add(&histogram.micros, after.as_micros() as u64);
+    }
+
+    pub(crate) fn lost_edge(&self) {
+        add(&self.lost_edges, 1);
+    }
+
+    pub(crate) fn spurious_wake(&self) {
+        add(&self.spurious_wakes, 1);
+    }
+
+    pub(crate) fn partial(&self) {
+        add(&self.partial, 1);
+    }
+
+    pub(crate) fn blocked(&self, time: Duration) {
+        add(&self.blocked_micros, time.as_micros() as u64);
+    }
+
+    pub(crate) fn stuck(&self) {
+        add(&self.stuck, 1);
+    }
+
+    pub(crate) fn possible_duplicates(&self, datagrams: usize) {
+        add(&self.possible_duplicates, datagrams as u64);
+    }
+
+    pub(crate) fn icmp_error(&self, kept: bool) {
+        add(&self.icmp_errors, 1);
+        add(&self.icmp_errors_lost, u64::from(!kept));
+    }
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    if n != 0 {
+        counter.fetch_add(n, Relaxed);
     }
 }
 
 /// [`Stats`] at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct StatsSnapshot {
     /// Datagrams handed to a sender.
     pub accepted: u64,
     /// Datagrams the kernel took.
     pub sent: u64,
     dropped: [u64; DropReason::ALL.len()],
-    /// Times that a sender had to wait.
-    pub parked: u64,
     /// Datagrams received.
     pub received: u64,
+    /// Times that a sender had to wait.
+    pub parked: u64,
+    /// System calls that send.
+    pub attempts: u64,
+    no_buffers: [[u64; 2]; 2],
+    wakes: [[u64; 3]; 2],
+    recovery: [[HistogramSnapshot; 3]; 2],
+    /// Times that a promised readiness event did not come although there was room, for a quarter of a second.
+    pub lost_edges: u64,
+    /// Readiness events after which the system refused all the same.
+    pub spurious_wakes: u64,
+    /// Transmits of which a part was sent before the rest had to wait.
+    pub partial: u64,
+    /// The time that senders have waited, all together.
+    pub blocked: Duration,
+    /// Times that a sender found its socket blocked for so long that the owner might bind a new one.
+    pub stuck: u64,
+    /// Datagrams that were offered again although the system may have queued them (Apple's systems only).
+    pub possible_duplicates: u64,
+    /// ICMP messages read from the error queue.
+    pub icmp_errors: u64,
+    /// Of those, the ones that the owner did not fetch in time.
+    pub icmp_errors_lost: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct HistogramSnapshot {
+    buckets: [u64; BUCKETS.len() + 1],
+    seconds: f64,
+}
+
+/// A value to export, with the name and the labels that it has in every exporter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// The name, without a prefix.
+    pub name: &'static str,
+    /// Label names and values.
+    pub labels: Vec<(&'static str, String)>,
+    /// The value: a counter's, or that of a bucket, a sum or a count of a histogram.
+    pub value: f64,
 }
 
 impl StatsSnapshot {
@@ -162,5 +299,83 @@ impl StatsSnapshot {
     /// Datagrams accepted that are neither sent nor dropped yet.
     pub fn held(&self) -> u64 {
         self.accepted - self.sent - self.dropped_total()
+    }
+
+    /// `ENOBUFS` seen, whatever it promised.
+    pub fn no_buffers_total(&self) -> u64 {
+        self.no_buffers.iter().flatten().sum()
+    }
+
+    /// Everything, as a metrics exporter wants it. `docs/backpressure.md` explains the names.
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        let mut put = |name, labels: &[(&'static str, &str)], value: f64| {
+            let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            samples.push(Sample { name, labels, value });
+        };
+        put("accepted_total", &[], self.accepted as f64);
+        put("sent_total", &[], self.sent as f64);
+        put("received_total", &[], self.received as f64);
+        put("held", &[], self.held() as f64);
+        for reason in DropReason::ALL {
+            put("drops_total", &[("reason", reason.name())], self.dropped(reason) as f64);
+        }
+        put("parked_total", &[], self.parked as f64);
+        put("send_attempts_total", &[], self.attempts as f64);
+        put("lost_edge_total", &[], self.lost_edges as f64);
+        put("spurious_wake_total", &[], self.spurious_wakes as f64);
+        put("partial_batch_total", &[], self.partial as f64);
+        put("blocked_seconds_total", &[], self.blocked.as_secs_f64());
+        put("stuck_total", &[], self.stuck as f64);
+        put("possible_duplicate_total", &[], self.possible_duplicates as f64);
+        put("icmp_errors_total", &[], self.icmp_errors as f64);
+        put("icmp_errors_lost_total", &[], self.icmp_errors_lost as f64);
+        for (class, class_name) in CLASSES {
+            for (connected, name) in [(false, "no"), (true, "yes")] {
+                let n = self.no_buffers[class as usize][usize::from(connected)];
+                put("enobufs_total", &[("connected", name), ("class", class_name)], n as f64);
+            }
+            for (by, by_name) in BYS {
+                let labels = [("by", by_name), ("class", class_name)];
+                put("wake_total", &labels, self.wakes[class as usize][by as usize] as f64);
+                let histogram = &self.recovery[class as usize][by as usize];
+                let mut count = 0;
+                for (i, n) in histogram.buckets.iter().enumerate() {
+                    count += n;
+                    let bound = BUCKETS.get(i).map_or_else(|| "+Inf".to_owned(), f64::to_string);
+                    let labels = [labels[0], labels[1], ("le", bound.as_str())];
+                    put("recovery_seconds_bucket", &labels, count as f64);
+                }
+                put("recovery_seconds_count", &labels, count as f64);
+                put("recovery_seconds_sum", &labels, histogram.seconds);
+            }
+        }
+        samples
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_add_up() {
+        let stats = Stats::default();
+        stats.accept(10);
+        stats.drop_held(DropReason::Deadline, 3);
+        stats.recover(Class::Silent, By::Timer, Duration::from_millis(3));
+        stats.recover(Class::Silent, By::Timer, Duration::from_secs(3));
+        let samples = stats.snapshot().samples();
+        let find = |name: &str, labels: &[(&str, &str)]| {
+            let has = |s: &Sample| labels.iter().all(|(n, v)| s.labels.iter().any(|(a, b)| a == n && b == v));
+            samples.iter().find(|s| s.name == name && has(s)).unwrap().value
+        };
+        assert_eq!(find("held", &[]), 7.0);
+        assert_eq!(find("drops_total", &[("reason", "deadline")]), 3.0);
+        let silent = |le| [("class", "silent"), ("by", "timer"), ("le", le)];
+        assert_eq!(find("recovery_seconds_bucket", &silent("0.002")), 0.0);
+        assert_eq!(find("recovery_seconds_bucket", &silent("0.005")), 1.0);
+        assert_eq!(find("recovery_seconds_bucket", &silent("+Inf")), 2.0);
+        assert!((find("recovery_seconds_sum", &silent("0")[..2]) - 3.003).abs() < 1e-9);
     }
 }

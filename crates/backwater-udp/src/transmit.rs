@@ -71,8 +71,12 @@ pub struct Cursor {
     next: (usize, usize),
     bytes_left: usize,
     datagrams_left: usize,
-    /// Set once the system refused the train as a train.
-    pub(crate) one_by_one: bool,
+    /// The most datagrams to offer in one call: less than a train once the system refused one.
+    pub(crate) at_most: u32,
+    /// How often the datagrams that are next were refused for want of room.
+    pub(crate) refusals: u32,
+    /// Whether those may have been queued all the same.
+    pub(crate) maybe_queued: bool,
     /// Whether a sender has counted it as accepted.
     pub(crate) accepted: bool,
     pub(crate) report: Report,
@@ -92,7 +96,9 @@ impl<'a> Transmit<'a> {
                 next: (0, 0),
                 bytes_left: bytes,
                 datagrams_left: 1,
-                one_by_one: false,
+                at_most: MAX_SEGMENTS as u32,
+                refusals: 0,
+                maybe_queued: false,
                 accepted: false,
                 report: Report::default(),
             },
@@ -195,7 +201,7 @@ impl<'a> Transmit<'a> {
         scratch: &'s mut Scratch<'a>,
     ) -> Chunk<'s, 'a> {
         let payload_limit = if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 };
-        let max_datagrams = if self.cursor.one_by_one { 1 } else { max_datagrams.min(MAX_SEGMENTS) };
+        let max_datagrams = max_datagrams.min(self.cursor.at_most as usize);
         let by_bytes = max_bytes.min(payload_limit) / self.segment_size.max(1);
         let wanted = self.cursor.datagrams_left.min(max_datagrams).min(by_bytes).max(1);
         if wanted == self.cursor.datagrams_left
@@ -215,6 +221,8 @@ impl<'a> Transmit<'a> {
     /// Moves past `chunk`, which was sent.
     pub(crate) fn sent(&mut self, datagrams: usize, bytes: usize) {
         self.cursor.report.sent += datagrams as u32;
+        self.cursor.refusals = 0;
+        self.cursor.maybe_queued = false;
         self.advance(datagrams, bytes);
     }
 

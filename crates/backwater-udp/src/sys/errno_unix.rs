@@ -1,6 +1,8 @@
 //! The errors of a send, from their numbers.
 
-use std::io;
+use std::{io, os::fd::AsRawFd};
+
+use socket2::SockRef;
 
 use crate::decision::Errno;
 
@@ -10,13 +12,21 @@ pub(crate) fn errno(e: &io::Error) -> Errno {
         Some(libc::EINTR) => Errno::Interrupted,
         Some(libc::ENOBUFS | libc::ENOMEM) => Errno::NoBuffers,
         Some(libc::EMSGSIZE) => Errno::MessageSize,
-        Some(libc::EINVAL | libc::EAFNOSUPPORT | libc::EDESTADDRREQ) => Errno::Invalid,
+        Some(libc::EINVAL | libc::EAFNOSUPPORT | libc::EDESTADDRREQ | libc::EISCONN) => Errno::Invalid,
         Some(libc::EIO) => Errno::Io,
         Some(libc::EPERM | libc::EACCES) => Errno::NotPermitted,
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL) => {
             Errno::Unreachable
         }
-        Some(libc::ECONNREFUSED | libc::ECONNRESET) => Errno::Refused,
+        Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::EPROTO | libc::ENOPROTOOPT) => Errno::Refused,
         _ => Errno::Other,
     }
+}
+
+/// Whether `poll` says now that the socket has room.
+pub(crate) fn writable(socket: SockRef<'_>) -> bool {
+    let mut fd = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid entry, and no time to wait.
+    let ready = unsafe { libc::poll(&raw mut fd, 1, 0) };
+    ready == 1 && fd.revents & libc::POLLOUT != 0
 }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use socket2::SockRef;
+
 use crate::decision::Errno;
 
 pub(crate) fn errno(e: &io::Error) -> Errno {
@@ -16,4 +18,9 @@ pub(crate) fn errno(e: &io::Error) -> Errno {
         Some(10054 | 10061) => Errno::Refused,
         _ => Errno::Other,
     }
+}
+
+/// Nothing is decided by this on Windows.
+pub(crate) fn writable(_socket: SockRef<'_>) -> bool {
+    true
 }

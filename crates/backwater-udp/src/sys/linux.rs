@@ -5,22 +5,38 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd,
     ptr,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use libc::{c_int, c_void, iovec, mmsghdr, msghdr};
 use socket2::{Domain, SockRef, Socket};
 
 use super::{
-    Outgoing, RawTrain, SLOT_BYTES,
+    Outgoing, RawTrain, SLOT_BYTES, Segmentation,
     cmsg::{Control, Messages},
 };
-use crate::transmit::{Ecn, MAX_SEGMENTS};
+use crate::{
+    decision::Os,
+    events::{IcmpError, IcmpKind},
+    transmit::{Ecn, MAX_SEGMENTS},
+};
+
+pub(crate) const OS: Os = Os::Linux;
+
+/// `PRIORITY` is how the error queue wakes a receiver: `SO_SELECT_ERR_QUEUE` makes `datagram_poll` report `EPOLLPRI` with
+/// it, while `EPOLLERR` alone wakes nobody who waits to read.
+pub(crate) const RECEIVE_INTEREST: tokio::io::Interest =
+    tokio::io::Interest::READABLE.add(tokio::io::Interest::PRIORITY);
+
+/// Entries of the error queue that are read at a time.
+const DRAIN_BUDGET: usize = 64;
+
+/// `linux/errqueue.h`: the error was made here, not received.
+const SO_EE_ORIGIN_LOCAL: u8 = 1;
 
 pub(crate) struct State {
     /// An IPv6 socket takes IPv4 destinations as mapped addresses.
     v6: bool,
-    segmentation: AtomicBool,
+    segmentation: Segmentation,
 }
 
 impl State {
@@ -32,6 +48,7 @@ impl State {
         if v6 {
             set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
             on(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)?;
+            on(libc::IPPROTO_IPV6, libc::IPV6_RECVERR)?;
             if packet_info {
                 on(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?;
             }
@@ -39,29 +56,60 @@ impl State {
         if !v6 || dual {
             set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
             on(libc::IPPROTO_IP, libc::IP_RECVTOS)?;
+            // Without it a full queue discipline loses the datagram and reports success.
+            on(libc::IPPROTO_IP, libc::IP_RECVERR)?;
             if packet_info {
                 on(libc::IPPROTO_IP, libc::IP_PKTINFO)?;
             }
         }
+        on(libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE)?;
         // Kernels before 5.0 have no receive offload: datagrams then arrive one by one.
         let _ = on(libc::SOL_UDP, libc::UDP_GRO);
         // Kernels before 4.18 have no segmentation offload; the option of the socket tells whether the message would
         // be understood.
         let segmentation = set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
-        Ok(Self { v6, segmentation: AtomicBool::new(segmentation) })
+        Ok(Self { v6, segmentation: Segmentation::new(segmentation) })
     }
 
     pub(crate) fn max_segments(&self) -> usize {
-        if self.segmentation.load(Relaxed) { MAX_SEGMENTS } else { 1 }
+        if self.segmentation.is_on() { MAX_SEGMENTS } else { 1 }
     }
 
     pub(crate) fn segmentation_failed(&self) {
-        self.segmentation.store(false, Relaxed);
+        self.segmentation.failed();
     }
 
-    pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>) -> io::Result<()> {
+    pub(crate) fn drain_errors(&self, socket: SockRef<'_>, mut event: impl FnMut(IcmpError)) {
+        for _ in 0..DRAIN_BUDGET {
+            let mut name = Name::new();
+            let mut control = Control::<256>::new();
+            // SAFETY: all zeroes is a valid msghdr (null pointers with zero lengths).
+            let mut header: msghdr = unsafe { mem::zeroed() };
+            header.msg_name = name.0.as_mut_ptr().cast();
+            header.msg_namelen = Name::BYTES as _;
+            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_controllen = 256 as _;
+            // SAFETY: name and control outlive the call and their lengths are given with them.
+            let n =
+                unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
+            if n < 0 {
+                break;
+            }
+            let control = control.received(header.msg_controllen as _);
+            if let Some(error) = control.filter_map(|message| extended_error(message, name.read())).next() {
+                event(error);
+            }
+        }
+    }
+
+    pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>, peer: Option<SocketAddr>) -> io::Result<()> {
         let mut name = Name::new();
-        let name_len = name.write(out.destination, self.v6);
+        let name_len = match peer {
+            None => name.write(out.destination, self.v6),
+            // The name left out saves looking up the route.
+            Some(peer) if peer == out.destination => 0,
+            Some(_) => return Err(io::Error::from_raw_os_error(libc::EISCONN)),
+        };
         let mut control = Control::<128>::new();
         if let Some(size) = out.segment_size {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
@@ -80,8 +128,10 @@ impl State {
         }
         // SAFETY: all zeroes is a valid msghdr (null pointers with zero lengths).
         let mut header: msghdr = unsafe { mem::zeroed() };
-        header.msg_name = name.0.as_mut_ptr().cast();
-        header.msg_namelen = name_len;
+        if name_len > 0 {
+            header.msg_name = name.0.as_mut_ptr().cast();
+            header.msg_namelen = name_len;
+        }
         header.msg_iov = out.slices.as_ptr().cast_mut().cast::<iovec>();
         header.msg_iovlen = out.slices.len() as _;
         if control.len() > 0 {
@@ -230,6 +280,30 @@ impl Meta {
             }
         }
     }
+}
+
+/// Reads `struct sock_extended_err` and the address behind it: who reported the error. `None` for one made here.
+fn extended_error((level, kind, data): (i32, i32, &[u8]), destination: SocketAddr) -> Option<IcmpError> {
+    match (level, kind) {
+        (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {}
+        _ => return None,
+    }
+    let (head, offender) = data.split_first_chunk::<16>()?;
+    let [e0, e1, e2, e3, origin, icmp_type, code, _, i0, i1, i2, i3, ..] = *head;
+    if origin == SO_EE_ORIGIN_LOCAL {
+        return None;
+    }
+    let errno = c_int::from_ne_bytes([e0, e1, e2, e3]);
+    let kind = if errno == libc::EMSGSIZE {
+        IcmpKind::PacketTooBig { mtu: u32::from_ne_bytes([i0, i1, i2, i3]) }
+    } else {
+        IcmpKind::Unreachable { icmp_type, code }
+    };
+    let mut name = Name::new();
+    let len = offender.len().min(Name::BYTES);
+    name.0.get_mut(..len)?.copy_from_slice(offender.get(..len)?);
+    let reporter = name.read().ip();
+    Some(IcmpError { destination, reporter: Some(reporter).filter(|ip| !ip.is_unspecified()), kind })
 }
 
 fn int(data: &[u8]) -> Option<c_int> {

@@ -1,17 +1,30 @@
-//! The system calls. One file per kind of system, each a complete implementation of the same items:
+//! The system calls, and readiness. One file per kind of system, each a complete implementation of the same items.
 //!
+//! `linux.rs`, `portable.rs`:
 //! - `State`: what has to be known per socket to send and receive.
 //!   - `State::new(&socket2::Socket, packet_info) -> io::Result<State>` sets the options of a socket.
-//!   - `send(&self, SockRef, &Outgoing) -> io::Result<()>` hands datagrams to the kernel, all of them or none.
+//!   - `send(&self, SockRef, &Outgoing, peer) -> io::Result<()>` hands datagrams to the kernel, all of them or none.
+//!     `peer` is whom the socket is connected to: other destinations are refused.
 //!   - `max_segments(&self) -> usize`: datagrams in one `Outgoing`, at most; 1 without segmentation offload.
 //!   - `segmentation_failed(&self)`: told when a train was refused by a driver.
+//!   - `drain_errors(&self, SockRef, FnMut(IcmpError))` empties the error queue, within a budget; passes on what was
+//!     received, and leaves out what was made here: that belongs to the call that failed.
 //! - `Buffers`: room for received trains.
 //!   - `Buffers::new(slots)`, `receive(&mut self, SockRef, &State) -> io::Result<usize>` fills it (how many slots),
 //!     `train(&self, slot) -> RawTrain`.
+//! - `OS`: which row of the decision table applies; `RECEIVE_INTEREST`: what a receiver waits for.
+//!
+//! `reactor_unix.rs`, `reactor_windows.rs`: `Io`, the socket with its registration to receive; `Registration`, one
+//! sender's registration to send.
+//!
+//! `errno_unix.rs`, `errno_windows.rs`: `errno`, the errors of a send from their numbers; `writable`, whether the socket
+//! says that it has room.
 
 use std::{
     io::IoSlice,
     net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::transmit::Ecn;
@@ -27,13 +40,13 @@ mod cmsg;
 #[cfg_attr(not(unix), path = "errno_windows.rs")]
 mod errno;
 
-#[cfg_attr(unix, path = "registration_unix.rs")]
-#[cfg_attr(not(unix), path = "registration_windows.rs")]
-mod registration;
+#[cfg_attr(unix, path = "reactor_unix.rs")]
+#[cfg_attr(not(unix), path = "reactor_windows.rs")]
+mod reactor;
 
-pub(crate) use errno::errno;
-pub(crate) use imp::{Buffers, State};
-pub(crate) use registration::Registration;
+pub(crate) use errno::{errno, writable};
+pub(crate) use imp::{Buffers, OS, State};
+pub(crate) use reactor::{Io, Registration};
 
 /// Bytes of a receive slot: the largest datagram or train.
 pub(crate) const SLOT_BYTES: usize = 65_536;
@@ -56,4 +69,42 @@ pub(crate) struct RawTrain<'a> {
     pub(crate) ecn: Option<Ecn>,
     pub(crate) segment_size: usize,
     pub(crate) payload: &'a [u8],
+}
+
+/// Whether trains are sent as such. A driver that cannot (`EIO`) turns it off for a minute: routes and drivers change.
+pub(crate) struct Segmentation {
+    /// Seconds since 1970 before which it is off: 0 while it is on, the maximum where there is none.
+    off_until: AtomicU64,
+}
+
+impl Segmentation {
+    const RETRY: Duration = Duration::from_secs(60);
+
+    pub(crate) fn new(on: bool) -> Self {
+        Self { off_until: AtomicU64::new(if on { 0 } else { u64::MAX }) }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        match self.off_until.load(Relaxed) {
+            0 => true,
+            u64::MAX => false,
+            until => {
+                let over = now() >= until;
+                if over {
+                    self.off_until.store(0, Relaxed);
+                }
+                over
+            }
+        }
+    }
+
+    pub(crate) fn failed(&self) {
+        if self.off_until.load(Relaxed) != u64::MAX {
+            self.off_until.store(now() + Self::RETRY.as_secs(), Relaxed);
+        }
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs())
 }

@@ -2,35 +2,50 @@
 
 use std::{
     io::{self, IoSliceMut},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    net::SocketAddr,
 };
 
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
 use socket2::{SockRef, Socket};
 
-use super::{Outgoing, RawTrain, SLOT_BYTES};
-use crate::transmit::{Ecn, MAX_SEGMENTS};
+use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation};
+use crate::{
+    decision::Os,
+    events::IcmpError,
+    transmit::{Ecn, MAX_SEGMENTS},
+};
+
+pub(crate) const OS: Os = if cfg!(target_vendor = "apple") { Os::Apple } else { Os::Other };
+
+#[cfg(unix)]
+pub(crate) const RECEIVE_INTEREST: tokio::io::Interest = tokio::io::Interest::READABLE;
 
 pub(crate) struct State {
     inner: UdpSocketState,
-    segmentation: AtomicBool,
+    segmentation: Segmentation,
 }
 
 impl State {
     pub(crate) fn new(socket: &Socket, _packet_info: bool) -> io::Result<Self> {
         let inner = UdpSocketState::new(socket.into())?;
-        Ok(Self { inner, segmentation: AtomicBool::new(true) })
+        Ok(Self { inner, segmentation: Segmentation::new(true) })
     }
 
     pub(crate) fn max_segments(&self) -> usize {
-        if self.segmentation.load(Relaxed) { self.inner.max_gso_segments().min(MAX_SEGMENTS) } else { 1 }
+        if self.segmentation.is_on() { self.inner.max_gso_segments().min(MAX_SEGMENTS) } else { 1 }
     }
 
     pub(crate) fn segmentation_failed(&self) {
-        self.segmentation.store(false, Relaxed);
+        self.segmentation.failed();
     }
 
-    pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>) -> io::Result<()> {
+    /// There is no error queue.
+    pub(crate) fn drain_errors(&self, _socket: SockRef<'_>, _event: impl FnMut(IcmpError)) {}
+
+    pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>, peer: Option<SocketAddr>) -> io::Result<()> {
+        if peer.is_some_and(|peer| peer != out.destination) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let gathered: Vec<u8>;
         let contents: &[u8] = match out.slices {
             [] => &[],

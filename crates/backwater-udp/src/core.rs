@@ -1,0 +1,518 @@
+//! The send loop: the same code in production and in the tests' model of reactors and kernels.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+use crate::{
+    Policy,
+    decision::{Errno, Refusal, Verdict, decide},
+    io::{Drained, Io},
+    park::{By, Class, Parked, Renew},
+    stats::{DropReason, Report},
+    sys::{Outgoing, errno},
+    transmit::{Chunk, Scratch, Transmit},
+};
+
+pub(crate) struct Core<I: Io> {
+    io: I,
+    /// Names it among those who wait; 0 until it has to.
+    id: u64,
+    /// Datagrams accepted from transmits that are not done.
+    held: usize,
+    wait: Option<Box<Wait<I::Registration>>>,
+}
+
+/// What it takes to wait.
+struct Wait<R> {
+    /// Made by the first wait that listens.
+    registration: Option<R>,
+    timer: Pin<Box<Sleep>>,
+    parked: Option<Parked>,
+    /// Whether the next poll is to try at once.
+    yielded: bool,
+    /// How long it took until there was room, smoothed.
+    recovery: Option<Duration>,
+    last_used: Instant,
+    /// Since when the socket has taken nothing.
+    blocked_since: Option<Instant>,
+    stuck: bool,
+    /// When a timer won although an event was promised, and the socket had room.
+    suspect: Option<Instant>,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+enum Attempt {
+    Done,
+    Refused(Class),
+    Fatal(io::Error),
+}
+
+/// Calls in a row that may end in `EINTR`, and in somebody else's error.
+const MAX_INTERRUPTED: u32 = 16;
+const MAX_OTHERS_ERRORS: u32 = 3;
+
+/// A registration that has not been needed for this long is given back.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A socket that has taken nothing for this long is stuck.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// How late a promised event may be before it counts as lost.
+const LOST_EDGE: Duration = Duration::from_millis(250);
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl<I: Io> Core<I> {
+    pub(crate) fn new(io: I) -> Self {
+        Self { io, id: 0, held: 0, wait: None }
+    }
+
+    pub(crate) fn io(&self) -> &I {
+        &self.io
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.wait.as_ref().is_some_and(|wait| wait.stuck)
+    }
+
+    pub(crate) fn poll_send_batch(
+        &mut self,
+        cx: &mut Context<'_>,
+        ts: &mut [Transmit<'_>],
+    ) -> Poll<io::Result<Report>> {
+        self.accept(ts);
+        if self.held == 0 {
+            return Poll::Ready(Ok(total(ts)));
+        }
+        if !self.is_parked() {
+            if self.io.contention().is_anothers_turn(self.id) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            match attempt(&self.io, self.id, ts) {
+                Attempt::Refused(class) => self.park(ts, class),
+                ended @ (Attempt::Done | Attempt::Fatal(_)) => return Poll::Ready(self.finish(ts, ended)),
+            }
+        }
+        let Some(mut wait) = self.wait.take() else { return Poll::Pending };
+        let ended = self.poll_parked(cx, &mut wait, ts);
+        self.wait = Some(wait);
+        match ended {
+            Poll::Ready(ended) => {
+                self.unpark();
+                Poll::Ready(self.finish(ts, ended))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
+        let before = t.remaining();
+        let ended = attempt_one(&self.io, self.id, t);
+        let resolved = before - t.remaining();
+        if t.cursor.accepted {
+            self.held -= resolved.min(self.held);
+        } else {
+            self.io.stats().accept(resolved);
+        }
+        match ended {
+            Attempt::Done => Ok(t.cursor.report),
+            Attempt::Refused(_) => Err(io::ErrorKind::WouldBlock.into()),
+            Attempt::Fatal(e) => Err(e),
+        }
+    }
+
+    fn is_parked(&self) -> bool {
+        self.wait.as_ref().is_some_and(|wait| wait.parked.is_some())
+    }
+
+    fn accept(&mut self, ts: &mut [Transmit<'_>]) {
+        let resumed = ts.iter().any(|t| t.cursor.accepted && !t.is_done());
+        if !resumed {
+            self.cancel();
+        }
+        for t in ts.iter_mut().filter(|t| !t.cursor.accepted) {
+            t.cursor.accepted = true;
+            self.held += t.remaining();
+            self.io.stats().accept(t.remaining());
+        }
+    }
+
+    /// Counts what is held as given up.
+    fn cancel(&mut self) {
+        if self.held > 0 {
+            self.io.stats().drop_held(DropReason::Cancelled, self.held);
+            self.held = 0;
+        }
+        self.unpark();
+    }
+
+    fn finish(&mut self, ts: &mut [Transmit<'_>], ended: Attempt) -> io::Result<Report> {
+        self.held = 0;
+        self.look_after();
+        match ended {
+            Attempt::Fatal(e) => Err(e),
+            Attempt::Done | Attempt::Refused(_) => Ok(total(ts)),
+        }
+    }
+
+    /// Counts an edge that was lost, and gives back what has not been needed for a while.
+    fn look_after(&mut self) {
+        let Some(wait) = &mut self.wait else { return };
+        if wait.parked.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        if wait.suspect.is_some_and(|since| now - since >= LOST_EDGE) {
+            wait.suspect = None;
+            let mut cx = Context::from_waker(Waker::noop());
+            if let Some(registration) = &mut wait.registration
+                && self.io.poll_write(registration, &mut cx, || Ok(())).is_pending()
+            {
+                self.io.stats().lost_edge();
+            }
+        }
+        if now - wait.last_used >= IDLE {
+            self.wait = None;
+        }
+    }
+
+    fn park(&mut self, ts: &[Transmit<'_>], class: Class) {
+        let now = Instant::now();
+        if self.id == 0 {
+            self.id = NEXT_ID.fetch_add(1, Relaxed);
+        }
+        self.io.stats().park();
+        if ts.iter().any(|t| t.cursor.report.sent > 0) {
+            self.io.stats().partial();
+        }
+        let wait = self.wait.get_or_insert_with(|| {
+            Box::new(Wait {
+                registration: None,
+                timer: Box::pin(tokio::time::sleep_until(now)),
+                parked: None,
+                yielded: false,
+                recovery: None,
+                last_used: now,
+                blocked_since: None,
+                stuck: false,
+                suspect: None,
+            })
+        });
+        wait.last_used = now;
+        wait.suspect = None;
+        wait.blocked_since.get_or_insert(now);
+        let parked = Parked::new(class, now, wait.recovery, random(self.id, now));
+        wait.yielded = false;
+        wait.parked = Some(parked);
+    }
+
+    fn unpark(&mut self) {
+        if let Some(wait) = &mut self.wait
+            && let Some(parked) = wait.parked.take()
+        {
+            let now = Instant::now();
+            self.io.stats().blocked(now - parked.since);
+            wait.last_used = now;
+            self.io.backpressure().leave(self.id);
+            self.io.contention().leave(self.id);
+        }
+    }
+
+    fn poll_parked(
+        &self,
+        cx: &mut Context<'_>,
+        wait: &mut Wait<I::Registration>,
+        ts: &mut [Transmit<'_>],
+    ) -> Poll<Attempt> {
+        // First to be woken by a switch, then to read the policy: a switch in between is not missed.
+        self.io.backpressure().wait(self.id, cx.waker());
+        self.io.contention().wait(self.id, cx.waker());
+        loop {
+            let Some(parked) = &mut wait.parked else { return Poll::Ready(Attempt::Done) };
+            let now = Instant::now();
+            let (until, reason) = match self.io.backpressure().get() {
+                Policy::Wait { deadline } => (parked.since + deadline, DropReason::Deadline),
+                Policy::Drop => (now, DropReason::NoBuffers),
+            };
+            let class = parked.class;
+            let (ended, by) = if now >= until {
+                let by = if reason == DropReason::Deadline { By::Timer } else { By::Call };
+                let ended = match attempt(&self.io, self.id, ts) {
+                    Attempt::Refused(_) => {
+                        drop_rest(&self.io, ts, reason);
+                        self.see_whether_stuck(wait, now);
+                        return Poll::Ready(Attempt::Done);
+                    }
+                    ended @ (Attempt::Done | Attempt::Fatal(_)) => ended,
+                };
+                (ended, by)
+            } else if std::mem::take(&mut wait.yielded) {
+                (attempt(&self.io, self.id, ts), By::Timer)
+            } else if self.io.contention().take_turn(self.id) && parked.may_attempt(now) {
+                (attempt(&self.io, self.id, ts), By::Call)
+            } else if parked.yielding {
+                wait.yielded = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            } else {
+                match self.poll_wake(cx, wait, until, ts) {
+                    Poll::Ready(woken) => woken,
+                    Poll::Pending => return Poll::Pending,
+                }
+            };
+            self.io.stats().wake(class, by);
+            match ended {
+                Attempt::Refused(class) => {
+                    if by == By::Readiness {
+                        self.io.stats().spurious_wake();
+                    }
+                    if let Err(e) = self.wait_on(wait, class, by, now) {
+                        drop_rest(&self.io, ts, DropReason::Socket);
+                        return Poll::Ready(Attempt::Fatal(e));
+                    }
+                }
+                ended @ (Attempt::Done | Attempt::Fatal(_)) => {
+                    self.recovered(wait, class, by, now);
+                    return Poll::Ready(ended);
+                }
+            }
+        }
+    }
+
+    /// Waits for readiness, where it counts, and for the timer; tries when either comes.
+    fn poll_wake(
+        &self,
+        cx: &mut Context<'_>,
+        wait: &mut Wait<I::Registration>,
+        until: Instant,
+        ts: &mut [Transmit<'_>],
+    ) -> Poll<(Attempt, By)> {
+        let Some(parked) = &wait.parked else { return Poll::Ready((Attempt::Done, By::Call)) };
+        if parked.listening {
+            let registration = match &mut wait.registration {
+                Some(registration) => registration,
+                none => match self.io.register() {
+                    Ok(registration) => none.insert(registration),
+                    Err(e) => return Poll::Ready((fail(&self.io, ts, e), By::Call)),
+                },
+            };
+            // The call is made inside the reactor's `try_io`, so that a wake-up which arrives meanwhile is not erased.
+            let mut ended = None;
+            let polled = self.io.poll_write(registration, cx, || {
+                let blocked = matches!(ended.insert(attempt(&self.io, self.id, ts)), Attempt::Refused(_));
+                if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match (polled, ended) {
+                (Poll::Ready(_), Some(ended)) => return Poll::Ready((ended, By::Readiness)),
+                (Poll::Ready(Err(e)), None) => return Poll::Ready((fail(&self.io, ts, e), By::Readiness)),
+                (Poll::Ready(Ok(())), None) | (Poll::Pending, _) => {}
+            }
+        }
+        let at = parked.at.min(until);
+        if wait.timer.deadline() != at {
+            wait.timer.as_mut().reset(at);
+        }
+        match wait.timer.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready((attempt(&self.io, self.id, ts), By::Timer)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// After another refusal: how to go on waiting.
+    fn wait_on(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) -> io::Result<()> {
+        let Some(parked) = &mut wait.parked else { return Ok(()) };
+        let renew = parked.refused(class, by, now, wait.recovery, random(self.id, now));
+        if renew == Renew::Yes
+            && let Some(registration) = &mut wait.registration
+        {
+            self.io.renew(registration)?;
+        }
+        self.see_whether_stuck(wait, now);
+        Ok(())
+    }
+
+    fn see_whether_stuck(&self, wait: &mut Wait<I::Registration>, now: Instant) {
+        if !wait.stuck && wait.blocked_since.is_some_and(|since| now - since >= STUCK) {
+            wait.stuck = true;
+            self.io.stats().stuck();
+        }
+    }
+
+    fn recovered(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) {
+        let Some(parked) = &wait.parked else { return };
+        let after = now - parked.since;
+        self.io.stats().recover(class, by, after);
+        wait.recovery = Some(wait.recovery.map_or(after, |known| (known * 7 + after) / 8));
+        wait.blocked_since = None;
+        wait.stuck = false;
+        wait.suspect = (class == Class::Advised && by == By::Timer && self.io.writable()).then_some(now);
+    }
+}
+
+impl<I: Io> Drop for Core<I> {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// Tries each transmit that is not done. What is refused is advised only if all of it is.
+fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
+    let mut refused = None;
+    for i in 0..ts.len() {
+        let Some(t) = ts.get_mut(i) else { break };
+        match attempt_one(io, id, t) {
+            Attempt::Done => {}
+            Attempt::Refused(class) => {
+                refused = Some(if refused == Some(Class::Silent) { Class::Silent } else { class });
+            }
+            Attempt::Fatal(e) => return fail(io, ts, e),
+        }
+    }
+    refused.map_or(Attempt::Done, Attempt::Refused)
+}
+
+fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>) -> Attempt {
+    let before = t.cursor.report;
+    let ended = send_now(io, t);
+    if matches!(ended, Attempt::Fatal(_)) {
+        t.drop_rest(DropReason::Socket);
+    }
+    io.stats().resolve(&before, &t.cursor.report);
+    if t.cursor.report.sent != before.sent {
+        io.contention().found_room(id);
+    }
+    ended
+}
+
+/// The loop of system calls.
+fn send_now<I: Io>(io: &I, t: &mut Transmit<'_>) -> Attempt {
+    if t.is_too_scattered() {
+        t.drop_rest(DropReason::Invalid);
+    }
+    let (mut calls, mut interrupted, mut others) = (0, 0, 0);
+    let ended = loop {
+        if t.is_done() {
+            break Attempt::Done;
+        }
+        let mut scratch = Scratch::new();
+        let (max_datagrams, max_bytes) = io.limits();
+        let Chunk { slices, bytes, datagrams, segment_size } = t.chunk(max_datagrams, max_bytes, &mut scratch);
+        let out = Outgoing {
+            destination: t.destination,
+            source: t.source,
+            ecn: t.ecn,
+            slices,
+            segment_size: if datagrams > 1 { u16::try_from(segment_size).ok() } else { None },
+        };
+        calls += 1;
+        let Err(error) = io.send(&out) else {
+            (interrupted, others) = (0, 0);
+            if t.cursor.maybe_queued {
+                io.stats().possible_duplicates(datagrams);
+            }
+            t.sent(datagrams, bytes);
+            continue;
+        };
+        match classify(io, t, &error, datagrams > 1, others < MAX_OTHERS_ERRORS) {
+            Verdict::Again if errno(&error) == Errno::Interrupted && interrupted < MAX_INTERRUPTED => interrupted += 1,
+            Verdict::Again if others < MAX_OTHERS_ERRORS => others += 1,
+            // A flood of them: hold the datagram, which they do not concern.
+            Verdict::Again => break Attempt::Refused(Class::Silent),
+            Verdict::WhenReady => break Attempt::Refused(Class::Advised),
+            Verdict::OnTimer => break Attempt::Refused(Class::Silent),
+            Verdict::OnTimerSmaller => {
+                t.cursor.at_most = (datagrams as u32 / 2).max(1);
+                break Attempt::Refused(Class::Silent);
+            }
+            Verdict::Drop(reason) => t.dropped(datagrams, bytes, reason),
+            Verdict::Split => t.cursor.at_most = 1,
+            Verdict::SplitAll => {
+                io.segmentation_failed();
+                t.cursor.at_most = 1;
+            }
+            Verdict::Fatal => break Attempt::Fatal(error),
+        }
+    };
+    io.stats().attempt(calls);
+    ended
+}
+
+/// Gathers what the decision depends on, each thing only where it does.
+fn classify<I: Io>(io: &I, t: &mut Transmit<'_>, error: &io::Error, train: bool, first_tries: bool) -> Verdict {
+    let errno = errno(error);
+    let icmp = matches!(
+        errno,
+        Errno::Refused | Errno::MessageSize | Errno::Invalid | Errno::NotPermitted | Errno::Unreachable
+    );
+    let no_buffers = errno == Errno::NoBuffers;
+    let drained = if icmp { io.drain_errors(t.destination) } else { Drained::default() };
+    let refusal = Refusal {
+        os: io.os(),
+        errno,
+        connected: io.is_connected(),
+        writable: !no_buffers || !io.is_connected() || io.writable(),
+        // One that is there each time anew, and is about this destination, is about this datagram.
+        earlier_errors: drained.any && (first_tries || !drained.too_big),
+        train,
+        again: t.cursor.refusals > 0,
+    };
+    let verdict = decide(&refusal);
+    if no_buffers {
+        let class = if verdict == Verdict::WhenReady { Class::Advised } else { Class::Silent };
+        io.stats().no_buffers(refusal.connected, class);
+        t.cursor.refusals += 1;
+        // XNU may refuse with this advice what it has queued (`FLOWADV_FLOW_CONTROLLED` set behind `ip_output`).
+        t.cursor.maybe_queued |= verdict == Verdict::WhenReady;
+    }
+    verdict
+}
+
+fn fail<I: Io>(io: &I, ts: &mut [Transmit<'_>], error: io::Error) -> Attempt {
+    drop_rest(io, ts, DropReason::Socket);
+    Attempt::Fatal(error)
+}
+
+fn drop_rest<I: Io>(io: &I, ts: &mut [Transmit<'_>], reason: DropReason) {
+    for t in ts {
+        let before = t.cursor.report;
+        t.drop_rest(reason);
+        io.stats().resolve(&before, &t.cursor.report);
+    }
+}
+
+/// What has become of all of them.
+fn total(ts: &[Transmit<'_>]) -> Report {
+    let mut total = Report::default();
+    for t in ts {
+        total.sent += t.cursor.report.sent;
+        for reason in DropReason::ALL {
+            total.dropped.add(reason, t.cursor.report.dropped.get(reason));
+        }
+    }
+    total
+}
+
+/// Differs between senders and between moments; that is all that jitter needs.
+fn random(id: u64, now: Instant) -> u32 {
+    static STATE: AtomicU64 = AtomicU64::new(0x9E37_79B9_7F4A_7C15);
+    let _ = now;
+    let mut x = STATE.fetch_add(id.wrapping_mul(0xA076_1D64_78BD_642F), Relaxed);
+    x ^= x >> 32;
+    (x.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 32) as u32
+}
+
+impl<I: Io> fmt::Debug for Core<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parked = self.wait.as_ref().and_then(|wait| wait.parked.as_ref());
+        f.debug_struct("Sender").field("held", &self.held).field("parked", &parked).finish_non_exhaustive()
+    }
+}
