@@ -125,6 +125,7 @@ impl fmt::Debug for TransactionId {
 }
 
 /// The class and method bits are interleaved: `00 MMMMM C MMM C MMMM` (RFC 8489 §5, figure 3).
+#[inline]
 pub(crate) const fn encode_type(class: Class, method: Method) -> u16 {
     let class = match class {
         Class::Request => 0x0000,
@@ -136,6 +137,7 @@ pub(crate) const fn encode_type(class: Class, method: Method) -> u16 {
     class | (m & 0x000F) | (m & 0x0070) << 1 | (m & 0x0F80) << 2
 }
 
+#[inline]
 pub(crate) const fn decode_class(bits: u16) -> Class {
     match (bits & 0x0100 != 0, bits & 0x0010 != 0) {
         (false, false) => Class::Request,
@@ -145,6 +147,7 @@ pub(crate) const fn decode_class(bits: u16) -> Class {
     }
 }
 
+#[inline]
 pub(crate) const fn decode_method(bits: u16) -> Method {
     Method((bits & 0x000F) | (bits & 0x00E0) >> 1 | (bits & 0x3E00) >> 2)
 }

@@ -12,7 +12,7 @@
 //! /// Answers a Binding request; `None` for anything else.
 //! fn answer<'b>(datagram: &[u8], source: SocketAddr, buffer: &'b mut [u8]) -> Option<&'b [u8]> {
 //!     let request = Message::parse(datagram).ok()?;
-//!     if (request.class(), request.method()) != (Class::Request, Method::BINDING) {
+//!     if !request.is(Class::Request, Method::BINDING) {
 //!         return None;
 //!     }
 //!     let mut response =
@@ -135,7 +135,7 @@
 //! # Features and sizes
 //!
 //! `std`, on by default, adds `opaque_string` and lets CRC-32 use what the processor has. Without it the crate needs
-//! neither `std` nor `alloc`. The largest values on the stack are [`HmacKey`] with 104 bytes, [`DataPrefix`] with 50,
+//! neither `std` nor `alloc`. The largest values on the stack are [`HmacKey`] with 104 bytes, [`Uri`] with 56 and [`DataPrefix`] with 50,
 //! and about 200 bytes of blocks while an integrity is computed.
 //!
 //! The oldest Rust that it builds with is 1.95, which is what its tests run with.

@@ -114,6 +114,12 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
+    /// Whether the message is of this class and method. Cheaper than to look at the two apart.
+    #[inline]
+    pub fn is(&self, class: Class, method: Method) -> bool {
+        self.type_bits() == header::encode_type(class, method)
+    }
+
     /// The class.
     #[inline]
     pub fn class(&self) -> Class {

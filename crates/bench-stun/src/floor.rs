@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::input::{ID, PASSWORD, PRIORITY, TIE_BREAKER, USERNAME};
-use crate::{Answer, Codec, operation};
+use crate::{Answer, Codec, FLOOR, operation};
 
 pub(crate) fn codec() -> Codec {
     let key: &'static Key = Box::leak(Box::new(Key::new(PASSWORD.as_bytes())));
@@ -11,7 +11,7 @@ pub(crate) fn codec() -> Codec {
     // SAFETY: the operations run one after the other, and each answer is used before the next one.
     let buffer = move || unsafe { &mut *buffer };
     Codec {
-        name: "floor",
+        name: FLOOR,
         rows: [
             operation!(|input| Answer::Address(address(&input.success, 0x0020).unwrap())),
             operation!(|input| {
@@ -72,32 +72,41 @@ pub(crate) fn codec() -> Codec {
     }
 }
 
-/// The value of an attribute, in a message whose header and bounds are checked to the end.
-fn value(bytes: &[u8], attribute: u16) -> Option<&[u8]> {
+/// The attributes of a message, if its header is in order.
+fn attributes(bytes: &[u8]) -> Option<&[u8]> {
     let length = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
-    if bytes[4..8] != *b"\x21\x12\xA4\x42" || bytes[0] >= 0x40 || bytes.len() != 20 + length {
+    let is_stun = bytes[4..8] == *b"\x21\x12\xA4\x42" && bytes[0] < 0x40;
+    if is_stun && bytes.len() == 20 + length { Some(&bytes[20..]) } else { None }
+}
+
+/// The first value of a type. The bounds of all are checked first: looking for the value meanwhile is slower.
+fn value(bytes: &[u8], attribute: u32) -> Option<&[u8]> {
+    let attributes = attributes(bytes)?;
+    let head = |at: usize| {
+        let head = u32::from_be_bytes(*attributes.get(at..)?.first_chunk()?);
+        Some((head >> 16, (head & 0xFFFF) as usize))
+    };
+    let mut at = 0;
+    while let Some((_, len)) = head(at) {
+        at += 4 + ((len + 3) & !3);
+    }
+    if at != attributes.len() {
         return None;
     }
-    let mut found = None;
-    let mut rest = &bytes[20..];
-    while let Some(([t0, t1, l0, l1], tail)) = rest.split_first_chunk() {
-        let len = usize::from(u16::from_be_bytes([*l0, *l1]));
-        if u16::from_be_bytes([*t0, *t1]) == attribute && found.is_none() {
-            found = tail.get(..len);
+    let mut at = 0;
+    loop {
+        let (found, len) = head(at)?;
+        if found == attribute {
+            return attributes.get(at + 4..at + 4 + len);
         }
-        rest = tail.get((len + 3) & !3..)?;
+        at += 4 + ((len + 3) & !3);
     }
-    found
 }
 
 /// Both values of a Send indication, in one walk.
 fn peer_and_data(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let length = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
-    if bytes[4..8] != *b"\x21\x12\xA4\x42" || bytes.len() != 20 + length {
-        return None;
-    }
     let (mut peer, mut data) = (None, None);
-    let mut rest = &bytes[20..];
+    let mut rest = attributes(bytes)?;
     while let Some(([t0, t1, l0, l1], tail)) = rest.split_first_chunk() {
         let len = usize::from(u16::from_be_bytes([*l0, *l1]));
         match u16::from_be_bytes([*t0, *t1]) {
@@ -110,7 +119,7 @@ fn peer_and_data(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     peer.zip(data)
 }
 
-fn address(bytes: &[u8], attribute: u16) -> Option<SocketAddr> {
+fn address(bytes: &[u8], attribute: u32) -> Option<SocketAddr> {
     address_in(value(bytes, attribute)?)
 }
 

@@ -60,6 +60,10 @@ macro_rules! operation {
     };
 }
 
+/// The names that are not a peer's.
+const OURS: &str = "backwater-stun";
+const FLOOR: &str = "floor";
+
 thread_local!(static ALLOCATIONS: Cell<u64> = const { Cell::new(0) });
 
 struct Counting;
@@ -147,13 +151,19 @@ fn measure<'o>(
 
     println!("{title}");
     let ours = operations[0].4.clone();
+    let (mut floor, mut best_peer) = (f64::NAN, f64::INFINITY);
     for (name, _, _, allocations, figures) in &operations {
         let ratios = figures.iter().zip(&ours).map(|(figure, ours)| figure / ours).collect();
         let (low, ratio, high) = interval(ratios);
         let (_, figure, _) = interval(figures.clone());
         println!("    {name:<24}{figure:>9.1} ns  {ratio:>6.2}x [{low:.2}, {high:.2}]  {allocations} allocations");
+        match *name {
+            OURS => assert_eq!(*allocations, 0, "ours allocates: {title}"),
+            FLOOR => floor = 1.0 / ratio,
+            _ => best_peer = best_peer.min(ratio),
+        }
     }
-    println!();
+    println!("    ours takes {floor:.2} times the floor; the best peer takes {best_peer:.2} times ours\n");
 }
 
 fn time(input: &'static Input, operation: &mut Operation, times: u32) -> Duration {

@@ -3,7 +3,7 @@
 use backwater_stun::*;
 
 use crate::input::{ID, Input, PASSWORD, PRIORITY, TIE_BREAKER, USERNAME};
-use crate::{Answer, Codec, operation};
+use crate::{Answer, Codec, OURS, operation};
 
 pub(crate) fn codec() -> Codec {
     let key: &'static HmacKey = Box::leak(Box::new(HmacKey::new(PASSWORD.as_bytes())));
@@ -11,7 +11,7 @@ pub(crate) fn codec() -> Codec {
     // SAFETY: the operations run one after the other, and each answer is used before the next one.
     let buffer = move || unsafe { &mut *buffer };
     Codec {
-        name: "backwater-stun",
+        name: OURS,
         rows: [
             operation!(|input| address(Message::parse(&input.success).unwrap())),
             operation!(|input| {
@@ -32,7 +32,7 @@ pub(crate) fn codec() -> Codec {
             }),
             operation!(|input| {
                 let message = Message::parse(&input.send).unwrap();
-                assert_eq!((message.class(), message.method()), (Class::Indication, Method::SEND));
+                assert!(message.is(Class::Indication, Method::SEND));
                 let peer = message.get::<XorPeerAddress>().unwrap().unwrap();
                 Answer::Payload(peer.0, message.get::<Data<'_>>().unwrap().unwrap().0)
             }),

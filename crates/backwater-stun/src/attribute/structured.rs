@@ -374,7 +374,6 @@ macro_rules! packed {
                 Ok($read)
             }
 
-            #[allow(clippy::unused_self)]
             pub(super) fn len(&self) -> usize {
                 $len
             }

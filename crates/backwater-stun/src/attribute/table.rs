@@ -43,9 +43,6 @@ macro_rules! attributes {
         }
 
         /// An attribute of any type, for code that treats all alike: a decoder, a log.
-        ///
-        /// On a 64-bit machine this is 40 bytes, the largest value of this crate but for keys, writers and
-        /// [`DataPrefix`](crate::DataPrefix).
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[non_exhaustive]
         #[allow(missing_docs)] // Each is documented at its type.
@@ -133,10 +130,7 @@ macro_rules! attributes {
     ) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub struct $type $(<$lt>)? (
-            #[allow(missing_docs)]
-            pub $inner,
-        );
+        pub struct $type $(<$lt>)? (pub $inner);
 
         attributes!(@impl 'a $type $(<$lt>)?, $constant, $rule,
             |value, id| codec::$layout::decode(value, id).map(Self),

@@ -337,6 +337,7 @@ proptest! {
         let bytes = random.write();
         let parsed = Message::parse(&bytes).unwrap();
         prop_assert_eq!((parsed.class(), parsed.method()), (random.class, random.method));
+        prop_assert!(parsed.is(random.class, random.method));
         prop_assert_eq!(parsed.transaction_id(), random.id);
         let expected = if random.fingerprint { FingerprintCheck::Valid } else { FingerprintCheck::Absent };
         prop_assert_eq!(parsed.check_fingerprint(), expected);
