@@ -218,9 +218,26 @@ fn is_unreserved(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::string::ToString;
+    use std::string::{String, ToString};
+
+    use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn what_is_parsed_is_printed_and_parsed_the_same(
+            text in r"(stun|turn|TURN)s?:[a-z0-9.%:\[\]é]{0,12}(:[0-9]{0,6})?(\?transport=[a-z]{0,4})?",
+            noise: String,
+        ) {
+            for text in [text, noise] {
+                if let Ok(uri) = Uri::parse(&text) {
+                    let printed = uri.to_string();
+                    prop_assert_eq!(Uri::parse(&printed), Ok(uri), "{}", text);
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_examples_of_the_rfcs() {
