@@ -29,6 +29,7 @@
 //!
 //! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
 
+mod breaker;
 mod contention;
 mod core;
 mod decision;
@@ -36,6 +37,7 @@ mod events;
 mod io;
 mod park;
 mod policy;
+mod policy_text;
 mod receiver;
 mod sender;
 mod socket;
@@ -43,8 +45,10 @@ mod stats;
 mod sys;
 mod transmit;
 
+pub use breaker::{Breaker, Limits, LimitsError, Trip};
 pub use events::{IcmpError, IcmpKind};
 pub use policy::{Backpressure, Policy};
+pub use policy_text::PolicyError;
 pub use receiver::{Datagram, Receiver, RecvBatch, Train};
 pub use sender::Sender;
 pub use socket::{Builder, UdpSocket};
