@@ -30,6 +30,7 @@
 //! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
 
 mod breaker;
+mod adapters;
 mod contention;
 mod core;
 mod decision;
@@ -46,6 +47,7 @@ mod sys;
 mod transmit;
 
 pub use breaker::{Breaker, Limits, LimitsError, Trip};
+pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
 pub use events::{IcmpError, IcmpKind};
 pub use policy::{Backpressure, Policy};
 pub use policy_text::PolicyError;
