@@ -516,3 +516,6 @@ impl<I: Io> fmt::Debug for Core<I> {
         f.debug_struct("Sender").field("held", &self.held).field("parked", &parked).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, unix))]
+mod model;

@@ -29,8 +29,8 @@
 //!
 //! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
 
-mod breaker;
 mod adapters;
+mod breaker;
 mod contention;
 mod core;
 mod decision;
@@ -46,8 +46,8 @@ mod stats;
 mod sys;
 mod transmit;
 
-pub use breaker::{Breaker, Limits, LimitsError, Trip};
 pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
+pub use breaker::{Breaker, Limits, LimitsError, Trip};
 pub use events::{IcmpError, IcmpKind};
 pub use policy::{Backpressure, Policy};
 pub use policy_text::PolicyError;

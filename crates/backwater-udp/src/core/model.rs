@@ -1,0 +1,650 @@
+//! The send loop in a model of reactors and kernels: one for each row of the table in `docs/backpressure.md`.
+//!
+//! What runs is `Core`, as shipped; only the system call, the readiness source and the clock (tokio's, paused) are
+//! replaced. `BACKWATER_SCHEDULES` says how many random schedules each model goes through, `BACKWATER_SEED` replays one.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    cell::RefCell, cmp::Reverse, collections::BinaryHeap, future::poll_fn, io::IoSlice, net::SocketAddr, pin::pin,
+    rc::Rc, sync::Arc,
+};
+
+use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
+
+use super::*;
+use crate::{Backpressure, Stats, contention::Contention, decision::Os};
+
+/// A system that refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Row {
+    /// XNU, connected: not writable while the flow is controlled, then an edge.
+    XnuAdvised,
+    /// The same, but feedback that arrives during `ip_output` loses the edge.
+    XnuRace,
+    /// XNU, connected: refused with advice, and queued all the same.
+    XnuQueued,
+    /// XNU without advice: always writable, and no edge.
+    XnuSilent,
+    /// FreeBSD: the same, by its own table row.
+    FreeBsd,
+    /// Linux, a full queue discipline: an edge at once, which means nothing.
+    LinuxQueue,
+    /// Linux, no memory for a buffer: no edge, over soon.
+    LinuxMemory,
+    /// Windows: readiness is always true.
+    Windows,
+    /// A full send buffer: `EWOULDBLOCK`, then an edge.
+    SendBuffer,
+    /// `EWOULDBLOCK` without end (quinn #2727, golang #73919).
+    Permanent,
+    /// A full send buffer behind a latched `WRITE_CLOSED`.
+    Latched,
+    /// Errors that belong to other destinations.
+    Others,
+}
+
+const ROWS: [Row; 12] = [
+    Row::XnuAdvised,
+    Row::XnuRace,
+    Row::XnuQueued,
+    Row::XnuSilent,
+    Row::FreeBsd,
+    Row::LinuxQueue,
+    Row::LinuxMemory,
+    Row::Windows,
+    Row::SendBuffer,
+    Row::Permanent,
+    Row::Latched,
+    Row::Others,
+];
+
+impl Row {
+    fn os(self) -> Os {
+        match self {
+            Self::XnuAdvised | Self::XnuRace | Self::XnuQueued | Self::XnuSilent => Os::Apple,
+            Self::LinuxQueue | Self::LinuxMemory | Self::SendBuffer | Self::Latched | Self::Others => Os::Linux,
+            Self::FreeBsd | Self::Windows | Self::Permanent => Os::Other,
+        }
+    }
+
+    /// Whether the write filter is true while sends are refused.
+    fn writable_while_blocked(self) -> bool {
+        match self {
+            Self::XnuAdvised | Self::XnuRace | Self::XnuQueued | Self::SendBuffer | Self::Latched => false,
+            Self::XnuSilent
+            | Self::FreeBsd
+            | Self::LinuxQueue
+            | Self::LinuxMemory
+            | Self::Windows
+            | Self::Permanent
+            | Self::Others => true,
+        }
+    }
+
+    fn errno(self) -> i32 {
+        match self {
+            Self::SendBuffer | Self::Permanent | Self::Latched => libc::EWOULDBLOCK,
+            Self::Others => libc::EHOSTUNREACH,
+            Self::XnuAdvised
+            | Self::XnuRace
+            | Self::XnuQueued
+            | Self::XnuSilent
+            | Self::FreeBsd
+            | Self::LinuxQueue
+            | Self::LinuxMemory
+            | Self::Windows => libc::ENOBUFS,
+        }
+    }
+
+    /// Whether an edge comes when there is room again.
+    fn edge_at_end(self, random: &mut Random) -> bool {
+        match self {
+            Self::XnuAdvised | Self::XnuQueued | Self::SendBuffer | Self::Latched => true,
+            Self::XnuRace => random.below(2) == 0,
+            Self::XnuSilent
+            | Self::FreeBsd
+            | Self::LinuxQueue
+            | Self::LinuxMemory
+            | Self::Windows
+            | Self::Permanent
+            | Self::Others => false,
+        }
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let mut x = self.0;
+        x ^= x >> 32;
+        (x.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 33) % n
+    }
+
+    fn ms(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from))
+    }
+}
+
+/// The kernel, and the reactor's view of it.
+struct World {
+    row: Row,
+    random: Random,
+    /// While sends are refused: start and end.
+    episodes: Vec<(Instant, Instant)>,
+    /// Entries in the error queue.
+    errors: u32,
+    /// By registration. What tokio keeps: readiness, and the tick of its last change.
+    registrations: Vec<State>,
+    /// Edges on their way.
+    edges: BinaryHeap<Reverse<(Instant, usize)>>,
+    /// Datagrams that have left, duplicates included.
+    delivered: u64,
+    /// When sends were refused, for the datagram that is next.
+    refused: Vec<Instant>,
+    polls: u64,
+}
+
+#[derive(Default)]
+struct State {
+    ready: bool,
+    latched: bool,
+    tick: u32,
+    waker: Option<Waker>,
+}
+
+impl World {
+    fn blocked(&self, now: Instant) -> Option<Instant> {
+        self.episodes.iter().find(|(start, end)| *start <= now && now < *end).map(|(_, end)| *end)
+    }
+
+    /// The filter is looked at: an edge if it is true.
+    fn evaluate(&mut self, registration: usize, now: Instant) {
+        let writable = self.blocked(now).is_none() || self.row.writable_while_blocked();
+        let silent = matches!(self.row, Row::Permanent);
+        if writable && !silent {
+            self.edges.push(Reverse((now, registration)));
+        }
+    }
+
+    fn deliver_due(&mut self, now: Instant) -> bool {
+        let mut any = false;
+        while let Some(Reverse((at, registration))) = self.edges.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.edges.pop();
+            any = true;
+            if let Some(state) = self.registrations.get_mut(registration) {
+                state.ready = true;
+                state.tick += 1;
+                if let Some(waker) = state.waker.take() {
+                    waker.wake();
+                }
+            }
+        }
+        any
+    }
+}
+
+#[derive(Clone)]
+struct Model {
+    world: Rc<RefCell<World>>,
+    changed: Rc<Notify>,
+    stats: Arc<Stats>,
+    backpressure: Backpressure,
+    contention: Rc<Contention>,
+}
+
+impl Io for Model {
+    type Registration = usize;
+
+    fn os(&self) -> Os {
+        self.world.borrow().row.os()
+    }
+
+    fn is_connected(&self) -> bool {
+        matches!(self.world.borrow().row, Row::XnuAdvised | Row::XnuRace | Row::XnuQueued)
+    }
+
+    fn limits(&self) -> (usize, usize) {
+        (64, usize::MAX)
+    }
+
+    fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
+        let world = &mut *self.world.borrow_mut();
+        let now = Instant::now();
+        let bytes: usize = out.slices.iter().map(|s| s.len()).sum();
+        let datagrams = out.segment_size.map_or(1, |size| bytes.div_ceil(size.into())) as u64;
+        let row = world.row;
+        if row == Row::Others {
+            // Each error is reported once, by whoever calls; and another may have arrived.
+            if world.errors > 0 {
+                world.errors -= 1;
+                return Err(io::Error::from_raw_os_error(row.errno()));
+            }
+            world.delivered += datagrams;
+            world.refused.clear();
+            if world.random.below(3) == 0 {
+                world.errors = world.random.below(4) as u32;
+            }
+            return Ok(());
+        }
+        let Some(end) = world.blocked(now) else {
+            world.delivered += datagrams;
+            world.refused.clear();
+            return Ok(());
+        };
+        world.refused.push(now);
+        if row == Row::XnuQueued && world.random.below(4) == 0 {
+            world.delivered += datagrams;
+        }
+        if row == Row::LinuxQueue {
+            for registration in 0..world.registrations.len() {
+                world.edges.push(Reverse((now, registration)));
+            }
+        } else if row.edge_at_end(&mut world.random) {
+            for registration in 0..world.registrations.len() {
+                world.edges.push(Reverse((end, registration)));
+            }
+        }
+        self.changed.notify_one();
+        Err(io::Error::from_raw_os_error(row.errno()))
+    }
+
+    fn writable(&self) -> bool {
+        let world = self.world.borrow();
+        world.blocked(Instant::now()).is_none() || world.row.writable_while_blocked()
+    }
+
+    fn drain_errors(&self, _destination: SocketAddr) -> Drained {
+        let world = &mut *self.world.borrow_mut();
+        // The one that was just reported was there.
+        let any = world.row == Row::Others;
+        world.errors = if world.random.below(4) == 0 { 1 } else { 0 };
+        Drained { any, too_big: false }
+    }
+
+    fn segmentation_failed(&self) {}
+
+    fn register(&self) -> io::Result<usize> {
+        let world = &mut *self.world.borrow_mut();
+        let registration = world.registrations.len();
+        let latched = world.row == Row::Latched;
+        world.registrations.push(State { latched, ..State::default() });
+        world.evaluate(registration, Instant::now());
+        // A wait that began before has its edge still to come.
+        if let Some(end) = world.blocked(Instant::now())
+            && world.row.edge_at_end(&mut world.random)
+        {
+            world.edges.push(Reverse((end, registration)));
+        }
+        self.changed.notify_one();
+        Ok(registration)
+    }
+
+    fn renew(&self, registration: &mut usize) -> io::Result<()> {
+        let world = &mut *self.world.borrow_mut();
+        if let Some(state) = world.registrations.get_mut(*registration) {
+            (state.ready, state.latched) = (false, false);
+            state.tick += 1;
+        }
+        world.evaluate(*registration, Instant::now());
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn poll_write<R>(
+        &self,
+        registration: &mut usize,
+        cx: &mut Context<'_>,
+        attempt: impl FnOnce() -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        let tick = {
+            let world = &mut *self.world.borrow_mut();
+            world.polls += 1;
+            let Some(state) = world.registrations.get_mut(*registration) else { return Poll::Pending };
+            if !state.ready && !state.latched {
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            state.tick
+        };
+        let result = attempt();
+        let world = &mut *self.world.borrow_mut();
+        if let Some(state) = world.registrations.get_mut(*registration)
+            && matches!(&result, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+            && state.tick == tick
+        {
+            state.ready = false;
+        }
+        Poll::Ready(result)
+    }
+
+    fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    fn backpressure(&self) -> &Backpressure {
+        &self.backpressure
+    }
+
+    fn contention(&self) -> &Contention {
+        &self.contention
+    }
+}
+
+const TO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+
+fn model(row: Row, seed: u64, policy: Policy) -> Model {
+    let mut random = Random(seed);
+    let mut at = Instant::now();
+    let mut episodes = Vec::new();
+    for _ in 0..1 + random.below(4) {
+        at += random.ms(0, 30);
+        let length = if row == Row::LinuxMemory { random.ms(1, 3) } else { random.ms(1, 80) };
+        let length = if row == Row::Permanent { NEVER } else { length };
+        episodes.push((at, at + length));
+        at += length;
+    }
+    let errors = random.below(4) as u32;
+    let world = World {
+        row,
+        random,
+        episodes,
+        errors,
+        registrations: Vec::new(),
+        edges: BinaryHeap::new(),
+        delivered: 0,
+        refused: Vec::new(),
+        polls: 0,
+    };
+    Model {
+        world: Rc::new(RefCell::new(world)),
+        changed: Rc::new(Notify::new()),
+        stats: Arc::default(),
+        backpressure: Backpressure::new(policy),
+        contention: Rc::default(),
+    }
+}
+
+/// Delivers edges when they are due; never ends.
+async fn reactor(model: &Model) {
+    loop {
+        let next = {
+            let mut world = model.world.borrow_mut();
+            if world.deliver_due(Instant::now()) { None } else { Some(world.edges.peek().map(|Reverse((at, _))| *at)) }
+        };
+        match next {
+            None => tokio::task::yield_now().await,
+            Some(None) => model.changed.notified().await,
+            Some(Some(at)) => tokio::select! {
+                () = sleep_until(at) => {}
+                () = model.changed.notified() => {}
+            },
+        }
+    }
+}
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// tokio's timers are exact to a millisecond, and a policy's deadline is checked when one fires.
+const SLACK: Duration = Duration::from_millis(2);
+
+async fn schedule(row: Row, seed: u64) {
+    let mut random = Random(seed ^ 0x5DEE_CE66D);
+    let deadline = if random.below(4) == 0 { Duration::from_millis(100) } else { random.ms(1, 120) };
+    let policy = if random.below(8) == 0 { Policy::Drop } else { Policy::Wait { deadline } };
+    let model = model(row, seed, policy);
+    let sending = async {
+        let mut core = Core::new(model.clone());
+        let payload = vec![0; 640];
+        for _ in 0..1 + random.below(5) {
+            if random.below(2) == 0 {
+                tokio::time::sleep(random.ms(0, 20)).await;
+            }
+            model.world.borrow_mut().refused.clear();
+            let slices = [IoSlice::new(&payload)];
+            let datagrams = 1 + random.below(64) as usize;
+            let mut t = Transmit::new(TO, &slices).segment_size(640 / datagrams);
+            let count = t.remaining() as u64;
+            let before = model.stats.snapshot();
+            let start = Instant::now();
+            let give_up = if random.below(10) == 0 { random.ms(0, 50) } else { NEVER };
+            let switch = if random.below(6) == 0 { random.ms(0, 50) } else { NEVER };
+            let mut switched = false;
+            let sent = {
+                let mut send = pin!(poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))));
+                loop {
+                    tokio::select! {
+                        biased;
+                        result = &mut send => break Some(result),
+                        () = sleep_until(start + give_up) => break None,
+                        () = sleep_until(start + switch), if !switched => {
+                            switched = true;
+                            model.backpressure.set(Policy::Drop);
+                        }
+                    }
+                }
+            };
+            let took = start.elapsed();
+            let after = model.stats.snapshot();
+            assert_eq!(after.accepted, before.accepted + count);
+            check_attempts(&model.world.borrow().refused);
+            match sent {
+                Some(report) => {
+                    let report = report.unwrap();
+                    assert_eq!(u64::from(report.sent + report.dropped.total()), count, "a datagram without an end");
+                    assert_eq!(after.held(), 0);
+                    let bound = if switched { switch.min(deadline) } else { deadline };
+                    assert!(took <= bound + SLACK, "ended after {took:?}, not {bound:?}");
+                    if row == Row::Others {
+                        assert_eq!(u64::from(report.sent), count, "another's error cost a datagram");
+                    }
+                }
+                None => {
+                    assert!(give_up < NEVER, "a sender that hangs");
+                    assert!(took <= give_up + SLACK);
+                    assert_eq!(after.held(), t.remaining() as u64);
+                }
+            }
+            if switched {
+                model.backpressure.set(policy);
+            }
+        }
+        drop(core);
+        let end = model.stats.snapshot();
+        assert_eq!(end.held(), 0, "conservation");
+        let delivered = model.world.borrow().delivered;
+        if row == Row::XnuQueued {
+            assert!(delivered >= end.sent);
+        } else {
+            assert_eq!(delivered, end.sent, "sent means taken, once");
+        }
+    };
+    tokio::select! {
+        () = sending => {}
+        () = reactor(&model) => {}
+    }
+}
+
+/// At most four attempts in a millisecond, after the first two.
+fn check_attempts(refused: &[Instant]) {
+    let tick = Duration::from_millis(1);
+    for (i, &at) in refused.iter().enumerate().skip(2) {
+        let within = refused.iter().skip(i).take_while(|&&later| later < at + tick).count();
+        assert!(within <= 4, "{within} attempts within a millisecond");
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap()
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap())
+}
+
+/// Schedules that failed once.
+const KEPT: [(Row, u64); 0] = [];
+
+fn run(row: Row) {
+    let runtime = runtime();
+    let count = number("BACKWATER_SCHEDULES").unwrap_or(2000);
+    let first = number("BACKWATER_SEED");
+    let base = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seeds = match first {
+        Some(seed) => vec![seed],
+        None => (0..count).map(|i| base.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect(),
+    };
+    let kept = KEPT.iter().filter(|(kept, _)| *kept == row).map(|(_, seed)| *seed);
+    for seed in kept.chain(seeds) {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(schedule(row, seed))));
+        if let Err(panic) = result {
+            eprintln!("{row:?} failed with BACKWATER_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+macro_rules! rows {
+    ($($name:ident $row:ident,)*) => {
+        $(#[test]
+        fn $name() {
+            run(Row::$row);
+        })*
+
+        #[test]
+        fn every_row_has_a_test() {
+            assert_eq!([$(Row::$row),*], ROWS);
+        }
+    };
+}
+
+rows! {
+    xnu_advised XnuAdvised,
+    xnu_race XnuRace,
+    xnu_queued XnuQueued,
+    xnu_silent XnuSilent,
+    freebsd FreeBsd,
+    linux_queue LinuxQueue,
+    linux_memory LinuxMemory,
+    windows Windows,
+    send_buffer SendBuffer,
+    permanent Permanent,
+    latched Latched,
+    others Others,
+}
+
+/// A latched bit makes readiness worthless; registered anew it is worth something again, and comes before the timer.
+#[test]
+fn registering_anew_brings_readiness_back() {
+    runtime().block_on(async {
+        let model = model(Row::Latched, 1, Policy::Wait { deadline: Duration::from_secs(1) });
+        let now = Instant::now();
+        model.world.borrow_mut().episodes = vec![(now, now + Duration::from_millis(60))];
+        let mut core = Core::new(model.clone());
+        let slices = [IoSlice::new(b"x")];
+        let mut t = Transmit::new(TO, &slices);
+        tokio::select! {
+            report = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))) => {
+                assert_eq!(report.unwrap().sent, 1);
+            }
+            () = reactor(&model) => {}
+        }
+        // By the timers alone: 25, 75, 175 ms.
+        assert!(now.elapsed() <= Duration::from_millis(62), "{:?}", now.elapsed());
+    });
+}
+
+#[test]
+fn a_switch_of_the_policy_releases_a_sender_at_once() {
+    runtime().block_on(async {
+        let model = model(Row::Permanent, 1, Policy::Wait { deadline: Duration::from_secs(10) });
+        model.world.borrow_mut().episodes = vec![(Instant::now(), Instant::now() + NEVER)];
+        let (now, handle) = (Instant::now(), model.backpressure.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            handle.set(Policy::Drop);
+        });
+        let mut core = Core::new(model);
+        let slices = [IoSlice::new(b"x")];
+        let mut t = Transmit::new(TO, &slices);
+        let report = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
+        assert_eq!(report.dropped.get(DropReason::NoBuffers), 1);
+        assert!(now.elapsed() < Duration::from_millis(13), "{:?}: not by the switch", now.elapsed());
+    });
+}
+
+/// What others have shipped: `ENOBUFS` taken for `EWOULDBLOCK`, and the reactor alone to wait for.
+async fn naive_send(model: &Model, registration: &mut usize) {
+    poll_fn(|cx| {
+        loop {
+            let polled = model.poll_write(registration, cx, || {
+                let slices = [IoSlice::new(b"x")];
+                let out = Outgoing { destination: TO, source: None, ecn: None, slices: &slices, segment_size: None };
+                model.send(&out).map_err(|_| io::ErrorKind::WouldBlock.into())
+            });
+            match polled {
+                Poll::Ready(Ok(())) => return Poll::Ready(()),
+                Poll::Ready(Err(_)) => {
+                    // A task that spins lets others run now and then: tokio's budget sees to it.
+                    if model.world.borrow().refused.len().is_multiple_of(128) {
+                        cx.waker().wake_by_ref();
+                        return Poll::Pending;
+                    }
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Naive {
+    Works,
+    Hangs,
+    Spins,
+}
+
+/// What the naive mapping does when there is no room for 20 ms.
+fn naive(row: Row, seed: u64) -> Naive {
+    runtime().block_on(async {
+        let model = model(row, seed, Policy::default());
+        let now = Instant::now();
+        model.world.borrow_mut().episodes = vec![(now, now + Duration::from_millis(20))];
+        let mut registration = model.register().unwrap();
+        let mut send = pin!(naive_send(&model, &mut registration));
+        let mut world = pin!(reactor(&model));
+        let mut limit = pin!(sleep_until(now + Duration::from_secs(60)));
+        poll_fn(|cx| {
+            if send.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Naive::Works);
+            }
+            if model.world.borrow().refused.len() >= 1000 {
+                return Poll::Ready(Naive::Spins);
+            }
+            let _ = world.as_mut().poll(cx);
+            limit.as_mut().poll(cx).map(|()| Naive::Hangs)
+        })
+        .await
+    })
+}
+
+#[test]
+fn the_model_bites_the_naive_mapping_hangs_and_spins_in_it() {
+    for row in [Row::XnuAdvised, Row::XnuQueued, Row::SendBuffer] {
+        assert_eq!(naive(row, 1), Naive::Works, "{row:?}");
+    }
+    for row in [Row::XnuSilent, Row::FreeBsd, Row::LinuxMemory, Row::Permanent] {
+        assert_eq!(naive(row, 1), Naive::Hangs, "{row:?}");
+    }
+    for row in [Row::LinuxQueue, Row::Latched] {
+        assert_eq!(naive(row, 1), Naive::Spins, "{row:?}");
+    }
+    let race: Vec<_> = (0..40).map(|seed| naive(Row::XnuRace, seed)).collect();
+    assert!(race.contains(&Naive::Hangs) && race.contains(&Naive::Works), "{race:?}");
+}
