@@ -5,17 +5,21 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr, UdpSocket},
     ops::RangeInclusive,
-    path::Path,
     str::FromStr,
     thread::available_parallelism,
     time::Duration,
 };
 
 use backwater_turn::{Credentials, PeerRules, server};
+use backwater_udp::{Limits, Policy};
 use clap::{Arg, ArgAction, Command};
 use ipnet::IpNet;
 
 use crate::ports::RelayIp;
+
+mod file;
+
+pub(crate) use file::{ConfigFile, Stamp};
 
 /// A key of the configuration: a flag `--name`, a variable `BACKWATER_RELAY_NAME`, and `name` in the file.
 struct Key {
@@ -67,6 +71,19 @@ const KEYS: &[Key] = &[
         "SECONDS",
         "The longest lifetime of an allocation between refreshes, 600 to 86400 [default: 3600]",
     ),
+    one(
+        "backpressure",
+        "POLICY",
+        "What to do with a datagram that the system has no room for: wait (100 ms), wait:TIME such as wait:50ms, or \
+         drop; a change in the file is applied at once [default: wait]",
+    ),
+    one(
+        "breaker",
+        "LIMITS",
+        "When to switch to drop by itself: lost-edges=N/min, stall=TIME, or both with a comma, on any thread; or off \
+         [default: off]",
+    ),
+    one("admin", "IP:PORT", "Where to serve metrics and the policy over HTTP, on loopback [default: nowhere]"),
     one("drain", "SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]"),
     one(
         "log-level",
@@ -87,6 +104,11 @@ pub struct Config {
     pub(crate) threads: usize,
     max_allocations: usize,
     max_lifetime: Duration,
+    pub(crate) policy: Policy,
+    pub(crate) breaker: Option<Limits>,
+    pub(crate) admin: Option<SocketAddr>,
+    /// To be watched.
+    pub(crate) file: Option<ConfigFile>,
     /// How long to wait for clients to leave at the end.
     pub drain: Duration,
     /// The filter of the logs.
@@ -119,6 +141,7 @@ pub struct ConfigError {
 #[derive(Debug, Default)]
 pub struct Arguments {
     values: HashMap<&'static str, Given>,
+    file: Option<ConfigFile>,
 }
 
 /// The values of a key, and where they stand.
@@ -160,57 +183,30 @@ impl Arguments {
     /// # Errors
     /// All that is wrong with the file's form.
     pub fn read(matches: &clap::ArgMatches, env: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<ConfigError>> {
-        let mut arguments = Self::default();
-        let file = matches.get_one::<String>("config").cloned().or_else(|| env("BACKWATER_RELAY_CONFIG"));
-        if let Some(file) = file {
-            arguments.read_file(Path::new(&file))?;
-        }
+        let path = matches.get_one::<String>("config").cloned().or_else(|| env("BACKWATER_RELAY_CONFIG"));
+        let file = path.map(|path| ConfigFile::read(path.into())).transpose()?;
+        let mut given = HashMap::new();
         for key in KEYS {
             let name = format!("BACKWATER_RELAY_{}", key.name.to_uppercase().replace('-', "_"));
             if let Some(value) = env(&name).filter(|v| !v.is_empty()) {
                 let values = if key.list { value.split(',').map(str::to_owned).collect() } else { vec![value] };
-                arguments.values.insert(key.name, Given { place: name, values });
+                given.insert(key.name, Given { place: name, values });
             }
             if let Some(values) = matches.get_many::<String>(key.name) {
-                let given = Given { place: format!("--{}", key.name), values: values.cloned().collect() };
-                arguments.values.insert(key.name, given);
+                let place = format!("--{}", key.name);
+                given.insert(key.name, Given { place, values: values.cloned().collect() });
             }
         }
-        Ok(arguments)
+        Ok(match file {
+            Some(file) => Self::of_file(ConfigFile { instead: given, ..file }),
+            None => Self { values: given, file: None },
+        })
     }
 
-    fn read_file(&mut self, file: &Path) -> Result<(), Vec<ConfigError>> {
-        let name = file.display().to_string();
-        let error = |key: String, problem: String| vec![ConfigError { key, problem }];
-        let text = std::fs::read_to_string(file).map_err(|e| error(name.clone(), format!("cannot be read: {e}")))?;
-        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-            let line = e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or_default().matches('\n').count());
-            error(format!("{name}, line {line}"), e.message().replace('\n', " "))
-        })?;
-        let mut errors = Vec::new();
-        for (key, value) in table {
-            let place = format!("{name}: {key}");
-            let Some(known) = KEYS.iter().find(|k| k.name == key) else {
-                let names: Vec<_> = KEYS.iter().map(|k| k.name).collect();
-                errors.push(ConfigError {
-                    key: place,
-                    problem: format!("unknown; expected one of {}", names.join(", ")),
-                });
-                continue;
-            };
-            let values = match value.as_array().filter(|_| known.list) {
-                Some(values) => values.iter().map(scalar).collect(),
-                None => scalar(&value).map(|value| vec![value]),
-            };
-            match values {
-                Some(values) => drop(self.values.insert(known.name, Given { place, values })),
-                None => {
-                    let list = if known.list { "an array of strings" } else { "a string or a number" };
-                    errors.push(ConfigError { key: place, problem: format!("expected {list}: {}", known.value) });
-                }
-            }
-        }
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    fn of_file(file: ConfigFile) -> Self {
+        let mut values = file.values.clone();
+        values.extend(file.instead.clone());
+        Self { values, file: Some(file) }
     }
 }
 
@@ -235,6 +231,9 @@ impl Config {
         let max_allocations = r.number("max-allocations", 1..=1_000_000).unwrap_or(10_000) as usize;
         let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
         let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));
+        let policy = r.parsed("backpressure").unwrap_or_default();
+        let breaker = r.breaker();
+        let admin = r.admin();
         let log_level = r.one("log-level", "a level or a filter").unwrap_or_else(|| "info".to_owned());
 
         let listen = if r.has("listen") { listen } else { loopback() };
@@ -269,6 +268,10 @@ impl Config {
             threads,
             max_allocations,
             max_lifetime,
+            policy,
+            breaker,
+            admin,
+            file: arguments.file.clone(),
             drain,
             log_level,
             first_run,
@@ -328,6 +331,31 @@ impl Reader<'_> {
             return Some(number);
         }
         self.error(key, &format!("expected {expected}, found {number}"));
+        None
+    }
+
+    /// A value whose own error says what was expected.
+    fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Option<T> {
+        let text: String = self.one(key, "")?;
+        let value = text.trim().parse();
+        value.map_err(|error| self.error(key, &format!("{error}, found {text:?}"))).ok()
+    }
+
+    fn breaker(&mut self) -> Option<Limits> {
+        let off = |text: &String| text.trim() == "off";
+        if self.one::<String>("breaker", "").as_ref().is_some_and(off) {
+            return None;
+        }
+        self.parsed("breaker")
+    }
+
+    /// There is no password: it must not be reached from elsewhere.
+    fn admin(&mut self) -> Option<SocketAddr> {
+        let addr: SocketAddr = self.one("admin", "an address and a port, such as 127.0.0.1:9479")?;
+        if addr.ip().is_loopback() {
+            return Some(addr);
+        }
+        self.error("admin", &format!("expected an address on loopback, such as 127.0.0.1:9479, found \"{addr}\""));
         None
     }
 
@@ -442,11 +470,6 @@ impl Value for Ports {
 fn loopback() -> Vec<SocketAddr> {
     let all = [SocketAddr::from(([127, 0, 0, 1], 3478)), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 3478))];
     all.into_iter().filter(|addr| addr.is_ipv4() || UdpSocket::bind((addr.ip(), 0)).is_ok()).collect()
-}
-
-fn scalar(value: &toml::Value) -> Option<String> {
-    let number = value.as_integer().map(|number| number.to_string());
-    value.as_str().map(str::to_owned).or(number)
 }
 
 impl fmt::Display for ConfigError {

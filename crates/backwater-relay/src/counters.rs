@@ -25,6 +25,8 @@ impl Counter {
 pub struct Counters {
     /// Allocations made.
     pub allocations: Counter,
+    /// Allocations that are gone again.
+    pub closed: Counter,
     /// Requests answered with 403.
     pub forbidden: Counter,
     /// Allocations that found no port: answered with 508.
@@ -41,6 +43,8 @@ pub struct Counters {
     pub held_too_long: Counter,
     /// Refused by the system while too much was held.
     pub queue_full: Counter,
+    /// Refused by the system while the policy was to drop.
+    pub no_room: Counter,
     /// Receives that failed.
     pub receive_errors: Counter,
     dropped: [Counter; DropReason::ALL.len()],

@@ -52,7 +52,8 @@ impl Endpoint {
         Self { receiver: RefCell::new(socket.receiver()), socket, state: RefCell::new(state), counters }
     }
 
-    /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already.
+    /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already or the policy is to
+    /// drop.
     pub(crate) fn send(&self, now: Instant, t: &mut Transmit<'_>) {
         let mut state = self.state.borrow_mut();
         if state.queue.is_empty() {
@@ -81,9 +82,11 @@ impl Endpoint {
             && result.is_ok()
         {
             // The sender keeps the time of what it has accepted.
-            let too_old = deadline.is_none_or(|limit| now.saturating_duration_since(held.since) >= limit);
+            let too_old = deadline.is_some_and(|limit| now.saturating_duration_since(held.since) >= limit);
             if held.cursor.is_none() && too_old {
                 self.counters.held_too_long.add(held.datagrams as u64);
+            } else if held.cursor.is_none() && deadline.is_none() {
+                self.counters.no_room.add(held.datagrams as u64);
             } else {
                 let slices = [IoSlice::new(&held.bytes)];
                 let mut t = Transmit::new(held.destination, &slices)
@@ -112,6 +115,10 @@ impl Endpoint {
 impl State {
     fn hold(&mut self, now: Instant, t: &Transmit<'_>, counters: &Counters) {
         let datagrams = t.remaining();
+        if self.sender.socket().backpressure().get() == Policy::Drop {
+            counters.no_room.add(datagrams as u64);
+            return;
+        }
         let bytes: Box<[u8]> = t.remaining_slices().flatten().copied().collect();
         if self.bytes + bytes.len() > MAX_BYTES || self.queue.len() >= MAX_BYTES / 64 {
             counters.queue_full.add(datagrams as u64);

@@ -69,6 +69,9 @@ fn announce(config: &Config, relay: &Relay) {
     for addr in relay.local_addrs() {
         info!(listener = %addr, threads = relay.counters().len(), "listening for TURN over UDP");
     }
+    if let Some(addr) = relay.admin_addr() {
+        info!(admin = %addr, "administration: http://{addr}/backpressure and /metrics");
+    }
     let Some(first) = &config.first_run else { return };
     info!(username = first.user, password = first.password, "no user is configured: this one was made up");
     if let Some(addr) = relay.local_addrs().first() {

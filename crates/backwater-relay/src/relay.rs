@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     rc::Rc,
     sync::{Arc, mpsc},
     thread::JoinHandle,
@@ -10,21 +10,24 @@ use std::{
 };
 
 use backwater_turn::server::Server;
-use backwater_udp::{Stats, UdpSocket};
+use backwater_udp::{Backpressure, Builder, Stats, UdpSocket};
 use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
+    admin::{Admin, Control},
     config::Config,
     counters::Counters,
     ports::Ports,
     worker::{Worker, listen},
 };
 
-/// A running relay. It goes on when this is dropped; [`stop`](Self::stop) ends it.
+/// A running relay. [`stop`](Self::stop) ends it in order; when this is dropped, it ends at once.
 #[derive(Debug)]
 pub struct Relay {
     local_addrs: Vec<SocketAddr>,
+    backpressure: Backpressure,
     threads: Vec<JoinHandle<()>>,
+    admin: Option<Admin>,
     counters: Vec<Arc<Counters>>,
     stats: Vec<Arc<Stats>>,
     stop: watch::Sender<Option<Instant>>,
@@ -36,6 +39,8 @@ pub struct Relay {
 pub enum StartError {
     /// The address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// The address cannot be listened on for administration.
+    Admin(SocketAddr, io::Error),
     /// No thread, no runtime or no randomness to be had.
     System(io::Error),
 }
@@ -50,9 +55,18 @@ impl Relay {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub fn start(config: &Config) -> Result<Self, StartError> {
+        let admin = config.admin.map(|addr| TcpListener::bind(addr).map_err(|e| StartError::Admin(addr, e)));
+        let admin = admin.transpose()?;
         let (stop, stopped) = watch::channel(None);
-        let mut relay =
-            Self { local_addrs: config.listen.clone(), threads: vec![], counters: vec![], stats: vec![], stop };
+        let mut relay = Self {
+            local_addrs: config.listen.clone(),
+            backpressure: Backpressure::new(config.policy),
+            threads: vec![],
+            admin: None,
+            counters: vec![],
+            stats: vec![],
+            stop,
+        };
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
         let ports = Arc::new(Ports::new(config.relay_v4, config.relay_v6, config.ports.clone()));
@@ -73,7 +87,7 @@ impl Relay {
                 nonce_key,
                 ports: ports.clone(),
                 counters: counters.clone(),
-                stats: stats.clone(),
+                common: UdpSocket::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
                 stopped: stopped.clone(),
             };
             let (ready, started) = mpsc::channel();
@@ -96,12 +110,30 @@ impl Relay {
                 }
             }
         }
+        let control = Control::new(relay.backpressure.clone(), relay.counters.clone(), relay.stats.clone());
+        match Admin::start(config, control, admin) {
+            Ok(admin) => relay.admin = admin,
+            Err(error) => {
+                relay.stop(Duration::ZERO);
+                return Err(StartError::System(error));
+            }
+        }
         Ok(relay)
     }
 
     /// What it listens on.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.local_addrs
+    }
+
+    /// Where it is administered over HTTP, if anywhere.
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.local_addr()
+    }
+
+    /// The handle to the policy of all its sockets: what to do when the system has no room.
+    pub fn backpressure(&self) -> &Backpressure {
+        &self.backpressure
     }
 
     /// The counters of each thread.
@@ -117,10 +149,17 @@ impl Relay {
     /// Turns new clients away, waits until the others have left but no longer than `drain`, sends what is held, and ends
     /// the threads.
     pub fn stop(&mut self, drain: Duration) {
+        if let Some(admin) = &self.admin {
+            admin.drain();
+        }
         self.stop.send_replace(Some(Instant::now() + drain));
         for thread in self.threads.drain(..) {
             // A panic of a thread has been reported by its hook.
             let _ = thread.join();
+        }
+        // It answers until the last client has left.
+        if let Some(admin) = self.admin.take() {
+            admin.stop();
         }
     }
 }
@@ -133,7 +172,8 @@ struct Thread {
     nonce_key: [u8; 64],
     ports: Arc<Ports>,
     counters: Arc<Counters>,
-    stats: Arc<Stats>,
+    /// What all its sockets have in common.
+    common: Builder,
     stopped: watch::Receiver<Option<Instant>>,
 }
 
@@ -152,7 +192,7 @@ impl Thread {
             let addrs = listeners.iter().map(UdpSocket::local_addr).collect();
             let mut server = self.config.server(self.nonce_key);
             server.peers.listeners.clone_from(&addrs);
-            let builder = UdpSocket::builder().stats(self.stats.clone()).receive_buffer(1 << 20);
+            let builder = self.common.clone().receive_buffer(1 << 20);
             let worker = Rc::new(Worker::new(
                 Server::new(server),
                 listeners,
@@ -168,7 +208,7 @@ impl Thread {
     }
 
     fn listen(&self, addr: SocketAddr) -> Result<UdpSocket, StartError> {
-        listen(addr, self.shared, self.stats.clone()).map_err(|e| StartError::Listen(addr, e))
+        listen(addr, self.shared, &self.common).map_err(|e| StartError::Listen(addr, e))
     }
 
     async fn until_stopped(&self, worker: &Worker) {
@@ -190,6 +230,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Listen(addr, error) => write!(f, "cannot listen on {addr}: {error}"),
+            Self::Admin(addr, error) => write!(f, "cannot listen on {addr} for administration: {error}"),
             Self::System(error) => write!(f, "cannot start: {error}"),
         }
     }

@@ -17,7 +17,7 @@ use backwater_turn::{
     ClientAddr, FiveTuple, Now, PeerAddr, PeerRefused,
     server::{Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Server},
 };
-use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, RecvBatch, Stats, Train, Transmit, UdpSocket};
+use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{debug, info, warn};
 
@@ -266,6 +266,7 @@ impl Worker {
             && let Some(relayed) = place.take_if(|relayed| relayed.id == id)
         {
             relayed.task.abort();
+            self.counters.closed.add(1);
         }
     }
 
@@ -404,8 +405,7 @@ fn now() -> Now {
     Now { instant: Instant::now(), unix }
 }
 
-/// Binds a listener.
-pub(crate) fn listen(addr: SocketAddr, shared: bool, stats: Arc<Stats>) -> io::Result<UdpSocket> {
-    // Bursts of clients meet here: as much as the system gives.
-    UdpSocket::builder().reuse_port(shared).stats(stats).receive_buffer(8 << 20).send_buffer(4 << 20).bind(addr)
+/// Binds a listener. Bursts of clients meet here: it gets as large buffers as the system gives.
+pub(crate) fn listen(addr: SocketAddr, shared: bool, common: &Builder) -> io::Result<UdpSocket> {
+    common.clone().reuse_port(shared).receive_buffer(8 << 20).send_buffer(4 << 20).bind(addr)
 }

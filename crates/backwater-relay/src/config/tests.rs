@@ -112,6 +112,34 @@ fn a_file_that_is_wrong_is_named_with_the_line_or_the_key() {
 }
 
 #[test]
+fn what_to_do_without_room() {
+    use std::time::Duration;
+    let wait = |ms| Policy::Wait { deadline: Duration::from_millis(ms) };
+    let of = |args: &[&str]| config(args, &[]).unwrap();
+    let nothing = of(&[]);
+    assert_eq!((nothing.policy, nothing.breaker, nothing.admin), (wait(100), None, None));
+    assert_eq!(of(&["--backpressure", "wait:50ms"]).policy, wait(50));
+    assert_eq!(config(&[], &[("BACKWATER_RELAY_BACKPRESSURE", "drop")]).unwrap().policy, Policy::Drop);
+    assert_eq!(with_file("backpressure = \"wait:2s\"\n", &[]).unwrap().policy, wait(2000));
+    assert_eq!(of(&["--breaker", "off"]).breaker, None);
+    let both = of(&["--breaker", "lost-edges=10/min,stall=5s"]).breaker.unwrap();
+    assert_eq!((both.lost_edges, both.stall), (Some(10), Some(Duration::from_secs(5))));
+    for (args, expected) in [
+        (["--backpressure", "maybe"], "--backpressure: expected wait,"),
+        (["--backpressure", "wait:2m"], "--backpressure: expected wait,"),
+        (["--backpressure", "wait:61s"], "--backpressure: expected a deadline from 1ms to 60s"),
+        (["--breaker", "on"], "--breaker: expected limits such as lost-edges="),
+        (["--admin", "9479"], "--admin: expected an address and a port"),
+        (["--admin", "0.0.0.0:9479"], "--admin: expected an address on loopback"),
+        (["--admin", "[2001:db8::1]:9479"], "--admin: expected an address on loopback"),
+    ] {
+        let all = problems(&args);
+        assert!(all.len() == 1 && all[0].starts_with(expected) && all[0].contains(args[1]), "{all:?}");
+    }
+    assert!(of(&["--admin", "[::1]:9479"]).admin.is_some());
+}
+
+#[test]
 fn help_explains_every_key() {
     let help = Arguments::command().render_long_help().to_string();
     for key in KEYS {

@@ -1,0 +1,171 @@
+//! The counters, for Prometheus.
+
+use std::sync::atomic::Ordering::SeqCst;
+
+use backwater_ops::{MetricKind, Metrics};
+use backwater_turn::server::DropReason;
+use backwater_udp::{Policy, Sample};
+
+use super::Control;
+use crate::counters::{Counter, Counters};
+
+/// Everything, summed over the threads.
+pub(super) fn render(control: &Control) -> String {
+    let mut m = Metrics::default();
+    m.family("backwater_build_info", MetricKind::Gauge, "Always 1; the version is in the label.").add(
+        "",
+        &[("version", env!("CARGO_PKG_VERSION"))],
+        1.0,
+    );
+    policy(&mut m, control.backpressure.get());
+    relay(&mut m, control);
+    let of_threads = control.stats.iter().map(|stats| stats.snapshot().samples());
+    for sample in of_threads.reduce(sum).unwrap_or_default() {
+        socket(&mut m, &sample);
+    }
+    m.to_string()
+}
+
+fn policy(m: &mut Metrics, now: Policy) {
+    let (wait, seconds) = match now {
+        Policy::Wait { deadline } => (1.0, deadline.as_secs_f64()),
+        Policy::Drop => (0.0, 0.0),
+    };
+    m.family("backwater_policy", MetricKind::Gauge, "1 for the back-pressure policy in force, 0 for the other.")
+        .add("", &[("policy", "wait")], wait)
+        .add("", &[("policy", "drop")], 1.0 - wait);
+    m.gauge("backwater_policy_deadline_seconds", "How long a datagram is held at most; 0 with drop.", seconds);
+}
+
+fn relay(m: &mut Metrics, control: &Control) {
+    let total = |get: &dyn Fn(&Counters) -> u64| control.counters.iter().map(|c| get(c)).sum::<u64>();
+    let field = |field: fn(&Counters) -> &Counter| total(&|c| field(c).get());
+    // The other way round, one that comes and goes in between would be one less than none.
+    let closed = field(|c| &c.closed);
+    let made = field(|c| &c.allocations);
+    m.gauge("backwater_relay_allocations", "Allocations there are.", made.saturating_sub(closed) as f64);
+    m.counter("backwater_relay_allocations_total", "Allocations made.", made);
+    let draining = control.draining.load(SeqCst);
+    m.gauge("backwater_relay_draining", "1 while new clients are turned away.", f64::from(u8::from(draining)));
+    for (name, help, get) in COUNTERS {
+        m.counter(name, help, field(*get));
+    }
+    let help = "Datagrams that were dropped before they were handed to a socket.";
+    let drops = m.family("backwater_relay_drops_total", MetricKind::Counter, help);
+    for &reason in DropReason::ALL {
+        drops.add("", &[("reason", reason.name())], total(&|c| c.dropped(reason)) as f64);
+    }
+    for (reason, get) in QUEUE_DROPS {
+        drops.add("", &[("reason", reason)], field(*get) as f64);
+    }
+}
+
+type Field = fn(&Counters) -> &Counter;
+
+const COUNTERS: &[(&str, &str, Field)] = &[
+    ("backwater_relay_to_peers_total", "Datagrams on their way to peers.", |c| &c.to_peers),
+    ("backwater_relay_to_clients_total", "Datagrams on their way to clients.", |c| &c.to_clients),
+    ("backwater_relay_replies_total", "Answers to requests.", |c| &c.replies),
+    ("backwater_relay_forbidden_total", "Requests answered with 403.", |c| &c.forbidden),
+    ("backwater_relay_bind_failed_total", "Allocations that found no port.", |c| &c.bind_failed),
+    ("backwater_relay_queued_total", "Datagrams that the system refused and a queue took.", |c| &c.held),
+    ("backwater_relay_receive_errors_total", "Receives that failed.", |c| &c.receive_errors),
+];
+
+/// What the queues in front of the sockets drop.
+const QUEUE_DROPS: &[(&str, Field)] =
+    &[("held_too_long", |c| &c.held_too_long), ("queue_full", |c| &c.queue_full), ("no_room", |c| &c.no_room)];
+
+/// Adds up the samples of two sockets; all have the same ones in the same order.
+fn sum(mut all: Vec<Sample>, more: Vec<Sample>) -> Vec<Sample> {
+    for (sample, more) in all.iter_mut().zip(more) {
+        debug_assert_eq!((sample.name, &sample.labels), (more.name, &more.labels));
+        sample.value += more.value;
+    }
+    all
+}
+
+fn socket(m: &mut Metrics, sample: &Sample) {
+    let suffix = ["_bucket", "_sum", "_count"].into_iter().find(|suffix| sample.name.ends_with(suffix));
+    let base = sample.name.strip_suffix(suffix.unwrap_or_default()).unwrap_or(sample.name);
+    let kind = match suffix {
+        Some(_) => MetricKind::Histogram,
+        None if base.ends_with("_total") => MetricKind::Counter,
+        None => MetricKind::Gauge,
+    };
+    let help = HELP.iter().find(|(name, _)| *name == base).map_or("", |(_, help)| help);
+    let labels: Vec<_> = sample.labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    m.family(&format!("backwater_{base}"), kind, help).add(suffix.unwrap_or_default(), &labels, sample.value);
+}
+
+const HELP: &[(&str, &str)] = &[
+    ("accepted_total", "Datagrams handed to a sender: sent, dropped or held."),
+    ("sent_total", "Datagrams the kernel took."),
+    ("received_total", "Datagrams received."),
+    ("held", "Datagrams that a sender holds now."),
+    ("drops_total", "Datagrams that a sender dropped."),
+    ("parked_total", "Times that a sender had to wait."),
+    ("send_attempts_total", "System calls that send."),
+    ("enobufs_total", "ENOBUFS seen: advised, a readiness event is promised; silent, none is."),
+    ("wake_total", "Wake-ups of senders that wait, by what woke them."),
+    ("recovery_seconds", "From a refusal to the next success, by what woke the sender."),
+    ("lost_edge_total", "Promised readiness events that did not come."),
+    ("spurious_wake_total", "Readiness events after which the system refused all the same."),
+    ("partial_batch_total", "Transmits of which a part was sent before the rest had to wait."),
+    ("blocked_seconds_total", "Time that senders have waited."),
+    ("stuck_total", "Times that a sender found its socket blocked for seconds."),
+    ("possible_duplicate_total", "Datagrams offered again although the system may have queued them."),
+    ("icmp_errors_total", "ICMP messages read from the error queue."),
+    ("icmp_errors_lost_total", "Of those, the ones that nobody fetched in time."),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use backwater_udp::{Backpressure, Stats};
+
+    use super::*;
+
+    fn control() -> Control {
+        let counters = || Arc::new(Counters::default());
+        Control::new(Backpressure::default(), vec![counters(), counters()], vec![Arc::default(), Arc::default()])
+    }
+
+    #[test]
+    fn threads_are_summed() {
+        let control = control();
+        control.counters[0].to_peers.add(2);
+        control.counters[1].to_peers.add(3);
+        control.counters[1].count_drop(DropReason::NoPermission, 4);
+        control.counters[0].queue_full.add(5);
+        control.counters[0].allocations.add(7);
+        control.counters[0].closed.add(1);
+        let text = render(&control);
+        for line in [
+            "backwater_relay_to_peers_total 5",
+            "backwater_relay_drops_total{reason=\"no_permission\"} 4",
+            "backwater_relay_drops_total{reason=\"queue_full\"} 5",
+            "backwater_relay_allocations 6",
+            "backwater_relay_allocations_total 7",
+            "backwater_policy{policy=\"wait\"} 1",
+            "backwater_policy_deadline_seconds 0.1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in {text}");
+        }
+        control.backpressure.set(Policy::Drop);
+        assert!(render(&control).contains("backwater_policy{policy=\"drop\"} 1\n"));
+    }
+
+    #[test]
+    fn every_metric_of_a_socket_has_its_kind_and_its_help() {
+        let text = render(&control());
+        for sample in Stats::default().snapshot().samples() {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|s| sample.name.strip_suffix(s));
+            let base = base.unwrap_or(sample.name);
+            assert!(HELP.iter().any(|(name, _)| *name == base), "{base} has no help");
+            assert_eq!(text.matches(&format!("# TYPE backwater_{base} ")).count(), 1, "{base}");
+        }
+        assert!(text.contains("# TYPE backwater_recovery_seconds histogram\n"));
+    }
+}

@@ -1,0 +1,167 @@
+//! What is done beside the relaying, on a thread of its own: the configuration file and the circuit breaker are looked at
+//! once a second, and HTTP requests are answered. The relay's threads never wait for it.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use backwater_udp::{Backpressure, Breaker, Policy, Stats};
+use tokio::{runtime::Runtime, sync::oneshot};
+use tracing::{info, warn};
+
+use crate::{config::Config, counters::Counters};
+
+mod http;
+mod metrics;
+mod watch;
+
+use watch::{Change, FileWatch};
+
+/// How often the file and the breaker are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What is known of the relay, and the one switch that can be thrown.
+pub(crate) struct Control {
+    backpressure: Backpressure,
+    counters: Vec<Arc<Counters>>,
+    stats: Vec<Arc<Stats>>,
+    draining: AtomicBool,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    control: Arc<Control>,
+    local_addr: Option<SocketAddr>,
+    thread: JoinHandle<()>,
+    stop: oneshot::Sender<()>,
+}
+
+impl Control {
+    pub(crate) fn new(backpressure: Backpressure, counters: Vec<Arc<Counters>>, stats: Vec<Arc<Stats>>) -> Self {
+        Self { backpressure, counters, stats, draining: AtomicBool::new(false) }
+    }
+
+    /// Switches the policy; says so when that is a change. Called by one thread only.
+    fn switch(&self, policy: Policy, by: &str) {
+        let before = self.backpressure.get();
+        if before != policy {
+            self.backpressure.set(policy);
+            info!(%policy, %before, by, "back-pressure policy switched");
+        }
+    }
+}
+
+impl Admin {
+    /// Starts the thread if there is anything for it to do.
+    pub(crate) fn start(config: &Config, control: Control, listener: Option<TcpListener>) -> io::Result<Option<Self>> {
+        let control = Arc::new(control);
+        let mut ticker = Ticker {
+            control: control.clone(),
+            file: config.file.clone().and_then(|file| FileWatch::new(file, config.policy)),
+            breakers: config.breaker.iter().flat_map(|&l| control.stats.iter().map(move |_| Breaker::new(l))).collect(),
+        };
+        if listener.is_none() && ticker.file.is_none() && ticker.breakers.is_empty() {
+            return Ok(None);
+        }
+        let local_addr = listener.as_ref().map(TcpListener::local_addr).transpose()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = listener.map(|listener| into_tokio(&runtime, listener)).transpose()?;
+        let (stop, stopped) = oneshot::channel();
+        let answering = control.clone();
+        let thread = std::thread::Builder::new().name("relay-admin".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                if let Some(listener) = listener {
+                    tokio::spawn(http::serve(listener, answering));
+                }
+                tokio::spawn(async move {
+                    loop {
+                        tokio::time::sleep(TICK).await;
+                        ticker.tick(Instant::now());
+                    }
+                });
+                // Also when the other end is gone.
+                let _ = stopped.await;
+            });
+        })?;
+        Ok(Some(Self { control, local_addr, thread, stop }))
+    }
+
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_addr
+    }
+
+    /// The relay is not ready for clients any more.
+    pub(crate) fn drain(&self) {
+        self.control.draining.store(true, SeqCst);
+    }
+
+    pub(crate) fn stop(self) {
+        // Fails when it has ended by itself, which is as good.
+        let _ = self.stop.send(());
+        let _ = self.thread.join();
+    }
+}
+
+fn into_tokio(runtime: &Runtime, listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
+    listener.set_nonblocking(true)?;
+    let _inside = runtime.enter();
+    tokio::net::TcpListener::from_std(listener)
+}
+
+/// What is looked at once a second.
+struct Ticker {
+    control: Arc<Control>,
+    file: Option<FileWatch>,
+    /// One for the sockets of each thread.
+    breakers: Vec<Breaker>,
+}
+
+impl Ticker {
+    fn tick(&mut self, now: Instant) {
+        for change in self.file.iter_mut().flat_map(FileWatch::look) {
+            match change {
+                Change::Policy(policy) => self.control.switch(policy, "the configuration file"),
+                Change::Overruled(by) => {
+                    info!("backpressure in the configuration file has changed, but {by} counts before it");
+                }
+                Change::Restart(keys) => {
+                    info!(keys = keys.join(", "), "the configuration file has changed: these keys need a restart");
+                }
+                Change::Invalid(problems) => {
+                    for problem in problems {
+                        warn!(problem, "the configuration file is invalid: back-pressure stays as it is");
+                    }
+                }
+            }
+        }
+        self.check_breakers(now);
+    }
+
+    fn check_breakers(&mut self, now: Instant) {
+        if self.control.backpressure.get() == Policy::Drop {
+            self.breakers.iter_mut().for_each(Breaker::reset);
+            return;
+        }
+        for (breaker, stats) in self.breakers.iter_mut().zip(&self.control.stats) {
+            if let Some(trip) = breaker.check(now, &stats.snapshot()) {
+                self.control.backpressure.set(Policy::Drop);
+                warn!(reason = %trip, "circuit breaker: back-pressure policy switched to drop");
+                return;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").field("backpressure", &self.backpressure).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,118 @@
+//! The configuration file: its form, and what it said when it was read.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use super::{Arguments, ConfigError, Given, KEYS};
+
+/// The file that a configuration was read from, and what the command line and the environment say instead.
+#[derive(Clone, Debug)]
+pub(crate) struct ConfigFile {
+    pub(super) path: PathBuf,
+    pub(super) stamp: Option<Stamp>,
+    pub(super) values: HashMap<&'static str, Given>,
+    pub(super) instead: HashMap<&'static str, Given>,
+}
+
+/// By what a change of a file is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    modified: SystemTime,
+    len: u64,
+}
+
+/// A file that is longer is not read again: it is something else than a configuration.
+const MAX_LEN: u64 = 1 << 20;
+
+impl ConfigFile {
+    /// # Errors
+    /// All that is wrong with its form.
+    pub(super) fn read(path: PathBuf) -> Result<Self, Vec<ConfigError>> {
+        // Before its content: what is written in between is noticed as a change.
+        let stamp = Stamp::of(&path);
+        let values = parse(&path)?;
+        Ok(Self { path, stamp, values, instead: HashMap::new() })
+    }
+
+    /// As it was when it was read. `None` for what is no file, such as a pipe: reading that again would be wrong.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        self.stamp
+    }
+
+    /// As it is now.
+    pub(crate) fn stamp_now(&self) -> Option<Stamp> {
+        Stamp::of(&self.path)
+    }
+
+    /// Reads it again, with the same command line and environment.
+    ///
+    /// # Errors
+    /// All that is wrong with its form.
+    pub(crate) fn read_again(&self) -> Result<Arguments, Vec<ConfigError>> {
+        if self.stamp_now().is_none_or(|stamp| stamp.len > MAX_LEN) {
+            let problem = format!("cannot be read: expected a file of at most {MAX_LEN} bytes");
+            return Err(vec![ConfigError { key: self.path.display().to_string(), problem }]);
+        }
+        let mut file = Self::read(self.path.clone())?;
+        file.instead.clone_from(&self.instead);
+        Ok(Arguments::of_file(file))
+    }
+
+    /// What stands instead of the file's value for this key: a flag or a variable.
+    pub(crate) fn instead(&self, key: &str) -> Option<&str> {
+        self.instead.get(key).map(|given| given.place.as_str())
+    }
+
+    /// The keys of which the two say something different.
+    pub(crate) fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
+        let value = |file: &'a Self, key: &'static str| file.values.get(key).map(|given| &given.values);
+        KEYS.iter().map(|key| key.name).filter(move |&key| value(self, key) != value(other, key))
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+        Some(Self { modified: metadata.modified().ok()?, len: metadata.len() })
+    }
+}
+
+fn parse(path: &Path) -> Result<HashMap<&'static str, Given>, Vec<ConfigError>> {
+    let name = path.display().to_string();
+    let error = |key: String, problem: String| vec![ConfigError { key, problem }];
+    let text = std::fs::read_to_string(path).map_err(|e| error(name.clone(), format!("cannot be read: {e}")))?;
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        let line = e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or_default().matches('\n').count());
+        error(format!("{name}, line {line}"), e.message().replace('\n', " "))
+    })?;
+    let (mut found, mut errors) = (HashMap::new(), Vec::new());
+    for (key, value) in table {
+        let place = format!("{name}: {key}");
+        let Some(known) = KEYS.iter().find(|k| k.name == key) else {
+            let names: Vec<_> = KEYS.iter().map(|k| k.name).collect();
+            let problem = format!("unknown; expected one of {}", names.join(", "));
+            errors.push(ConfigError { key: place, problem });
+            continue;
+        };
+        let values = match value.as_array().filter(|_| known.list) {
+            Some(values) => values.iter().map(scalar).collect(),
+            None => scalar(&value).map(|value| vec![value]),
+        };
+        match values {
+            Some(values) => drop(found.insert(known.name, Given { place, values })),
+            None => {
+                let list = if known.list { "an array of strings" } else { "a string or a number" };
+                errors.push(ConfigError { key: place, problem: format!("expected {list}: {}", known.value) });
+            }
+        }
+    }
+    if errors.is_empty() { Ok(found) } else { Err(errors) }
+}
+
+fn scalar(value: &toml::Value) -> Option<String> {
+    let number = value.as_integer().map(|number| number.to_string());
+    value.as_str().map(str::to_owned).or(number)
+}
