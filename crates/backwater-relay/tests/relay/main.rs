@@ -5,6 +5,7 @@
 mod support;
 
 mod abuse;
+mod admin;
 mod client;
 mod clients;
 mod data_path;

@@ -50,6 +50,14 @@ impl Program {
         self.line("stopped");
         self.child.wait().unwrap().code()
     }
+
+    /// As [`terminate`](Self::terminate), with what it had logged since the last line that was read.
+    pub fn terminate_and_read(mut self) -> (Option<i32>, Vec<Value>) {
+        let killed = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        let lines = self.lines.by_ref().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+        (self.child.wait().unwrap().code(), lines)
+    }
 }
 
 impl Drop for Program {
@@ -68,7 +76,7 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-fn run(args: &[&str]) -> (Option<i32>, Vec<String>) {
+pub fn run(args: &[&str]) -> (Option<i32>, Vec<String>) {
     let Output { status, stderr, .. } = command(args).output().unwrap();
     (status.code(), String::from_utf8(stderr).unwrap().lines().map(str::to_owned).collect())
 }
