@@ -11,5 +11,6 @@ pub mod load;
 pub mod turn;
 
 mod drops;
+mod errno;
 mod latency;
 mod pace;

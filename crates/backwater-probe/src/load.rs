@@ -22,6 +22,7 @@ use sink::Sink;
 
 use crate::{
     drops::dropped_at,
+    errno::is_no_buffers,
     pace::Pace,
     turn::{Allocation, Credential, TurnError},
 };
@@ -357,8 +358,9 @@ impl Client {
         sent.refused += datagrams - taken;
         match result {
             // `ConnectionRefused` is an earlier datagram's: nobody listened.
-            Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionRefused) => Err(e),
-            _ => Ok(()),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionRefused) => Ok(()),
+            Err(e) if !is_no_buffers(&e) => Err(e),
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 }

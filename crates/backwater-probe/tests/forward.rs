@@ -1,5 +1,9 @@
 //! The load generator against the forwarder, on loopback: everything that is sent is counted, once.
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+#[cfg(target_os = "linux")]
+#[path = "../../backwater-udp/tests/support/mod.rs"]
+mod support;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -85,5 +89,21 @@ fn a_load_that_cannot_be_is_refused() {
         for bad in [load(7, 1, 1.0), load(100, 0, 1.0), load(65_504, 1, 1.0)] {
             assert!(matches!(session.run(&bad, || ()).await, Err(LoadError::Invalid(_))), "{bad:?}");
         }
+    });
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_the_system_has_no_room_for_is_refused_and_no_error() {
+    support::in_namespace("what_the_system_has_no_room_for_is_refused_and_no_error", || {
+        support::tc("qdisc add dev lo root tbf rate 1mbit burst 70k limit 80k");
+        let setup = Setup { server: free(), credential: None, clients: 1, sink: any(), plain_sink: false };
+        runtime().block_on(async {
+            let mut session = Session::open(&setup).await.unwrap();
+            for load in [load(1000, 1, 10_000.0), load(1000, 8, 10_000.0)] {
+                let outcome = session.run(&load, || ()).await.unwrap().0;
+                assert!(outcome.sent > 0 && outcome.refused > 0, "{outcome:?}");
+            }
+        });
     });
 }
