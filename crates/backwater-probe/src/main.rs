@@ -1,5 +1,7 @@
-//! `backwater-probe`: load for STUN/TURN servers.
+//! `backwater-probe`: load for STUN/TURN servers, and what this host does when it has no room for a datagram.
 #![forbid(unsafe_code)]
+
+mod pressure_command;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
@@ -10,8 +12,9 @@ use backwater_probe::{
     turn::Credential,
 };
 use clap::{Args, Parser, Subcommand};
+use pressure_command::{PressureArgs, Unresolvable};
 
-/// Checks and load-tests STUN/TURN servers.
+/// Checks and load-tests STUN/TURN servers; measures back-pressure on this host.
 #[derive(Parser)]
 #[command(name = "backwater-probe", version, about)]
 struct Cli {
@@ -27,6 +30,11 @@ enum Command {
     Load(LoadArgs),
     /// Makes allocations with a channel each, and keeps them for a while.
     Hold(HoldArgs),
+    /// Sends more than the way to an address takes, and reports what the system did and how each policy fared.
+    ///
+    /// Nothing has to answer at the address. Unless --rate says otherwise, this fills the first queue on the way there, and
+    /// whatever else wants to use it waits: choose the address, and the moment, accordingly.
+    Pressure(PressureArgs),
     /// Strips channel headers and sends on: what `load --raw` needs, and the limit of what a relay can do.
     #[command(hide = true)]
     Forward(ForwardArgs),
@@ -102,7 +110,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("backwater-probe: {e:#}");
-            ExitCode::FAILURE
+            if e.is::<Unresolvable>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -111,6 +119,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Load(args) => load(args).await,
         Command::Hold(args) => hold(args).await,
+        Command::Pressure(args) => args.run().await,
         Command::Forward(ForwardArgs { listen, to }) => {
             Forwarder { listen, to }.run().await.with_context(|| format!("forwarding from {listen}"))
         }

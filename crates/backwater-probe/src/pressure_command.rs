@@ -1,0 +1,165 @@
+//! `backwater-probe pressure`.
+
+use std::{
+    io::{IsTerminal, Write},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use backwater_probe::pressure::{Findings, Pressure, Progress, Treatment};
+use clap::{Args, ValueEnum};
+
+#[derive(Args)]
+pub(crate) struct PressureArgs {
+    /// Where to send: a host, or HOST:PORT. Nothing has to answer. The default port is 9, discard.
+    address: String,
+    /// How long each policy is tried on each kind of socket.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Bytes of payload in each datagram.
+    #[arg(long, default_value_t = 1200)]
+    size: usize,
+    /// Datagrams per second; 0 is as many as the system takes.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    rate: f64,
+    /// What to try.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "wait,drop,naive")]
+    policies: Vec<Treatment>,
+    /// The kinds of socket to try it on.
+    #[arg(long, value_enum, default_value_t = Connected::Both)]
+    connected: Connected,
+    /// Print one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Connected {
+    Yes,
+    No,
+    Both,
+}
+
+/// The discard protocol, RFC 863.
+const DISCARD: u16 = 9;
+
+const MAX_PAYLOAD: usize = 65_507;
+const MAX_SECONDS: f64 = 3600.0;
+
+/// An address that means nothing: the user's mistake, as a wrong flag is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is no address, and no host that can be found")]
+pub(crate) struct Unresolvable(String);
+
+impl PressureArgs {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        ensure!(self.size <= MAX_PAYLOAD, "--size must be at most {MAX_PAYLOAD}");
+        ensure!(
+            self.seconds > 0.0 && self.seconds <= MAX_SECONDS,
+            "--seconds must be more than 0, at most {MAX_SECONDS}"
+        );
+        ensure!(self.rate >= 0.0 && self.rate.is_finite(), "--rate must be a number of datagrams per second");
+        let to = resolve(&self.address).ok_or(Unresolvable(self.address))?;
+        let duration = Duration::from_secs_f64(self.seconds);
+        let pressure = Pressure { to, size: self.size, rate: self.rate, duration };
+        let sockets = match self.connected {
+            Connected::Yes => &[true][..],
+            Connected::No => &[false],
+            Connected::Both => &[true, false],
+        };
+        let rate =
+            if self.rate > 0.0 { format!("{} per second", self.rate) } else { "as many as the system takes".into() };
+        let (size, runs) = (self.size, sockets.len() * self.policies.len());
+        eprintln!(
+            "sends datagrams of {size} bytes to {to}, {rate}, for {} s",
+            (self.seconds * runs as f64 * 10.0).round() / 10.0
+        );
+
+        let mut line = Line { on: std::io::stderr().is_terminal() };
+        let mut findings = Findings {
+            version: env!("CARGO_PKG_VERSION"),
+            os: std::env::consts::OS,
+            address: to,
+            size,
+            rate: self.rate,
+            runs: Vec::with_capacity(runs),
+        };
+        for &connected in sockets {
+            for &policy in &self.policies {
+                let of = format!("{}/{runs}", findings.runs.len() + 1);
+                let run =
+                    pressure.run(policy, connected, |progress| line.show(&of, policy, connected, &pressure, progress));
+                findings.runs.push(run.await.with_context(|| format!("a socket that sends to {to}"))?);
+            }
+        }
+        line.clear();
+        if self.json {
+            println!("{}", serde_json::to_string(&findings)?);
+        } else {
+            print!("{findings}");
+        }
+        Ok(())
+    }
+}
+
+/// The line on a terminal that says how far it is.
+struct Line {
+    on: bool,
+}
+
+const WIDTH: usize = 79;
+
+impl Line {
+    fn show(&mut self, of: &str, policy: Treatment, connected: bool, pressure: &Pressure, progress: Progress) {
+        let Progress { elapsed, sent, refused } = progress;
+        let kind = if connected { "connected" } else { "not connected" };
+        let (elapsed, whole) = (elapsed.as_secs_f64(), pressure.duration.as_secs_f64());
+        self.write(&format!("{of} {policy}, {kind}: {elapsed:.1} of {whole:.1} s, {sent} sent, {refused} refused"));
+    }
+
+    fn clear(&mut self) {
+        self.write("");
+        if self.on {
+            eprint!("\r");
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        if self.on {
+            let mut stderr = std::io::stderr().lock();
+            let _ = write!(stderr, "\r{text:<WIDTH$.WIDTH$}");
+            let _ = stderr.flush();
+        }
+    }
+}
+
+fn resolve(address: &str) -> Option<SocketAddr> {
+    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    if let Ok(ip) = bare.parse::<IpAddr>() {
+        return Some((ip, DISCARD).into());
+    }
+    let with_port = address.to_socket_addrs().ok().and_then(|mut found| found.next());
+    with_port.or_else(|| (address, DISCARD).to_socket_addrs().ok()?.next()).filter(|to| to.port() != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_have_a_port() {
+        for (text, want) in [
+            ("192.0.2.1", "192.0.2.1:9"),
+            ("192.0.2.1:5000", "192.0.2.1:5000"),
+            ("::1", "[::1]:9"),
+            ("[::1]", "[::1]:9"),
+            ("[::1]:7", "[::1]:7"),
+        ] {
+            assert_eq!(resolve(text), Some(want.parse().unwrap()), "{text}");
+        }
+        for bad in ["", ":", "no such host", "192.0.2.1:0", "192.0.2.1:70000", "[::1"] {
+            assert_eq!(resolve(bad), None, "{bad}");
+        }
+    }
+}
