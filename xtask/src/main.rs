@@ -7,7 +7,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bench_udp;
 mod cargo;
+mod cross;
+mod namespace;
 mod tidy;
 
 /// The project's own tasks.
@@ -25,18 +28,24 @@ enum Task {
     /// Compares with others, in a network namespace of its own.
     #[command(subcommand)]
     Bench(Bench),
+    /// Type-checks the code for other systems.
+    Cross(cross::Options),
 }
 
 #[derive(Subcommand)]
 enum Bench {
     /// The relay, coturn and a raw forwarder, under the same load.
     Relay(bench::Options),
+    /// The socket, a raw loop of system calls, quinn-udp and tokio's own socket.
+    Udp(bench_udp::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Tidy => tidy::run(root()),
         Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
+        Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
+        Task::Cross(options) => cross::run(root(), &options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,16 +10,17 @@ mod server;
 mod statistics;
 
 use std::{
-    env,
     path::{Path, PathBuf},
-    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
-use crate::cargo::{Metadata, cargo};
+use crate::{
+    cargo::{Metadata, cargo},
+    namespace,
+};
 use report::Report;
 use search::Timing;
 use server::{Kind, Server};
@@ -98,11 +99,8 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
     let programs = Metadata::read(root)?.target_directory.join("release");
 
     let markdown = options.markdown.as_deref().map(std::path::absolute).transpose()?;
-    let is_root = crate::output(Command::new("id").arg("-u"))?.trim() == "0";
-    let mut again = ends_with_us();
-    // An ordinary user becomes root of a user namespace of their own.
-    again.args(["unshare", if is_root { "-n" } else { "-Urn" }]);
-    again.args(["sh", "-c", INSIDE, "sh", LOAD_CORE]).arg(programs.join("xtask"));
+    let mut again = namespace::command()?;
+    again.args(["taskset", "-c", LOAD_CORE]).arg(programs.join("xtask"));
     again.args(["bench", "relay", "--inside"]).arg(&programs);
     again.args(["--rounds", &options.rounds.to_string(), "--only", &names(&options.only)]);
     again.args(options.quick.then_some("--quick"));
@@ -110,21 +108,9 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
     if let Some(path) = &markdown {
         again.arg("--markdown").arg(path);
     }
-    again.env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()));
     ensure!(again.status().context("starting setpriv and unshare (util-linux)")?.success(), "the benchmark failed");
     Ok(())
 }
-
-/// Starts a program that the kernel ends when this one has ended, however that came about.
-fn ends_with_us() -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL"]);
-    command
-}
-
-/// A loopback of its own, room for the descriptors of a thousand clients, and the load's core.
-const INSIDE: &str =
-    r#"ip link set lo up && ulimit -n "$(ulimit -Hn)" && core=$1 && shift && exec taskset -c "$core" "$@""#;
 
 fn names(kinds: &[Kind]) -> String {
     let names: Vec<_> = kinds.iter().filter_map(ValueEnum::to_possible_value).collect();

@@ -61,7 +61,7 @@ impl Kind {
     }
 
     fn command(self, programs: &Path, listen: SocketAddr, directory: &Path) -> Command {
-        let mut command = super::ends_with_us();
+        let mut command = crate::namespace::ends_with_us();
         command.args(["taskset", "-c", SERVER_CORE]);
         let user = format!("{USER}:{PASSWORD}");
         let (ip, port) = (listen.ip().to_string(), listen.port().to_string());
