@@ -81,12 +81,10 @@ impl Endpoint {
         while let Some(held) = state.queue.front_mut()
             && result.is_ok()
         {
-            // The sender keeps the time of what it has accepted.
+            // The sender keeps the time of what it has accepted. Under `Drop` it tries once, and drops what is refused.
             let too_old = deadline.is_some_and(|limit| now.saturating_duration_since(held.since) >= limit);
             if held.cursor.is_none() && too_old {
                 self.counters.held_too_long.add(held.datagrams as u64);
-            } else if held.cursor.is_none() && deadline.is_none() {
-                self.counters.no_room.add(held.datagrams as u64);
             } else {
                 let slices = [IoSlice::new(&held.bytes)];
                 let mut t = Transmit::new(held.destination, &slices)
