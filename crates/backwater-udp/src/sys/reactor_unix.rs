@@ -75,3 +75,81 @@ impl Registration {
         Ok(Self(Some(fd)))
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{future::poll_fn, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    fn pair() -> (Io, Registration) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let io = Io::new(socket).unwrap();
+        let registration = Registration::new(&io).unwrap();
+        (io, registration)
+    }
+
+    async fn ready(io: &Io, registration: &mut Registration, within: u64) -> bool {
+        let poll = poll_fn(|cx| registration.poll_write(io, cx, || Ok(())));
+        timeout(Duration::from_millis(within), poll).await.is_ok()
+    }
+
+    /// A false `WouldBlock` is how an edge gets lost: readiness is cleared, and nothing happens that would set it again.
+    #[tokio::test]
+    async fn a_lost_edge_hangs_until_the_socket_is_registered_anew() {
+        let (io, mut registration) = pair();
+        assert!(ready(&io, &mut registration, 1000).await);
+        let lie = poll_fn(|cx| registration.poll_write(&io, cx, || Err::<(), _>(io::ErrorKind::WouldBlock.into())));
+        assert_eq!(lie.await.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert!(!ready(&io, &mut registration, 300).await, "waiting alone hangs");
+        registration.renew().unwrap();
+        assert!(ready(&io, &mut registration, 1000).await);
+    }
+
+    /// One ICMP error, drained, and the reactor says writable for ever, whatever the system says.
+    #[tokio::test]
+    async fn a_latched_write_closed_is_forgotten_by_registering_anew() {
+        let (io, mut registration) = pair();
+        // `IP_RECVERR`, so that the error is queued.
+        let state = crate::sys::State::new(&io.sock_ref().try_clone().unwrap(), false).unwrap();
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        io.sock_ref().send_to(b"x", &closed.into()).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let _ = io.sock_ref().take_error();
+        #[cfg(not(backwater_portable))]
+        {
+            let mut drained = 0;
+            state.drain_errors(io.sock_ref(), |_| drained += 1);
+            assert_eq!(drained, 1);
+        }
+        let _ = &state;
+        let mut wakes = 0;
+        let blocked = |wakes: &mut u32| {
+            *wakes += 1;
+            Err::<(), _>(io::ErrorKind::WouldBlock.into())
+        };
+        for _ in 0..1000 {
+            let poll = poll_fn(|cx| registration.poll_write(&io, cx, || blocked(&mut wakes)));
+            if timeout(Duration::from_millis(100), poll).await.is_err() {
+                break;
+            }
+        }
+        let latched = wakes;
+        registration.renew().unwrap();
+        wakes = 0;
+        for _ in 0..1000 {
+            let poll = poll_fn(|cx| registration.poll_write(&io, cx, || blocked(&mut wakes)));
+            if timeout(Duration::from_millis(100), poll).await.is_err() {
+                break;
+            }
+        }
+        if cfg!(not(backwater_portable)) {
+            assert_eq!(latched, 1000, "the bit is latched");
+        }
+        assert_eq!(wakes, 1, "registered anew: one edge, then nothing");
+    }
+}
