@@ -72,9 +72,12 @@ async fn ecn_goes_both_ways() {
         let (a, b) = (bind(addr), bind(addr));
         for ecn in [None, Some(Ecn::Ect0), Some(Ecn::Ect1), Some(Ecn::Ce)] {
             let slices = [IoSlice::new(b"xyz")];
-            let mut t = Transmit::new(b.local_addr(), &slices).segment_size(2).ecn(ecn);
+            // quinn-udp's room for control messages (96 bytes) is too small on Linux for what comes with a train.
+            let count = if cfg!(backwater_portable) { 1 } else { 3 };
+            let mut t = Transmit::new(b.local_addr(), &slices).segment_size(3 / count).ecn(ecn);
             a.sender().send(&mut t).await.unwrap();
-            assert!(receive(&b, 2).await.iter().all(|d| d.2 == ecn), "{addr} {ecn:?}");
+            let got: Vec<_> = receive(&b, count).await.iter().map(|d| d.2).collect();
+            assert_eq!(got, vec![ecn; count], "{addr}");
         }
     }
 }
