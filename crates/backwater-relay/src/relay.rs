@@ -4,7 +4,11 @@ use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
     rc::Rc,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -70,6 +74,7 @@ impl Relay {
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
         let ports = Arc::new(Ports::new(config.relay_v4, config.relay_v6, config.ports.clone()));
+        let busy = Arc::new(AtomicUsize::new(config.threads));
         let shared = config.threads > 1;
         if shared {
             // SO_REUSEPORT would let another relay of the same user share the port without a word.
@@ -88,6 +93,7 @@ impl Relay {
                 ports: ports.clone(),
                 counters: counters.clone(),
                 common: UdpSocket::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
+                busy: busy.clone(),
                 stopped: stopped.clone(),
             };
             let (ready, started) = mpsc::channel();
@@ -174,6 +180,8 @@ struct Thread {
     counters: Arc<Counters>,
     /// What all its sockets have in common.
     common: Builder,
+    /// How many threads have clients still, once the relay stops.
+    busy: Arc<AtomicUsize>,
     stopped: watch::Receiver<Option<Instant>>,
 }
 
@@ -217,6 +225,11 @@ impl Thread {
         worker.refuse_new();
         let poll = || tokio::time::sleep(Duration::from_millis(10));
         while worker.allocations() > 0 && Instant::now() < drain {
+            poll().await;
+        }
+        // When one listener of the group closes, the system spreads the others' clients anew.
+        self.busy.fetch_sub(1, SeqCst);
+        while self.busy.load(SeqCst) > 0 && Instant::now() < drain {
             poll().await;
         }
         let flush = Instant::now() + FLUSH;

@@ -218,6 +218,38 @@ fn it_is_not_ready_while_it_drains() {
     TcpStream::connect(admin).unwrap_err();
 }
 
+/// A thread that has no clients keeps its listener as long as others have some: else theirs would be spread anew.
+#[test]
+fn draining_leaves_every_client_on_its_thread() {
+    let mut relay = start(&["--threads", "4"]);
+    let made = |relay: &Relay| relay.counters().iter().map(|c| c.allocations.get()).collect::<Vec<_>>();
+    let end = |client: &mut Client, seconds| {
+        client.request(backwater_stun::Method::REFRESH, &|w| {
+            w.attribute(&backwater_stun::Lifetime(seconds)).unwrap();
+        })
+    };
+    let mut stay = Vec::new();
+    for _ in 0..32 {
+        let (before, mut client) = (made(&relay), client(&relay));
+        client.allocate();
+        if made(&relay)[0] == before[0] {
+            stay.push(client);
+        } else {
+            end(&mut client, 0).unwrap();
+        }
+    }
+    assert!(stay.len() > 8, "spread over four threads");
+    let stopping = std::thread::spawn(move || relay.stop(Duration::from_secs(60)));
+    std::thread::sleep(Duration::from_millis(200));
+    for client in &mut stay {
+        end(client, 600).unwrap();
+    }
+    for client in &mut stay {
+        end(client, 0).unwrap();
+    }
+    stopping.join().unwrap();
+}
+
 /// A relayed socket behind a queue that passes next to nothing: its sender is parked, until the policy is switched.
 #[test]
 fn a_switch_releases_a_sender_that_waits() {
