@@ -1,9 +1,10 @@
 //! `cargo xtask cross`: type-checks the code for systems that this machine is not.
 //!
-//! The library of a target is taken from the toolchain, where rustup has installed it; else it is built from its source,
-//! which is rustup's `rust-src`, or comes with Debian's newer compiler. That one is unpacked beside the system rather than
-//! installed, so that it disturbs no other. Nothing is linked, so that no target wants a C compiler or an SDK, as a
-//! dependency with C code would; but Windows' library is not built without `dlltool`, which is unpacked as well.
+//! The library of a target is taken from the toolchain, where rustup has installed it; else it is built from its
+//! source, which is rustup's `rust-src`, or comes with Debian's newer compiler. That one is unpacked beside the system
+//! rather than installed, so that it disturbs no other. Nothing is linked, so that no target wants a C compiler or an
+//! SDK, as a dependency with C code would; but Windows' library is not built without `dlltool`, which is unpacked as
+//! well.
 
 use std::{
     env,

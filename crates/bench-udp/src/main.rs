@@ -1,9 +1,10 @@
-//! backwater-udp against a loop of raw system calls, quinn-udp and tokio's own socket. `cargo xtask bench udp` calls it,
-//! in a network namespace of its own.
+//! backwater-udp against a loop of raw system calls, quinn-udp and tokio's own socket. `cargo xtask bench udp` calls
+//! it, in a network namespace of its own.
 //!
-//! First everyone has to deliver the same bytes. Then rounds go through all loads, and in each through everyone, so that
-//! a slow moment of the machine hits all alike. A cost is what the measured thread has run, by its own clock, for each
-//! datagram; a ratio is the median of the ratios within the rounds, with its interval. The argument is the number of rounds.
+//! First everyone has to deliver the same bytes. Then rounds go through all loads, and in each through everyone, so
+//! that a slow moment of the machine hits all alike. A cost is what the measured thread has run, by its own clock, for
+//! each datagram; a ratio is the median of the ratios within the rounds, with its interval. The argument is the number
+//! of rounds.
 
 use std::{
     net::SocketAddr,
@@ -43,8 +44,8 @@ static COUNTING: heap::Counting = heap::Counting;
 /// Who is measured, in the order of [`subjects`].
 const NAMES: [&str; 4] = ["raw", "quinn-udp", "tokio", "Backwater"];
 
-/// Everyone comes first as often as the others, and after each of the others as often: what one leaves behind in the kernel
-/// (tokio's single datagrams above all) is felt by the next.
+/// Everyone comes first as often as the others, and after each of the others as often: what one leaves behind in the
+/// kernel (tokio's single datagrams above all) is felt by the next.
 const ORDERS: [[usize; 4]; 4] = [[0, 1, 3, 2], [1, 2, 0, 3], [2, 3, 1, 0], [3, 0, 2, 1]];
 
 /// Destinations, where there are several.

@@ -35,8 +35,9 @@ pub(crate) fn address_of(socket: &Socket) -> SocketAddr {
     socket.local_addr().unwrap().as_socket().unwrap()
 }
 
-/// A socket that takes nothing: its buffer is full after a datagram or two, and whatever comes then is dropped before it
-/// is looked at. Delivery on loopback is work of the sender's thread, so the less of it the better; trains stay whole.
+/// A socket that takes nothing: its buffer is full after a datagram or two, and whatever comes then is dropped before
+/// it is looked at. Delivery on loopback is work of the sender's thread, so the less of it the better; trains stay
+/// whole.
 pub(crate) fn sink() -> Socket {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP)).unwrap();
     option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, 0);

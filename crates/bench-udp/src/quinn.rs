@@ -1,5 +1,5 @@
-//! quinn-udp on tokio. Calls go to the system at once, without asking the reactor first, which is what it does best; the
-//! sockets here are never without room when they send, nor without datagrams when they receive.
+//! quinn-udp on tokio. Calls go to the system at once, without asking the reactor first, which is what it does best;
+//! the sockets here are never without room when they send, nor without datagrams when they receive.
 
 use std::{io::IoSliceMut, net::SocketAddr, rc::Rc};
 

@@ -85,8 +85,8 @@ impl Sample {
     }
 }
 
-/// What ours has to reach: nearly what can be reached at all, where nothing is changed; as much as quinn-udp everywhere, and
-/// clearly more where that has to copy.
+/// What ours has to reach: nearly what can be reached at all, where nothing is changed; as much as quinn-udp
+/// everywhere, and clearly more where that has to copy.
 fn target(cell: Cell, other: usize) -> Option<f64> {
     match (cell.work, other) {
         (Work::One | Work::Many | Work::Receive, RAW) => Some(0.95),
