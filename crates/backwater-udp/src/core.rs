@@ -98,6 +98,10 @@ impl<I: Io> Core<I> {
                 return Poll::Pending;
             }
             match attempt(&self.io, self.id, ts) {
+                Attempt::Refused(_) if self.io.backpressure().get() == Policy::Drop => {
+                    drop_rest(&self.io, ts, DropReason::NoBuffers);
+                    return Poll::Ready(self.finish(ts, Attempt::Done));
+                }
                 Attempt::Refused(class) => self.park(ts, class),
                 ended @ (Attempt::Done | Attempt::Fatal(_)) => return Poll::Ready(self.finish(ts, ended)),
             }

@@ -9,7 +9,7 @@
 //! use backwater_udp::{RecvBatch, Transmit, UdpSocket};
 //! use std::io::IoSlice;
 //!
-//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! let here = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
 //! let there = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
 //!
