@@ -98,9 +98,16 @@ impl<I: Io> Core<I> {
                 return Poll::Pending;
             }
             match attempt(&self.io, self.id, ts) {
+                // One last attempt, since it may have been others' errors that were in the way.
                 Attempt::Refused(_) if self.io.backpressure().get() == Policy::Drop => {
-                    drop_rest(&self.io, ts, DropReason::NoBuffers);
-                    return Poll::Ready(self.finish(ts, Attempt::Done));
+                    let ended = match attempt(&self.io, self.id, ts) {
+                        Attempt::Refused(_) => {
+                            drop_rest(&self.io, ts, DropReason::NoBuffers);
+                            Attempt::Done
+                        }
+                        ended @ (Attempt::Done | Attempt::Fatal(_)) => ended,
+                    };
+                    return Poll::Ready(self.finish(ts, ended));
                 }
                 Attempt::Refused(class) => self.park(ts, class),
                 ended @ (Attempt::Done | Attempt::Fatal(_)) => return Poll::Ready(self.finish(ts, ended)),
