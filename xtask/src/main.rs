@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bench_stun;
 mod bench_udp;
 mod cargo;
 mod cross;
@@ -36,6 +37,8 @@ enum Task {
 enum Bench {
     /// The relay, coturn and a raw forwarder, under the same load.
     Relay(bench::Options),
+    /// The codec and those that others use, on one thread.
+    Stun(bench_stun::Options),
     /// The socket, a raw loop of system calls, quinn-udp and tokio's own socket.
     Udp(bench_udp::Options),
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Tidy => tidy::run(root()),
         Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
+        Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),
         Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
         Task::Cross(options) => cross::run(root(), &options),
     };
