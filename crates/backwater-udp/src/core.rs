@@ -14,7 +14,7 @@ use crate::{
     Policy,
     decision::{Errno, Refusal, Verdict, decide},
     io::{Drained, Io},
-    park::{By, Class, Parked, Renew},
+    park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
     sys::{Outgoing, errno},
     transmit::{Chunk, Scratch, Transmit},
@@ -37,6 +37,8 @@ struct Wait<R> {
     parked: Option<Parked>,
     /// Whether the next poll is to try at once.
     yielded: bool,
+    /// Whether it is not for want of room that it waits: a policy to drop does not concern it.
+    crowded: bool,
     /// How long it took until there was room, smoothed.
     recovery: Option<Duration>,
     last_used: Instant,
@@ -51,7 +53,10 @@ struct Wait<R> {
 #[derive(Debug)]
 enum Attempt {
     Done,
+    /// There is no room.
     Refused(Class),
+    /// There may be room, but each call reports another error about an earlier datagram.
+    Crowded,
     Fatal(io::Error),
 }
 
@@ -98,18 +103,12 @@ impl<I: Io> Core<I> {
                 return Poll::Pending;
             }
             match attempt(&self.io, self.id, ts) {
-                // One last attempt, since it may have been others' errors that were in the way.
                 Attempt::Refused(_) if self.io.backpressure().get() == Policy::Drop => {
-                    let ended = match attempt(&self.io, self.id, ts) {
-                        Attempt::Refused(_) => {
-                            drop_rest(&self.io, ts, DropReason::NoBuffers);
-                            Attempt::Done
-                        }
-                        ended @ (Attempt::Done | Attempt::Fatal(_)) => ended,
-                    };
-                    return Poll::Ready(self.finish(ts, ended));
+                    drop_rest(&self.io, ts, DropReason::NoBuffers);
+                    return Poll::Ready(self.finish(ts, Attempt::Done));
                 }
-                Attempt::Refused(class) => self.park(ts, class),
+                Attempt::Crowded => self.park(ts, Class::Silent, true),
+                Attempt::Refused(class) => self.park(ts, class, false),
                 ended @ (Attempt::Done | Attempt::Fatal(_)) => return Poll::Ready(self.finish(ts, ended)),
             }
         }
@@ -136,7 +135,7 @@ impl<I: Io> Core<I> {
         }
         match ended {
             Attempt::Done => Ok(t.cursor.report),
-            Attempt::Refused(_) => Err(io::ErrorKind::WouldBlock.into()),
+            Attempt::Refused(_) | Attempt::Crowded => Err(io::ErrorKind::WouldBlock.into()),
             Attempt::Fatal(e) => Err(e),
         }
     }
@@ -171,7 +170,7 @@ impl<I: Io> Core<I> {
         self.look_after();
         match ended {
             Attempt::Fatal(e) => Err(e),
-            Attempt::Done | Attempt::Refused(_) => Ok(total(ts)),
+            Attempt::Done | Attempt::Refused(_) | Attempt::Crowded => Ok(total(ts)),
         }
     }
 
@@ -196,7 +195,7 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn park(&mut self, ts: &[Transmit<'_>], class: Class) {
+    fn park(&mut self, ts: &[Transmit<'_>], class: Class, crowded: bool) {
         let now = Instant::now();
         if self.id == 0 {
             self.id = NEXT_ID.fetch_add(1, Relaxed);
@@ -211,6 +210,7 @@ impl<I: Io> Core<I> {
                 timer: Box::pin(tokio::time::sleep_until(now)),
                 parked: None,
                 yielded: false,
+                crowded: false,
                 recovery: None,
                 last_used: now,
                 blocked_since: None,
@@ -223,6 +223,7 @@ impl<I: Io> Core<I> {
         wait.blocked_since.get_or_insert(now);
         let parked = Parked::new(class, now, wait.recovery, random(self.id, now));
         wait.yielded = false;
+        wait.crowded = crowded;
         wait.parked = Some(parked);
     }
 
@@ -252,13 +253,14 @@ impl<I: Io> Core<I> {
             let now = Instant::now();
             let (until, reason) = match self.io.backpressure().get() {
                 Policy::Wait { deadline } => (parked.since + deadline, DropReason::Deadline),
+                Policy::Drop if wait.crowded => (parked.since + LAST_BACKSTOP, DropReason::Deadline),
                 Policy::Drop => (now, DropReason::NoBuffers),
             };
             let class = parked.class;
             let (ended, by) = if now >= until {
                 let by = if reason == DropReason::Deadline { By::Timer } else { By::Call };
                 let ended = match attempt(&self.io, self.id, ts) {
-                    Attempt::Refused(_) => {
+                    Attempt::Refused(_) | Attempt::Crowded => {
                         drop_rest(&self.io, ts, reason);
                         self.see_whether_stuck(wait, now);
                         return Poll::Ready(Attempt::Done);
@@ -281,8 +283,10 @@ impl<I: Io> Core<I> {
                 }
             };
             self.io.stats().wake(class, by);
+            wait.crowded = matches!(ended, Attempt::Crowded);
             match ended {
-                Attempt::Refused(class) => {
+                Attempt::Refused(_) | Attempt::Crowded => {
+                    let class = if let Attempt::Refused(class) = ended { class } else { Class::Silent };
                     if by == By::Readiness {
                         self.io.stats().spurious_wake();
                     }
@@ -319,7 +323,8 @@ impl<I: Io> Core<I> {
             // The call is made inside the reactor's `try_io`, so that a wake-up which arrives meanwhile is not erased.
             let mut ended = None;
             let polled = self.io.poll_write(registration, cx, || {
-                let blocked = matches!(ended.insert(attempt(&self.io, self.id, ts)), Attempt::Refused(_));
+                let blocked =
+                    matches!(ended.insert(attempt(&self.io, self.id, ts)), Attempt::Refused(_) | Attempt::Crowded);
                 if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match (polled, ended) {
@@ -377,18 +382,19 @@ impl<I: Io> Drop for Core<I> {
 
 /// Tries each transmit that is not done. What is refused is advised only if all of it is.
 fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
-    let mut refused = None;
+    let (mut refused, mut crowded) = (None, false);
     for i in 0..ts.len() {
         let Some(t) = ts.get_mut(i) else { break };
         match attempt_one(io, id, t) {
             Attempt::Done => {}
+            Attempt::Crowded => crowded = true,
             Attempt::Refused(class) => {
                 refused = Some(if refused == Some(Class::Silent) { Class::Silent } else { class });
             }
             Attempt::Fatal(e) => return fail(io, ts, e),
         }
     }
-    refused.map_or(Attempt::Done, Attempt::Refused)
+    refused.map_or(if crowded { Attempt::Crowded } else { Attempt::Done }, Attempt::Refused)
 }
 
 fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>) -> Attempt {
@@ -437,7 +443,7 @@ fn send_now<I: Io>(io: &I, t: &mut Transmit<'_>) -> Attempt {
             Verdict::Again if errno(&error) == Errno::Interrupted && interrupted < MAX_INTERRUPTED => interrupted += 1,
             Verdict::Again if others < MAX_OTHERS_ERRORS => others += 1,
             // A flood of them: hold the datagram, which they do not concern.
-            Verdict::Again => break Attempt::Refused(Class::Silent),
+            Verdict::Again => break Attempt::Crowded,
             Verdict::WhenReady => break Attempt::Refused(Class::Advised),
             Verdict::OnTimer => break Attempt::Refused(Class::Silent),
             Verdict::OnTimerSmaller => {
