@@ -27,6 +27,8 @@ pub struct Message<'a> {
     sha1: u32,
     sha256: u32,
     fingerprint: u32,
+    /// Where the first DATA begins that counts, or 0: what a relay looks for in every datagram.
+    data: u32,
 }
 
 /// A message whose integrity has been verified. Its getters return protected attributes and nothing else.
@@ -85,7 +87,7 @@ impl<'a> Message<'a> {
     #[inline]
     fn scan(bytes: &'a [u8]) -> Result<Self, ParseError> {
         // A message has at most 65,555 bytes: 32 bits hold any offset.
-        let mut message = Self { bytes, ordinary_end: bytes.len() as u32, sha1: 0, sha256: 0, fingerprint: 0 };
+        let mut message = Self { bytes, ordinary_end: bytes.len() as u32, sha1: 0, sha256: 0, fingerprint: 0, data: 0 };
         let mut at = HEADER_LEN;
         while let Some(head) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
             let here = at as u32;
@@ -104,6 +106,7 @@ impl<'a> Message<'a> {
                     message.fingerprint = here;
                     message.ordinary_end = message.ordinary_end.min(here);
                 }
+                AttributeType::DATA if message.data | message.sha1 | message.sha256 == 0 => message.data = here,
                 _ => {}
             }
             at += 4 + padded_len(len);
@@ -281,6 +284,9 @@ impl<'a> Message<'a> {
     #[inline]
     fn find(&self, attribute: AttributeType) -> Option<(usize, RawAttribute<'a>)> {
         let Walk { bytes, mut at, end } = self.ordinary();
+        if attribute == AttributeType::DATA {
+            at = if self.data == 0 { end } else { self.data as usize };
+        }
         loop {
             let (attribute_type, len) = split_head(*bytes.get(at..end)?.first_chunk()?);
             at += 4;
