@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(size_of::<HmacKey>(), 104);
         assert_eq!(size_of::<DataPrefix>(), 50);
         assert!(size_of::<AnyAttribute<'_>>() <= 40);
-        assert!(size_of::<Message<'_>>() <= 32 && size_of::<Verified<'_>>() <= 40);
+        assert!(size_of::<Message<'_>>() <= 40 && size_of::<Verified<'_>>() <= 48);
         assert!(size_of::<Uri<'_>>() <= 64 && size_of::<Writer<'_>>() <= 40 && size_of::<LongTermKey>() <= 40);
     }
 
