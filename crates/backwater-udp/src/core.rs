@@ -221,7 +221,7 @@ impl<I: Io> Core<I> {
         wait.last_used = now;
         wait.suspect = None;
         wait.blocked_since.get_or_insert(now);
-        let parked = Parked::new(class, now, wait.recovery, random(self.id, now));
+        let parked = Parked::new(class, now, wait.recovery, random(self.id));
         wait.yielded = false;
         wait.crowded = crowded;
         wait.parked = Some(parked);
@@ -346,7 +346,7 @@ impl<I: Io> Core<I> {
     /// After another refusal: how to go on waiting.
     fn wait_on(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) -> io::Result<()> {
         let Some(parked) = &mut wait.parked else { return Ok(()) };
-        let renew = parked.refused(class, by, now, wait.recovery, random(self.id, now));
+        let renew = parked.refused(class, by, now, wait.recovery, random(self.id));
         if renew == Renew::Yes
             && let Some(registration) = &mut wait.registration
         {
@@ -518,10 +518,9 @@ fn total(ts: &[Transmit<'_>]) -> Report {
     total
 }
 
-/// Differs between senders and between moments; that is all that jitter needs.
-fn random(id: u64, now: Instant) -> u32 {
+/// Differs between senders and from call to call; that is all that jitter needs.
+fn random(id: u64) -> u32 {
     static STATE: AtomicU64 = AtomicU64::new(0x9E37_79B9_7F4A_7C15);
-    let _ = now;
     let mut x = STATE.fetch_add(id.wrapping_mul(0xA076_1D64_78BD_642F), Relaxed);
     x ^= x >> 32;
     (x.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 32) as u32
