@@ -119,7 +119,10 @@ async fn a_sink_that_is_held_loses_nothing() {
         sink.feed((to, payload).into()).await.unwrap();
     }
     sink.close().await.unwrap();
-    assert_eq!(receiving.await.unwrap(), (0..1000).collect::<Vec<_>>());
+    // The queue is emptied on whichever CPU: the kernel may deliver out of order.
+    let mut seen = receiving.await.unwrap();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..1000).collect::<Vec<_>>());
     let stats = a.stats().snapshot();
     assert!(stats.parked > 10, "nothing was held: {stats:?}");
     assert_eq!((stats.accepted, stats.sent, stats.held()), (1000, 1000, 0));

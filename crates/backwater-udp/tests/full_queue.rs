@@ -75,10 +75,12 @@ fn waiting_on_a_full_queue_loses_nothing_at_its_full_rate() {
                     shaped(&format!("{rate}bit"), burst, limit);
                     run(async {
                         let a = UdpSocket::builder().send_buffer(4 << 20).bind(any.parse().unwrap()).unwrap();
-                        let (seen, took) = through(&a, count, 1200, train).await;
+                        let (mut seen, took) = through(&a, count, 1200, train).await;
                         let stats = a.stats().snapshot();
                         assert_eq!(seen.len(), count as usize, "{any} at {rate}: {stats:?}");
-                        assert!(seen.is_sorted());
+                        // The queue is emptied on whichever CPU: the kernel may deliver out of order.
+                        seen.sort_unstable();
+                        assert!(seen.iter().copied().eq(0..count), "each of them once");
                         assert!(stats.no_buffers_total() > 0, "the queue was never full");
                         assert_eq!((stats.sent, stats.held()), (u64::from(count), 0));
                         // Ethernet, IP and UDP headers; what is in the queue at the end is on its way too.
