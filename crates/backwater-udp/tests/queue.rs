@@ -83,7 +83,7 @@ fn what_is_given_up_or_too_old_is_counted() {
             let start = Instant::now();
             let report = sender.send(&mut train()).await.unwrap();
             assert_eq!(report.dropped.get(DropReason::Deadline), 64);
-            assert!((40..90).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+            assert!((40..150).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
             assert_eq!(a.stats().snapshot().dropped(DropReason::Cancelled), 64);
 
             a.backpressure().set(Policy::Drop);
