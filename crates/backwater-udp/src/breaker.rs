@@ -154,7 +154,7 @@ impl fmt::Display for Trip {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Report, Stats};
+    use crate::Stats;
 
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
@@ -166,7 +166,7 @@ mod tests {
 
     fn send_one(stats: &Stats) {
         stats.accept(1);
-        stats.resolve(&Report::default(), &Report { sent: 1, ..Report::default() });
+        stats.sent(1);
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         for second in 0..4 {
             stats.accept(1);
             stats.park();
-            stats.drop_held(DropReason::Deadline, 1);
+            stats.dropped(DropReason::Deadline, 1);
             trips.push(b.check(start + seconds(second), &stats.snapshot()));
         }
         assert_eq!(trips, [None, None, None, Some(Trip::Stall(seconds(2)))]);
@@ -226,7 +226,7 @@ mod tests {
         let mut b = breaker("stall=1s,lost-edges=0/min");
         for second in 0..10 {
             stats.accept(1);
-            stats.drop_held(DropReason::TooLarge, 1);
+            stats.dropped(DropReason::TooLarge, 1);
             assert_eq!(b.check(start + seconds(second), &stats.snapshot()), None);
         }
     }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use arrayvec::ArrayVec;
 use tokio::time::{Instant, Sleep};
 
 use crate::{
@@ -16,8 +17,8 @@ use crate::{
     io::{Drained, Io},
     park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
-    sys::{Outgoing, errno},
-    transmit::{Chunk, Scratch, Transmit},
+    sys::{MAX_MESSAGES, errno},
+    transmit::{Scratch, Transmit},
 };
 
 pub(crate) struct Core<I: Io> {
@@ -126,7 +127,7 @@ impl<I: Io> Core<I> {
 
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
         let before = t.remaining();
-        let ended = attempt_one(&self.io, self.id, t);
+        let ended = attempt_one(&self.io, self.id, t, None);
         let resolved = before - t.remaining();
         if t.cursor.accepted {
             self.held -= resolved.min(self.held);
@@ -149,17 +150,19 @@ impl<I: Io> Core<I> {
         if !resumed {
             self.cancel();
         }
+        let mut accepted = 0;
         for t in ts.iter_mut().filter(|t| !t.cursor.accepted) {
             t.cursor.accepted = true;
-            self.held += t.remaining();
-            self.io.stats().accept(t.remaining());
+            accepted += t.remaining();
         }
+        self.held += accepted;
+        self.io.stats().accept(accepted);
     }
 
     /// Counts what is held as given up.
     fn cancel(&mut self) {
         if self.held > 0 {
-            self.io.stats().drop_held(DropReason::Cancelled, self.held);
+            self.io.stats().dropped(DropReason::Cancelled, self.held);
             self.held = 0;
         }
         self.unpark();
@@ -382,10 +385,17 @@ impl<I: Io> Drop for Core<I> {
 
 /// Tries each transmit that is not done. What is refused is advised only if all of it is.
 fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
+    if let [t] = ts {
+        return attempt_one(io, id, t, None);
+    }
     let (mut refused, mut crowded) = (None, false);
-    for i in 0..ts.len() {
+    let mut i = 0;
+    while i < ts.len() {
+        let (sent, error) = send_together(io, id, ts.get_mut(i..).unwrap_or_default());
+        i += sent;
         let Some(t) = ts.get_mut(i) else { break };
-        match attempt_one(io, id, t) {
+        i += 1;
+        match attempt_one(io, id, t, error) {
             Attempt::Done => {}
             Attempt::Crowded => crowded = true,
             Attempt::Refused(class) => {
@@ -397,23 +407,35 @@ fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
     refused.map_or(if crowded { Attempt::Crowded } else { Attempt::Done }, Attempt::Refused)
 }
 
-fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>) -> Attempt {
-    let before = t.cursor.report;
-    let ended = send_now(io, t);
-    if matches!(ended, Attempt::Fatal(_)) {
-        t.drop_rest(DropReason::Socket);
+/// Sends those at the front that can go out whole, if there are several of them, in one call: how many went, and the
+/// error about the next, if that was the first.
+fn send_together<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> (usize, Option<io::Error>) {
+    let (max_datagrams, max_bytes) = io.limits();
+    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(max_datagrams, max_bytes)?)));
+    let outs: ArrayVec<_, MAX_MESSAGES> = outs.take(MAX_MESSAGES).collect();
+    if outs.len() < 2 {
+        return (0, None);
     }
-    io.stats().resolve(&before, &t.cursor.report);
-    if t.cursor.report.sent != before.sent {
-        io.contention().found_room(id);
+    let result = io.send_several(&outs);
+    drop(outs);
+    let sent = match result {
+        Ok(sent) => sent,
+        Err(error) => return (0, Some(error)),
+    };
+    io.stats().attempt(1);
+    let mut datagrams = 0;
+    for t in ts.iter_mut().take(sent) {
+        datagrams += t.remaining();
+        went(io, t, t.remaining(), t.cursor.bytes_left);
     }
-    ended
+    found_room(io, id, datagrams);
+    (sent, None)
 }
 
-/// The loop of system calls.
-fn send_now<I: Io>(io: &I, t: &mut Transmit<'_>) -> Attempt {
+/// The loop of system calls. `known` is how the first of them has ended already.
+fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<io::Error>) -> Attempt {
     if t.is_too_scattered() {
-        t.drop_rest(DropReason::Invalid);
+        give_up(io, t, t.remaining(), t.cursor.bytes_left, DropReason::Invalid);
     }
     let (mut calls, mut interrupted, mut others) = (0, 0, 0);
     let ended = loop {
@@ -422,21 +444,13 @@ fn send_now<I: Io>(io: &I, t: &mut Transmit<'_>) -> Attempt {
         }
         let mut scratch = Scratch::new();
         let (max_datagrams, max_bytes) = io.limits();
-        let Chunk { slices, bytes, datagrams, segment_size } = t.chunk(max_datagrams, max_bytes, &mut scratch);
-        let out = Outgoing {
-            destination: t.destination,
-            source: t.source,
-            ecn: t.ecn,
-            slices,
-            segment_size: if datagrams > 1 { u16::try_from(segment_size).ok() } else { None },
-        };
+        let chunk = t.chunk(max_datagrams, max_bytes, &mut scratch);
+        let (datagrams, bytes) = (chunk.datagrams, chunk.bytes);
         calls += 1;
-        let Err(error) = io.send(&out) else {
+        let Err(error) = known.take().map_or_else(|| io.send(&t.outgoing(&chunk)), Err) else {
             (interrupted, others) = (0, 0);
-            if t.cursor.maybe_queued {
-                io.stats().possible_duplicates(datagrams);
-            }
-            t.sent(datagrams, bytes);
+            went(io, t, datagrams, bytes);
+            found_room(io, id, datagrams);
             continue;
         };
         match classify(io, t, &error, datagrams > 1, others < MAX_OTHERS_ERRORS) {
@@ -450,17 +464,39 @@ fn send_now<I: Io>(io: &I, t: &mut Transmit<'_>) -> Attempt {
                 t.cursor.at_most = (datagrams as u32 / 2).max(1);
                 break Attempt::Refused(Class::Silent);
             }
-            Verdict::Drop(reason) => t.dropped(datagrams, bytes, reason),
+            Verdict::Drop(reason) => give_up(io, t, datagrams, bytes, reason),
             Verdict::Split => t.cursor.at_most = 1,
             Verdict::SplitAll => {
                 io.segmentation_failed();
                 t.cursor.at_most = 1;
             }
-            Verdict::Fatal => break Attempt::Fatal(error),
+            Verdict::Fatal => {
+                drop_rest(io, std::slice::from_mut(t), DropReason::Socket);
+                break Attempt::Fatal(error);
+            }
         }
     };
     io.stats().attempt(calls);
     ended
+}
+
+/// The kernel has taken these, the next of the transmit.
+fn went<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize) {
+    if t.cursor.maybe_queued {
+        io.stats().possible_duplicates(datagrams);
+    }
+    t.sent(datagrams, bytes);
+}
+
+fn found_room<I: Io>(io: &I, id: u64, datagrams: usize) {
+    io.stats().sent(datagrams);
+    io.contention().found_room(id);
+}
+
+/// These, the next of the transmit, are not sent.
+fn give_up<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize, reason: DropReason) {
+    t.dropped(datagrams, bytes, reason);
+    io.stats().dropped(reason, datagrams);
 }
 
 /// Gathers what the decision depends on, each thing only where it does.
@@ -500,14 +536,15 @@ fn fail<I: Io>(io: &I, ts: &mut [Transmit<'_>], error: io::Error) -> Attempt {
 
 fn drop_rest<I: Io>(io: &I, ts: &mut [Transmit<'_>], reason: DropReason) {
     for t in ts {
-        let before = t.cursor.report;
-        t.drop_rest(reason);
-        io.stats().resolve(&before, &t.cursor.report);
+        give_up(io, t, t.remaining(), t.cursor.bytes_left, reason);
     }
 }
 
 /// What has become of all of them.
 fn total(ts: &[Transmit<'_>]) -> Report {
+    if let [t] = ts {
+        return t.cursor.report;
+    }
     let mut total = Report::default();
     for t in ts {
         total.sent += t.cursor.report.sent;

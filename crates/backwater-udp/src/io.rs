@@ -35,6 +35,10 @@ pub(crate) trait Io {
     fn limits(&self) -> (usize, usize);
     /// The system call.
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()>;
+    /// Sends as many of several as the system takes, in their order; an error is about the first of them.
+    fn send_several(&self, outs: &[Outgoing<'_>]) -> io::Result<usize> {
+        sys::one_by_one(outs, |out| self.send(out))
+    }
     /// Whether the system says now that there is room.
     fn writable(&self) -> bool;
     /// Empties the error queue.
@@ -75,6 +79,10 @@ impl Io for UdpSocket {
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
         self.0.state.send(self.0.sock_ref(), out, self.0.peer)
+    }
+
+    fn send_several(&self, outs: &[Outgoing<'_>]) -> io::Result<usize> {
+        self.0.state.send_several(self.0.sock_ref(), outs, self.0.peer)
     }
 
     fn writable(&self) -> bool {

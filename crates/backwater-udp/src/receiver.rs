@@ -162,9 +162,16 @@ impl RecvBatch {
 impl<'a> Train<'a> {
     /// The payloads.
     pub fn payloads(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        // `chunks` yields nothing for no bytes, but an empty datagram is one.
-        let empty = self.payload.is_empty().then_some(self.payload);
-        empty.into_iter().chain(self.payload.chunks(self.segment_size.max(1)))
+        // `chunks` would yield nothing for no bytes, but an empty datagram is one.
+        let (size, mut rest) = (self.segment_size.max(1), Some(self.payload));
+        std::iter::from_fn(move || {
+            let (datagram, after) = match rest?.split_at_checked(size) {
+                Some((datagram, after)) => (datagram, Some(after).filter(|after| !after.is_empty())),
+                None => (rest?, None),
+            };
+            rest = after;
+            Some(datagram)
+        })
     }
 
     /// The datagrams.

@@ -154,18 +154,11 @@ impl Stats {
         add(&self.accepted, datagrams as u64);
     }
 
-    /// Adds what happened between two states of a report.
-    pub(crate) fn resolve(&self, before: &Report, after: &Report) {
-        add(&self.sent, u64::from(after.sent - before.sent));
-        if after.dropped != before.dropped {
-            for reason in DropReason::ALL {
-                let n = after.dropped.get(reason) - before.dropped.get(reason);
-                add(&self.dropped[reason as usize], u64::from(n));
-            }
-        }
+    pub(crate) fn sent(&self, datagrams: usize) {
+        add(&self.sent, datagrams as u64);
     }
 
-    pub(crate) fn drop_held(&self, reason: DropReason, datagrams: usize) {
+    pub(crate) fn dropped(&self, reason: DropReason, datagrams: usize) {
         add(&self.dropped[reason as usize], datagrams as u64);
     }
 
@@ -362,7 +355,7 @@ mod tests {
     fn samples_add_up() {
         let stats = Stats::default();
         stats.accept(10);
-        stats.drop_held(DropReason::Deadline, 3);
+        stats.dropped(DropReason::Deadline, 3);
         stats.recover(Class::Silent, By::Timer, Duration::from_millis(3));
         stats.recover(Class::Silent, By::Timer, Duration::from_secs(3));
         let samples = stats.snapshot().samples();

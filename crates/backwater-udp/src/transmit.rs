@@ -5,7 +5,10 @@ use std::{
 
 use arrayvec::ArrayVec;
 
-use crate::stats::{DropReason, Report};
+use crate::{
+    stats::{DropReason, Report},
+    sys::Outgoing,
+};
 
 /// The most datagrams that one system call sends as a train (`UDP_MAX_SEGMENTS` of Linux before 6.9; later kernels
 /// take 128, which measured no faster).
@@ -69,7 +72,7 @@ pub struct Transmit<'a> {
 pub struct Cursor {
     /// The first slice that is not done, and how much of it is.
     next: (usize, usize),
-    bytes_left: usize,
+    pub(crate) bytes_left: usize,
     datagrams_left: usize,
     /// The most datagrams to offer in one call: less than a train once the system refused one.
     pub(crate) at_most: u32,
@@ -200,22 +203,50 @@ impl<'a> Transmit<'a> {
         max_bytes: usize,
         scratch: &'s mut Scratch<'a>,
     ) -> Chunk<'s, 'a> {
+        let wanted = self.fitting(max_datagrams, max_bytes);
+        self.all_at_once(wanted).unwrap_or_else(|| self.assemble(wanted, scratch))
+    }
+
+    /// All of it, if that is what the next call may take and nothing of it was sent before.
+    pub(crate) fn whole(&self, max_datagrams: usize, max_bytes: usize) -> Option<Chunk<'a, 'a>> {
+        self.all_at_once(self.fitting(max_datagrams, max_bytes))
+    }
+
+    /// How many datagrams one call may take.
+    fn fitting(&self, max_datagrams: usize, max_bytes: usize) -> usize {
         let payload_limit = if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 };
-        let max_datagrams = max_datagrams.min(self.cursor.at_most as usize);
-        let by_bytes = max_bytes.min(payload_limit) / self.segment_size.max(1);
-        let wanted = self.cursor.datagrams_left.min(max_datagrams).min(by_bytes).max(1);
-        if wanted == self.cursor.datagrams_left
-            && self.cursor.next == (0, 0)
-            && self.slices.len() <= MAX_SLICES_IN_PLACE
-        {
-            return Chunk {
-                slices: self.slices,
-                bytes: self.cursor.bytes_left,
-                datagrams: wanted,
-                segment_size: self.segment_size,
-            };
+        let max_datagrams = max_datagrams.min(self.cursor.at_most as usize).min(self.cursor.datagrams_left);
+        let max_bytes = max_bytes.min(payload_limit);
+        if self.cursor.bytes_left <= max_bytes {
+            // Spares the division.
+            return max_datagrams.max(1);
         }
-        self.assemble(wanted, scratch)
+        max_datagrams.min(max_bytes / self.segment_size.max(1)).max(1)
+    }
+
+    fn all_at_once(&self, datagrams: usize) -> Option<Chunk<'a, 'a>> {
+        let whole = datagrams == self.cursor.datagrams_left
+            && self.cursor.next == (0, 0)
+            && self.slices.len() <= MAX_SLICES_IN_PLACE;
+        whole.then_some(Chunk {
+            slices: self.slices,
+            bytes: self.cursor.bytes_left,
+            datagrams,
+            segment_size: self.segment_size,
+        })
+    }
+
+    /// What the kernel is told about a chunk.
+    pub(crate) fn outgoing<'s>(&self, chunk: &Chunk<'s, 's>) -> Outgoing<'s> {
+        let segment_size = if chunk.datagrams > 1 { u16::try_from(chunk.segment_size).ok() } else { None };
+        Outgoing {
+            destination: self.destination,
+            source: self.source,
+            ecn: self.ecn,
+            slices: chunk.slices,
+            bytes: chunk.bytes,
+            segment_size,
+        }
     }
 
     /// Moves past `chunk`, which was sent.
@@ -230,11 +261,6 @@ impl<'a> Transmit<'a> {
     pub(crate) fn dropped(&mut self, datagrams: usize, bytes: usize, reason: DropReason) {
         self.cursor.report.dropped.add(reason, datagrams as u32);
         self.advance(datagrams, bytes);
-    }
-
-    /// Drops all that is left.
-    pub(crate) fn drop_rest(&mut self, reason: DropReason) {
-        self.dropped(self.cursor.datagrams_left, self.cursor.bytes_left, reason);
     }
 
     fn assemble<'s>(&'s self, wanted: usize, scratch: &'s mut Scratch<'a>) -> Chunk<'s, 'a> {

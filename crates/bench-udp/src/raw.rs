@@ -18,6 +18,9 @@ pub(crate) struct Raw {
 /// Room for one control message with an int, as the kernel wants it aligned.
 type Control = [u64; 3];
 
+/// Where slices are as quick as a copy.
+const WORTH_A_SLICE: usize = 768;
+
 struct Slots {
     data: Vec<u8>,
     names: Vec<sockaddr_in>,
@@ -74,38 +77,50 @@ impl Subject for Raw {
         }
     }
 
+    /// Slices that lie in the received train, or a copy of short datagrams: whichever the kernel is quicker with.
     fn forward(&mut self, change: Change, to: SocketAddr, datagrams: usize) {
         let mut name = name(&to);
         let mut inserted = HEADER;
         let insert = iovec { iov_base: inserted.as_mut_ptr().cast(), iov_len: HEADER.len() };
         let mut slices = [insert; 256];
+        let mut copy = vec![0; SLOT_BYTES];
         let mut left = datagrams;
         while left > 0 {
             for slot in 0..self.slots.receive(&self.socket) {
                 let (train, size) = self.slots.train(slot);
-                let mut count = 0;
+                let (mut count, mut copied) = (0, 0);
+                let copies = size < WORTH_A_SLICE * if change == Change::Insert { 2 } else { 1 };
                 for datagram in train.chunks(size) {
                     left -= 1;
-                    match change {
-                        Change::Strip => {
-                            let at = datagram[HEADER.len()..].as_ptr().cast_mut().cast();
-                            slices[count] = iovec { iov_base: at, iov_len: datagram.len() - HEADER.len() };
-                            count += 1;
-                        }
-                        Change::Insert => {
-                            let at = datagram.as_ptr().cast_mut().cast();
-                            slices[count] = insert;
-                            slices[count + 1] = iovec { iov_base: at, iov_len: datagram.len() };
-                            count += 2;
-                        }
+                    let (header, rest) = match change {
+                        Change::Strip => (&[][..], &datagram[HEADER.len()..]),
+                        Change::Insert => (&HEADER[..], datagram),
+                    };
+                    if copies {
+                        let rest_at = copied + header.len();
+                        copy[copied..rest_at].copy_from_slice(header);
+                        copied = rest_at + rest.len();
+                        copy[rest_at..copied].copy_from_slice(rest);
+                        continue;
                     }
+                    if change == Change::Insert {
+                        slices[count] = insert;
+                        count += 1;
+                    }
+                    slices[count] = iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
+                    count += 1;
+                }
+                if copies {
+                    slices[0] = iovec { iov_base: copy.as_mut_ptr().cast(), iov_len: copied };
+                    count = 1;
                 }
                 let mut control = segment(change.size(size));
                 let header = header(&mut name, slices.as_mut_ptr(), count, &mut control);
                 // SAFETY: the header points to name, slices and control, which outlive the call, and the slices to
-                // the train and to `inserted`.
+                // the train, to `copy` and to `inserted`.
                 let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const header, 0) };
                 assert!(sent > 0, "{}", io::Error::last_os_error());
+                slices[0] = insert;
             }
         }
     }

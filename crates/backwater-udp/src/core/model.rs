@@ -13,7 +13,7 @@ use std::{
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
 
 use super::*;
-use crate::{Backpressure, Stats, contention::Contention, decision::Os};
+use crate::{Backpressure, Stats, contention::Contention, decision::Os, sys::Outgoing};
 
 /// A system that refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -584,7 +584,14 @@ async fn naive_send(model: &Model, registration: &mut usize) {
         loop {
             let polled = model.poll_write(registration, cx, || {
                 let slices = [IoSlice::new(b"x")];
-                let out = Outgoing { destination: TO, source: None, ecn: None, slices: &slices, segment_size: None };
+                let out = Outgoing {
+                    destination: TO,
+                    source: None,
+                    ecn: None,
+                    slices: &slices,
+                    bytes: 1,
+                    segment_size: None,
+                };
                 model.send(&out).map_err(|_| io::ErrorKind::WouldBlock.into())
             });
             match polled {

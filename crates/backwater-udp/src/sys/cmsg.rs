@@ -17,6 +17,10 @@ impl<const N: usize> Control<N> {
         Self { bytes: [0; N], len: 0 }
     }
 
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Appends a message. `N` is chosen so that all that are ever pushed fit; one that does not is left out whole.
     pub(super) fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
         let end = self.len + HEADER + data.len();

@@ -1,7 +1,9 @@
-//! Linux and Android: vectored `sendmsg` with `UDP_SEGMENT`, `recvmmsg` with `UDP_GRO`.
+//! Linux and Android: `sendmsg` and `sendmmsg` with `UDP_SEGMENT`, `recvmmsg` with `UDP_GRO`.
 
 use std::{
-    io, mem,
+    cell::RefCell,
+    io::{self, IoSlice},
+    mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd,
     ptr,
@@ -11,7 +13,7 @@ use libc::{c_int, c_void, iovec, mmsghdr, msghdr};
 use socket2::{Domain, SockRef, Socket};
 
 use super::{
-    Outgoing, RawTrain, SLOT_BYTES, Segmentation,
+    MAX_MESSAGES, Outgoing, RawTrain, SLOT_BYTES, Segmentation,
     cmsg::{Control, Messages},
 };
 use crate::{
@@ -103,14 +105,54 @@ impl State {
     }
 
     pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>, peer: Option<SocketAddr>) -> io::Result<()> {
-        let mut name = Name::new();
+        let (mut name, mut control) = (Name::new(), Control::new());
+        let mut header = self.header(out, peer, &mut name, &mut control)?;
+        let mut send = |slices: &[IoSlice<'_>]| {
+            header.msg_iov = slices.as_ptr().cast_mut().cast::<iovec>();
+            header.msg_iovlen = slices.len() as _;
+            // SAFETY: name, control and slices outlive the call, their lengths are given with them, and IoSlice is
+            // guaranteed to have the layout of iovec. The kernel reads them only.
+            done(unsafe { libc::syscall(libc::SYS_sendmsg, socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) })
+        };
+        if is_better_gathered(out) {
+            super::gathered(out.slices, |bytes| send(&[IoSlice::new(bytes)]))
+        } else {
+            send(out.slices)
+        }
+        .map(drop)
+    }
+
+    pub(crate) fn send_several(
+        &self,
+        socket: SockRef<'_>,
+        outs: &[Outgoing<'_>],
+        peer: Option<SocketAddr>,
+    ) -> io::Result<usize> {
+        thread_local! {
+            static ROOM: RefCell<Option<Box<Room>>> = const { RefCell::new(None) };
+        }
+        // Taken out meanwhile: a thread that ends has none any more, and gets one for the occasion.
+        let mut room = ROOM.try_with(RefCell::take).ok().flatten().unwrap_or_default();
+        let sent = room.send(self, socket, outs, peer);
+        let _ = ROOM.try_with(|kept| kept.replace(Some(room)));
+        sent
+    }
+
+    /// A message without its bytes. It points to `name` and `control`.
+    fn header(
+        &self,
+        out: &Outgoing<'_>,
+        peer: Option<SocketAddr>,
+        name: &mut Name,
+        control: &mut Control<SEND_CONTROL>,
+    ) -> io::Result<msghdr> {
         let name_len = match peer {
             None => name.write(out.destination, self.v6),
             // The name left out saves looking up the route.
             Some(peer) if peer == out.destination => 0,
             Some(_) => return Err(io::Error::from_raw_os_error(libc::EISCONN)),
         };
-        let mut control = Control::<128>::new();
+        control.clear();
         if let Some(size) = out.segment_size {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
         }
@@ -124,7 +166,7 @@ impl State {
             }
         }
         if let Some(source) = out.source {
-            push_source(&mut control, source, self.v6);
+            push_source(control, source, self.v6);
         }
         // SAFETY: all zeroes is a valid msghdr (null pointers with zero lengths).
         let mut header: msghdr = unsafe { mem::zeroed() };
@@ -132,18 +174,87 @@ impl State {
             header.msg_name = name.0.as_mut_ptr().cast();
             header.msg_namelen = name_len;
         }
-        header.msg_iov = out.slices.as_ptr().cast_mut().cast::<iovec>();
-        header.msg_iovlen = out.slices.len() as _;
         if control.len() > 0 {
             header.msg_control = control.as_mut_ptr().cast();
             header.msg_controllen = control.len() as _;
         }
-        // SAFETY: name, slices and control outlive the call, their lengths are given with them, and IoSlice is
-        // guaranteed to have the layout of iovec. The kernel reads them only.
-        let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        Ok(header)
     }
 }
+
+/// Slices that are shorter than this on average are copied into one: the kernel takes longer to look at a slice than to
+/// copy so many bytes (`cargo xtask bench udp`, the forwarding rows).
+const WORTH_A_SLICE: usize = 768;
+
+fn is_better_gathered(out: &Outgoing<'_>) -> bool {
+    out.slices.len() > 1 && out.bytes < out.slices.len() * WORTH_A_SLICE
+}
+
+/// What several messages need beside their bytes. It is kept: to clear it for each call would cost more than the calls
+/// that are saved.
+struct Room {
+    names: [Name; MAX_MESSAGES],
+    controls: [Control<SEND_CONTROL>; MAX_MESSAGES],
+    slices: [iovec; MAX_MESSAGES],
+    headers: [mmsghdr; MAX_MESSAGES],
+    /// Never grows: slices point into it.
+    gathered: Vec<u8>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            names: [Name::new(); _],
+            controls: [Control::new(); _],
+            slices: [iovec { iov_base: ptr::null_mut(), iov_len: 0 }; _],
+            // SAFETY: all zeroes is a valid mmsghdr (null pointers with zero lengths).
+            headers: [unsafe { mem::zeroed() }; _],
+            gathered: Vec::with_capacity(SLOT_BYTES),
+        }
+    }
+}
+
+impl Room {
+    fn send(
+        &mut self,
+        state: &State,
+        socket: SockRef<'_>,
+        outs: &[Outgoing<'_>],
+        peer: Option<SocketAddr>,
+    ) -> io::Result<usize> {
+        self.gathered.clear();
+        let places = self.names.iter_mut().zip(&mut self.controls).zip(&mut self.slices).zip(&mut self.headers);
+        let mut ready = 0;
+        for (out, (((name, control), slice), place)) in outs.iter().zip(places) {
+            let mut header = match state.header(out, peer, name, control) {
+                Err(e) if ready == 0 => return Err(e),
+                Err(_) => break,
+                Ok(header) => header,
+            };
+            let start = self.gathered.len();
+            if is_better_gathered(out) && self.gathered.capacity() - start >= out.bytes {
+                out.slices.iter().for_each(|bytes| self.gathered.extend_from_slice(bytes));
+                let bytes = self.gathered.get_mut(start..).unwrap_or_default();
+                *slice = iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+                header.msg_iov = slice;
+                header.msg_iovlen = 1;
+            } else {
+                header.msg_iov = out.slices.as_ptr().cast_mut().cast::<iovec>();
+                header.msg_iovlen = out.slices.len() as _;
+            }
+            place.msg_hdr = header;
+            ready += 1;
+        }
+        // SAFETY: the headers point to the caller's slices, and to places of `self` that neither move nor grow until the
+        // call has returned; every length is given with them. The kernel writes to `msg_len` only.
+        let sent =
+            unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), ready, libc::MSG_NOSIGNAL as _) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+    }
+}
+
+/// Bytes of control messages on send: 24 for `UDP_SEGMENT` and for ECN each, 40 for a source.
+const SEND_CONTROL: usize = 128;
 
 /// Bytes of control messages on receive: 24 for each `int`, 40 for `in6_pktinfo`, 32 for `in_pktinfo`.
 const RECEIVE_CONTROL: usize = 128;
@@ -217,19 +328,11 @@ impl Buffers {
         self.used = 0;
         // SAFETY: every header points to buffers of its own that live in `self`, with their lengths; nothing else touches
         // them during the call.
-        let received = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                self.headers.as_mut_ptr(),
-                self.headers.len() as _,
-                libc::MSG_DONTWAIT as _,
-                ptr::null_mut(),
-            )
-        };
-        if received < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let received = received as usize;
+        let received = done(unsafe {
+            let (headers, slots) = (self.headers.as_mut_ptr(), self.headers.len());
+            let no_timeout = ptr::null_mut::<libc::timespec>();
+            libc::syscall(libc::SYS_recvmmsg, socket.as_raw_fd(), headers, slots, libc::MSG_DONTWAIT, no_timeout)
+        })?;
         self.used = received;
         let filled = self.headers[..received].iter().zip(&self.names).zip(&self.controls);
         for (((header, name), control), meta) in filled.zip(&mut self.metas) {
@@ -382,6 +485,12 @@ impl Name {
             }
         }
     }
+}
+
+/// What a system call has returned. Those that move datagrams are made directly: glibc's functions are points where a
+/// thread may be cancelled, and what they do for that costs as much as all else around the call.
+fn done(returned: libc::c_long) -> io::Result<usize> {
+    usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
 
 fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {

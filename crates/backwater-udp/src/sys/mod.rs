@@ -5,6 +5,8 @@
 //!   - `State::new(&socket2::Socket, packet_info) -> io::Result<State>` sets the options of a socket.
 //!   - `send(&self, SockRef, &Outgoing, peer) -> io::Result<()>` hands datagrams to the kernel, all of them or none.
 //!     `peer` is whom the socket is connected to: other destinations are refused.
+//!   - `send_several(&self, SockRef, &[Outgoing], peer) -> io::Result<usize>`: the same for several, in their order; how
+//!     many the kernel took, or the error about the first.
 //!   - `max_segments(&self) -> usize`: datagrams in one `Outgoing`, at most; 1 without segmentation offload.
 //!   - `segmentation_failed(&self)`: told when a train was refused by a driver.
 //!   - `drain_errors(&self, SockRef, FnMut(IcmpError))` empties the error queue, within a budget; passes on what was
@@ -21,7 +23,8 @@
 //! says that it has room.
 
 use std::{
-    io::IoSlice,
+    cell::RefCell,
+    io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -57,8 +60,39 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) source: Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
     pub(crate) slices: &'a [IoSlice<'a>],
+    /// Of all the slices.
+    pub(crate) bytes: usize,
     /// The length of each datagram but the last, when there is more than one.
     pub(crate) segment_size: Option<u16>,
+}
+
+/// Messages that one call sends, at most.
+pub(crate) const MAX_MESSAGES: usize = 64;
+
+/// Sends until one is refused.
+pub(crate) fn one_by_one(outs: &[Outgoing<'_>], send: impl Fn(&Outgoing<'_>) -> io::Result<()>) -> io::Result<usize> {
+    for (sent, out) in outs.iter().enumerate() {
+        match send(out) {
+            Err(e) if sent == 0 => return Err(e),
+            Err(_) => return Ok(sent),
+            Ok(()) => {}
+        }
+    }
+    Ok(outs.len())
+}
+
+/// Copies of slices, one buffer per thread.
+fn gathered<R>(slices: &[IoSlice<'_>], send: impl FnOnce(&[u8]) -> R) -> R {
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    // Taken out meanwhile: a thread that ends has none any more, and gets one for the occasion.
+    let mut buffer = BUFFER.try_with(RefCell::take).unwrap_or_default();
+    buffer.clear();
+    slices.iter().for_each(|slice| buffer.extend_from_slice(slice));
+    let sent = send(&buffer);
+    let _ = BUFFER.try_with(|kept| kept.replace(buffer));
+    sent
 }
 
 /// A received train, or a single datagram.

@@ -46,15 +46,23 @@ impl State {
         if peer.is_some_and(|peer| peer != out.destination) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let gathered: Vec<u8>;
-        let contents: &[u8] = match out.slices {
-            [] => &[],
-            [one] => one,
-            many => {
-                gathered = many.iter().flat_map(|s| s.iter().copied()).collect();
-                &gathered
-            }
-        };
+        match out.slices {
+            [] => self.send_contents(socket, out, &[]),
+            [one] => self.send_contents(socket, out, one),
+            many => super::gathered(many, |contents| self.send_contents(socket, out, contents)),
+        }
+    }
+
+    pub(crate) fn send_several(
+        &self,
+        socket: SockRef<'_>,
+        outs: &[Outgoing<'_>],
+        peer: Option<SocketAddr>,
+    ) -> io::Result<usize> {
+        super::one_by_one(outs, |out| self.send((&*socket).into(), out, peer))
+    }
+
+    fn send_contents(&self, socket: SockRef<'_>, out: &Outgoing<'_>, contents: &[u8]) -> io::Result<()> {
         let transmit = quinn_udp::Transmit {
             destination: out.destination,
             ecn: out.ecn.map(|ecn| match ecn {
