@@ -36,11 +36,13 @@ impl Subject for Ours {
         let slices = [IoSlice::new(job.train)];
         let transmit = |&to| Transmit::new(to, &slices).segment_size(job.size);
         self.runtime.block_on(async {
+            let mut transmits = ArrayVec::<_, MANY>::new();
             for _ in 0..times {
                 let report = match job.to {
                     [one] => self.sender.send(&mut transmit(one)).await.unwrap(),
                     all => {
-                        let mut transmits: ArrayVec<_, MANY> = all.iter().map(transmit).collect();
+                        transmits.clear();
+                        transmits.extend(all.iter().map(transmit));
                         poll_fn(|cx| self.sender.poll_send_batch(cx, &mut transmits)).await.unwrap()
                     }
                 };

@@ -106,7 +106,9 @@ impl State {
 
     pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>, peer: Option<SocketAddr>) -> io::Result<()> {
         let (mut name, mut control) = (Name::new(), Control::new());
-        let mut header = self.header(out, peer, &mut name, &mut control)?;
+        // SAFETY: all zeroes is a valid msghdr (null pointers with zero lengths).
+        let mut header: msghdr = unsafe { mem::zeroed() };
+        self.describe(out, peer, &mut name, &mut control, &mut header)?;
         let mut send = |slices: &[IoSlice<'_>]| {
             header.msg_iov = slices.as_ptr().cast_mut().cast::<iovec>();
             header.msg_iovlen = slices.len() as _;
@@ -138,14 +140,16 @@ impl State {
         sent
     }
 
-    /// A message without its bytes. It points to `name` and `control`.
-    fn header(
+    /// Fills in all of a message but its bytes. It points to `name` and `control`.
+    #[inline]
+    fn describe(
         &self,
         out: &Outgoing<'_>,
         peer: Option<SocketAddr>,
         name: &mut Name,
         control: &mut Control<SEND_CONTROL>,
-    ) -> io::Result<msghdr> {
+        header: &mut msghdr,
+    ) -> io::Result<()> {
         let name_len = match peer {
             None => name.write(out.destination, self.v6),
             // The name left out saves looking up the route.
@@ -168,17 +172,12 @@ impl State {
         if let Some(source) = out.source {
             push_source(control, source, self.v6);
         }
-        // SAFETY: all zeroes is a valid msghdr (null pointers with zero lengths).
-        let mut header: msghdr = unsafe { mem::zeroed() };
-        if name_len > 0 {
-            header.msg_name = name.0.as_mut_ptr().cast();
-            header.msg_namelen = name_len;
-        }
-        if control.len() > 0 {
-            header.msg_control = control.as_mut_ptr().cast();
-            header.msg_controllen = control.len() as _;
-        }
-        Ok(header)
+        // A length of zero is none at all.
+        header.msg_name = name.0.as_mut_ptr().cast();
+        header.msg_namelen = name_len;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = control.len() as _;
+        Ok(())
     }
 }
 
@@ -226,11 +225,12 @@ impl Room {
         let places = self.names.iter_mut().zip(&mut self.controls).zip(&mut self.slices).zip(&mut self.headers);
         let mut ready = 0;
         for (out, (((name, control), slice), place)) in outs.iter().zip(places) {
-            let mut header = match state.header(out, peer, name, control) {
+            let header = &mut place.msg_hdr;
+            match state.describe(out, peer, name, control, header) {
                 Err(e) if ready == 0 => return Err(e),
                 Err(_) => break,
-                Ok(header) => header,
-            };
+                Ok(()) => {}
+            }
             let start = self.gathered.len();
             if is_better_gathered(out) && self.gathered.capacity() - start >= out.bytes {
                 out.slices.iter().for_each(|bytes| self.gathered.extend_from_slice(bytes));
@@ -242,7 +242,6 @@ impl Room {
                 header.msg_iov = out.slices.as_ptr().cast_mut().cast::<iovec>();
                 header.msg_iovlen = out.slices.len() as _;
             }
-            place.msg_hdr = header;
             ready += 1;
         }
         // SAFETY: the headers point to the caller's slices, and to places of `self` that neither move nor grow until the
