@@ -369,7 +369,9 @@ impl<I: Io> Core<I> {
         self.io.stats().recover(class, by, after);
         wait.recovery = Some(wait.recovery.map_or(after, |known| (known * 7 + after) / 8));
         wait.blocked_since = None;
-        wait.stuck = false;
+        if std::mem::take(&mut wait.stuck) {
+            self.io.stats().unstuck();
+        }
         wait.suspect = (class == Class::Advised && by == By::Timer && self.io.writable()).then_some(now);
     }
 }
@@ -454,6 +456,7 @@ fn send_now<I: Io>(io: &I, t: &mut Transmit<'_>) -> Attempt {
             Verdict::Split => t.cursor.at_most = 1,
             Verdict::SplitAll => {
                 io.segmentation_failed();
+                io.stats().segmentation_off();
                 t.cursor.at_most = 1;
             }
             Verdict::Fatal => break Attempt::Fatal(error),

@@ -578,6 +578,59 @@ fn a_switch_of_the_policy_releases_a_sender_at_once() {
     });
 }
 
+/// The log has what changes, not what is repeated.
+#[test]
+fn ten_thousand_waits_are_a_handful_of_lines() {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let written = lines.clone();
+    let subscriber = tracing_subscriber::fmt().without_time().with_target(false).with_ansi(false);
+    let subscriber = subscriber.with_writer(move || written.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    // While there is only one, tracing asks the default of whichever thread comes first whether an event is wanted: that of
+    // another test, which has none.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+    let take = || String::from_utf8(std::mem::take(&mut *lines.0.lock().unwrap())).unwrap();
+    let count =
+        |text: &str| (text.matches("senders wait").count(), text.matches("a new socket").count(), text.lines().count());
+    runtime().block_on(async {
+        let model = model(Row::FreeBsd, 1, Policy::Wait { deadline: Duration::from_millis(1) });
+        model.world.borrow_mut().episodes = vec![(Instant::now(), Instant::now() + NEVER)];
+        let mut core = Core::new(model.clone());
+        let slices = [IoSlice::new(b"x")];
+        let send = async |core: &mut Core<Model>| {
+            let mut t = Transmit::new(TO, &slices);
+            poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap()
+        };
+        for _ in 0..10_000 {
+            assert_eq!(send(&mut core).await.sent, 0);
+        }
+        assert_eq!((model.stats.snapshot().parked, model.stats.snapshot().stuck), (10_000, 1));
+        assert_eq!(count(&take()), (1, 1, 2));
+        // It ends, unnoticed while nothing is sent; then there is room at the second attempt.
+        let now = Instant::now() + Duration::from_secs(20);
+        model.world.borrow_mut().episodes = vec![(now, now + Duration::from_micros(500))];
+        sleep_until(now).await;
+        model.backpressure.set(Policy::default());
+        assert_eq!(send(&mut core).await.sent, 1);
+        let text = take();
+        assert_eq!(
+            (count(&text).0, text.matches("takes datagrams again").count(), text.lines().count()),
+            (1, 1, 2),
+            "{text}"
+        );
+    });
+}
+
 /// What others have shipped: `ENOBUFS` taken for `EWOULDBLOCK`, and the reactor alone to wait for.
 async fn naive_send(model: &Model, registration: &mut usize) {
     poll_fn(|cx| {
