@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     Policy,
-    decision::{Errno, Refusal, Verdict, decide},
+    decision::{Errno, Refusal, Verdict},
     io::{Drained, Io},
     park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
@@ -221,7 +221,8 @@ impl<I: Io> Core<I> {
         wait.last_used = now;
         wait.suspect = None;
         wait.blocked_since.get_or_insert(now);
-        let parked = Parked::new(class, now, wait.recovery, random(self.id));
+        let mut parked = Parked::new(class, now, wait.recovery, random(self.id));
+        self.io.schedule(&mut parked);
         wait.yielded = false;
         wait.crowded = crowded;
         wait.parked = Some(parked);
@@ -347,6 +348,7 @@ impl<I: Io> Core<I> {
     fn wait_on(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) -> io::Result<()> {
         let Some(parked) = &mut wait.parked else { return Ok(()) };
         let renew = parked.refused(class, by, now, wait.recovery, random(self.id));
+        self.io.schedule(parked);
         if renew == Renew::Yes
             && let Some(registration) = &mut wait.registration
         {
@@ -485,7 +487,7 @@ fn classify<I: Io>(io: &I, t: &mut Transmit<'_>, error: &io::Error, train: bool,
         train,
         again: t.cursor.refusals > 0,
     };
-    let verdict = decide(&refusal);
+    let verdict = io.decide(&refusal);
     if no_buffers {
         let class = if verdict == Verdict::WhenReady { Class::Advised } else { Class::Silent };
         io.stats().no_buffers(refusal.connected, class);

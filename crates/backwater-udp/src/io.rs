@@ -10,8 +10,9 @@ use std::{
 use crate::{
     Backpressure, Stats, UdpSocket,
     contention::Contention,
-    decision::Os,
+    decision::{Os, Refusal, Verdict, decide},
     events::IcmpKind,
+    park::Parked,
     socket::Inner,
     sys::{self, Outgoing},
 };
@@ -56,6 +57,14 @@ pub(crate) trait Io {
     fn stats(&self) -> &Arc<Stats>;
     fn backpressure(&self) -> &Backpressure;
     fn contention(&self) -> &Contention;
+
+    /// What a failed send means. Only the model's naive sender has another opinion, on this and on the next.
+    fn decide(&self, refusal: &Refusal) -> Verdict {
+        decide(refusal)
+    }
+
+    /// When to try again: as `parked` says.
+    fn schedule(&self, _parked: &mut Parked) {}
 }
 
 impl Io for UdpSocket {

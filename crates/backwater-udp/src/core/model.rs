@@ -13,7 +13,11 @@ use std::{
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
 
 use super::*;
-use crate::{Backpressure, Stats, contention::Contention, decision::Os};
+use crate::{
+    Backpressure, Stats,
+    contention::Contention,
+    decision::{Os, decide},
+};
 
 /// A system that refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +200,8 @@ struct Model {
     stats: Arc<Stats>,
     backpressure: Backpressure,
     contention: Rc<Contention>,
+    /// What others have shipped: `ENOBUFS` taken for `EWOULDBLOCK`, and the reactor alone to wait for. All else is ours.
+    naive: bool,
 }
 
 impl Io for Model {
@@ -286,6 +292,9 @@ impl Io for Model {
     }
 
     fn renew(&self, registration: &mut usize) -> io::Result<()> {
+        if self.naive {
+            return Ok(());
+        }
         let world = &mut *self.world.borrow_mut();
         if let Some(state) = world.registrations.get_mut(*registration) {
             (state.ready, state.latched) = (false, false);
@@ -305,6 +314,11 @@ impl Io for Model {
         let tick = {
             let world = &mut *self.world.borrow_mut();
             world.polls += 1;
+            // tokio's budget: a task that spins lets others run now and then.
+            if world.polls.is_multiple_of(128) {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let Some(state) = world.registrations.get_mut(*registration) else { return Poll::Pending };
             if !state.ready && !state.latched {
                 state.waker = Some(cx.waker().clone());
@@ -333,6 +347,16 @@ impl Io for Model {
 
     fn contention(&self) -> &Contention {
         &self.contention
+    }
+
+    fn decide(&self, refusal: &Refusal) -> Verdict {
+        if self.naive && refusal.errno == Errno::NoBuffers { Verdict::WhenReady } else { decide(refusal) }
+    }
+
+    fn schedule(&self, parked: &mut Parked) {
+        if self.naive {
+            (parked.listening, parked.yielding, parked.at) = (true, false, parked.since + NEVER);
+        }
     }
 }
 
@@ -367,6 +391,7 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         stats: Arc::default(),
         backpressure: Backpressure::new(policy),
         contention: Rc::default(),
+        naive: false,
     }
 }
 
@@ -631,31 +656,6 @@ fn ten_thousand_waits_are_a_handful_of_lines() {
     });
 }
 
-/// What others have shipped: `ENOBUFS` taken for `EWOULDBLOCK`, and the reactor alone to wait for.
-async fn naive_send(model: &Model, registration: &mut usize) {
-    poll_fn(|cx| {
-        loop {
-            let polled = model.poll_write(registration, cx, || {
-                let slices = [IoSlice::new(b"x")];
-                let out = Outgoing { destination: TO, source: None, ecn: None, slices: &slices, segment_size: None };
-                model.send(&out).map_err(|_| io::ErrorKind::WouldBlock.into())
-            });
-            match polled {
-                Poll::Ready(Ok(())) => return Poll::Ready(()),
-                Poll::Ready(Err(_)) => {
-                    // A task that spins lets others run now and then: tokio's budget sees to it.
-                    if model.world.borrow().refused.len().is_multiple_of(128) {
-                        cx.waker().wake_by_ref();
-                        return Poll::Pending;
-                    }
-                }
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    })
-    .await;
-}
-
 #[derive(Debug, PartialEq, Eq)]
 enum Naive {
     Works,
@@ -663,14 +663,16 @@ enum Naive {
     Spins,
 }
 
-/// What the naive mapping does when there is no room for 20 ms.
+/// What the shipped loop does with the naive mapping's decisions when there is no room for 20 ms.
 fn naive(row: Row, seed: u64) -> Naive {
     runtime().block_on(async {
-        let model = model(row, seed, Policy::default());
+        let model = Model { naive: true, ..model(row, seed, Policy::Wait { deadline: NEVER }) };
         let now = Instant::now();
         model.world.borrow_mut().episodes = vec![(now, now + Duration::from_millis(20))];
-        let mut registration = model.register().unwrap();
-        let mut send = pin!(naive_send(&model, &mut registration));
+        let mut core = Core::new(model.clone());
+        let slices = [IoSlice::new(b"x")];
+        let mut t = Transmit::new(TO, &slices);
+        let mut send = pin!(poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))));
         let mut world = pin!(reactor(&model));
         let mut limit = pin!(sleep_until(now + Duration::from_secs(60)));
         poll_fn(|cx| {
