@@ -4,7 +4,7 @@ use std::{
     fmt, io,
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -45,7 +45,7 @@ struct Wait<R> {
     /// Since when the socket has taken nothing.
     blocked_since: Option<Instant>,
     stuck: bool,
-    /// When a timer won although an event was promised, and the socket had room.
+    /// When a timer won although an edge was promised, and the socket had room; the first time since the last edge.
     suspect: Option<Instant>,
 }
 
@@ -182,13 +182,7 @@ impl<I: Io> Core<I> {
         }
         let now = Instant::now();
         if wait.suspect.is_some_and(|since| now - since >= LOST_EDGE) {
-            wait.suspect = None;
-            let mut cx = Context::from_waker(Waker::noop());
-            if let Some(registration) = &mut wait.registration
-                && self.io.poll_write(registration, &mut cx, || Ok(())).is_pending()
-            {
-                self.io.stats().lost_edge();
-            }
+            look_for_edge(&self.io, wait, now);
         }
         if now - wait.last_used >= IDLE {
             self.wait = None;
@@ -219,7 +213,7 @@ impl<I: Io> Core<I> {
             })
         });
         wait.last_used = now;
-        wait.suspect = None;
+        look_for_edge(&self.io, wait, now);
         wait.blocked_since.get_or_insert(now);
         let mut parked = Parked::new(class, now, wait.recovery, random(self.id));
         self.io.schedule(&mut parked);
@@ -328,6 +322,9 @@ impl<I: Io> Core<I> {
                     matches!(ended.insert(attempt(&self.io, self.id, ts)), Attempt::Refused(_) | Attempt::Crowded);
                 if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
+            if ended.is_some() {
+                wait.suspect = None;
+            }
             match (polled, ended) {
                 (Poll::Ready(_), Some(ended)) => return Poll::Ready((ended, By::Readiness)),
                 (Poll::Ready(Err(e)), None) => return Poll::Ready((fail(&self.io, ts, e), By::Readiness)),
@@ -349,10 +346,12 @@ impl<I: Io> Core<I> {
         let Some(parked) = &mut wait.parked else { return Ok(()) };
         let renew = parked.refused(class, by, now, wait.recovery, random(self.id));
         self.io.schedule(parked);
-        if renew == Renew::Yes
-            && let Some(registration) = &mut wait.registration
-        {
-            self.io.renew(registration)?;
+        if renew == Renew::Yes {
+            // A new registration knows nothing of an edge that came.
+            look_for_edge(&self.io, wait, now);
+            if let Some(registration) = &mut wait.registration {
+                self.io.renew(registration)?;
+            }
         }
         self.see_whether_stuck(wait, now);
         Ok(())
@@ -374,13 +373,29 @@ impl<I: Io> Core<I> {
         if std::mem::take(&mut wait.stuck) {
             self.io.stats().unstuck();
         }
-        wait.suspect = (class == Class::Advised && by == By::Timer && self.io.writable()).then_some(now);
+        if class == Class::Advised && by == By::Timer && self.io.writable() {
+            wait.suspect.get_or_insert(now);
+        }
     }
 }
 
 impl<I: Io> Drop for Core<I> {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+/// Whether the promised edge has come, if one is missed; it counts as lost when it is too late. That the sender has had to wait
+/// again meanwhile excuses nothing: an edge that comes then, whatever for, is taken for the one that is missed.
+fn look_for_edge<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) {
+    let (Some(since), Some(registration)) = (wait.suspect, &wait.registration) else { return };
+    let came = io.is_ready(registration);
+    let late = now - since >= LOST_EDGE;
+    if came || late {
+        wait.suspect = None;
+    }
+    if late && !came {
+        io.stats().lost_edge();
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) trait Io {
     fn register(&self) -> io::Result<Self::Registration>;
     /// Registers anew.
     fn renew(&self, registration: &mut Self::Registration) -> io::Result<()>;
+    /// Whether an edge has come that no attempt has cleared.
+    fn is_ready(&self, registration: &Self::Registration) -> bool;
     /// Calls `attempt`, once, when the reactor says writable. Its `WouldBlock` clears that.
     fn poll_write<R>(
         &self,
@@ -104,6 +106,10 @@ impl Io for UdpSocket {
 
     fn renew(&self, registration: &mut Self::Registration) -> io::Result<()> {
         registration.renew()
+    }
+
+    fn is_ready(&self, registration: &Self::Registration) -> bool {
+        registration.is_ready(&self.0.io)
     }
 
     fn poll_write<R>(

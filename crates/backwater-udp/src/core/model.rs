@@ -7,7 +7,7 @@
 
 use std::{
     cell::RefCell, cmp::Reverse, collections::BinaryHeap, future::poll_fn, io::IoSlice, net::SocketAddr, pin::pin,
-    rc::Rc, sync::Arc,
+    rc::Rc, sync::Arc, task::Waker,
 };
 
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
@@ -202,6 +202,8 @@ struct Model {
     contention: Rc<Contention>,
     /// What others have shipped: `ENOBUFS` taken for `EWOULDBLOCK`, and the reactor alone to wait for. All else is ours.
     naive: bool,
+    /// No edge comes when there is room again.
+    lossy: bool,
 }
 
 impl Io for Model {
@@ -251,7 +253,7 @@ impl Io for Model {
             for registration in 0..world.registrations.len() {
                 world.edges.push(Reverse((now, registration)));
             }
-        } else if row.edge_at_end(&mut world.random) {
+        } else if !self.lossy && row.edge_at_end(&mut world.random) {
             for registration in 0..world.registrations.len() {
                 world.edges.push(Reverse((end, registration)));
             }
@@ -283,6 +285,7 @@ impl Io for Model {
         world.evaluate(registration, Instant::now());
         // A wait that began before has its edge still to come.
         if let Some(end) = world.blocked(Instant::now())
+            && !self.lossy
             && world.row.edge_at_end(&mut world.random)
         {
             world.edges.push(Reverse((end, registration)));
@@ -303,6 +306,10 @@ impl Io for Model {
         world.evaluate(*registration, Instant::now());
         self.changed.notify_one();
         Ok(())
+    }
+
+    fn is_ready(&self, registration: &usize) -> bool {
+        self.world.borrow().registrations.get(*registration).is_some_and(|state| state.ready || state.latched)
     }
 
     fn poll_write<R>(
@@ -392,6 +399,7 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         backpressure: Backpressure::new(policy),
         contention: Rc::default(),
         naive: false,
+        lossy: false,
     }
 }
 
@@ -482,6 +490,9 @@ async fn schedule(row: Row, seed: u64) {
         drop(core);
         let end = model.stats.snapshot();
         assert_eq!(end.held(), 0, "conservation");
+        if row != Row::XnuRace {
+            assert_eq!(end.lost_edges, 0, "an edge that came, or was not promised");
+        }
         let delivered = model.world.borrow().delivered;
         if row == Row::XnuQueued {
             assert!(delivered >= end.sent);
@@ -582,6 +593,44 @@ fn registering_anew_brings_readiness_back() {
         // By the timers alone: 25, 75, 175 ms.
         assert!(now.elapsed() <= Duration::from_millis(62), "{:?}", now.elapsed());
     });
+}
+
+/// One datagram after the other, for `seconds`, into a system that has no room for 40 of every 61 ms. Then how many edges
+/// count as lost. `lost` says whether they are.
+fn lost_edges_under_load(row: Row, seconds: u64, lost: bool) -> u64 {
+    runtime().block_on(async {
+        let model = Model { lossy: lost, ..model(row, 1, Policy::Wait { deadline: Duration::from_secs(1) }) };
+        let (begin, ms) = (Instant::now(), Duration::from_millis(1));
+        let every = (0..seconds * 16).map(|i| begin + ms * 61 * i as u32);
+        model.world.borrow_mut().episodes = every.map(|start| (start, start + ms * 40)).collect();
+        let sending = async {
+            let mut core = Core::new(model.clone());
+            let slices = [IoSlice::new(b"x")];
+            while begin.elapsed() < Duration::from_secs(seconds) {
+                let mut t = Transmit::new(TO, &slices);
+                poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
+                tokio::time::sleep(ms).await;
+            }
+        };
+        tokio::select! {
+            () = sending => {}
+            () = reactor(&model) => {}
+        }
+        let stats = model.stats.snapshot();
+        assert!(stats.parked >= seconds * 5, "{stats:?}");
+        stats.lost_edges
+    })
+}
+
+/// An edge is lost when none has come for 250 ms after a timer found room. Whether the sender had to wait again meanwhile is
+/// not asked: under load it always has to.
+#[test]
+fn lost_edges_are_counted_under_load_and_none_where_they_come() {
+    let lost = lost_edges_under_load(Row::XnuAdvised, 10, true);
+    assert!((10..=40).contains(&lost), "{lost}");
+    for row in [Row::XnuAdvised, Row::XnuQueued, Row::SendBuffer] {
+        assert_eq!(lost_edges_under_load(row, 10, false), 0, "{row:?}");
+    }
 }
 
 #[test]
