@@ -57,7 +57,20 @@ impl Veth {
         ip(&format!("link set {far} netns /proc/{}/fd/{}", std::process::id(), veth.far.as_raw_fd()));
         veth.configure(&near, 1, 2);
         veth.at_far_end(move |veth| veth.configure(&far, 2, 1)).join().unwrap();
+        veth.wait_until_up();
         veth
+    }
+
+    /// The kernel takes an IPv6 address into use some time after it was added.
+    fn wait_until_up(&self) {
+        for v6 in [false, true] {
+            let any = self.far(v6, 0);
+            let far = self.at_far_end(move |_| UdpSocket::bind(any).unwrap()).join().unwrap();
+            let near = UdpSocket::bind(self.near(v6)).unwrap();
+            far.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+            let arrives = |_| near.send_to(b"up?", far.local_addr().unwrap()).is_ok() && far.recv(&mut [0; 8]).is_ok();
+            assert!((0..250).any(arrives), "the link is not up after five seconds");
+        }
     }
 
     fn configure(&self, name: &str, own: u8, other: u8) {
