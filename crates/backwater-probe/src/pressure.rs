@@ -259,7 +259,7 @@ impl Backwater {
         if since.is_some_and(|since| now - since >= BACKSTOP) && now >= self.examine_at && now + LATE_EDGE < end {
             self.examine_at = now + EXAMINE_EVERY;
             if Outcome::of(&self.socket.stats().snapshot()).advised_by_timer() > self.examined {
-                // Whether the event was lost or is late shows only while nothing is sent.
+                // While it sends, a later event is taken for the one that is missed.
                 self.examined += 1;
                 tokio::time::sleep(LATE_EDGE).await;
                 self.paused += now.elapsed();

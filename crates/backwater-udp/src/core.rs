@@ -4,7 +4,7 @@ use std::{
     fmt, io,
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     Policy,
-    decision::{Errno, Refusal, Verdict, decide},
+    decision::{Errno, Refusal, Verdict},
     io::{Drained, Io},
     park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
@@ -46,7 +46,7 @@ struct Wait<R> {
     /// Since when the socket has taken nothing.
     blocked_since: Option<Instant>,
     stuck: bool,
-    /// When a timer won although an event was promised, and the socket had room.
+    /// When a timer won although an edge was promised, and the socket had room; the first time since the last edge.
     suspect: Option<Instant>,
 }
 
@@ -121,7 +121,10 @@ impl<I: Io> Core<I> {
                 self.unpark();
                 Poll::Ready(self.finish(ts, ended))
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                self.held = ts.iter().map(Transmit::remaining).sum();
+                Poll::Pending
+            }
         }
     }
 
@@ -185,13 +188,7 @@ impl<I: Io> Core<I> {
         }
         let now = Instant::now();
         if wait.suspect.is_some_and(|since| now - since >= LOST_EDGE) {
-            wait.suspect = None;
-            let mut cx = Context::from_waker(Waker::noop());
-            if let Some(registration) = &mut wait.registration
-                && self.io.poll_write(registration, &mut cx, || Ok(())).is_pending()
-            {
-                self.io.stats().lost_edge();
-            }
+            look_for_edge(&self.io, wait, now);
         }
         if now - wait.last_used >= IDLE {
             self.wait = None;
@@ -222,9 +219,10 @@ impl<I: Io> Core<I> {
             })
         });
         wait.last_used = now;
-        wait.suspect = None;
+        look_for_edge(&self.io, wait, now);
         wait.blocked_since.get_or_insert(now);
-        let parked = Parked::new(class, now, wait.recovery, random(self.id));
+        let mut parked = Parked::new(class, now, wait.recovery, random(self.id));
+        self.io.schedule(&mut parked);
         wait.yielded = false;
         wait.crowded = crowded;
         wait.parked = Some(parked);
@@ -330,6 +328,9 @@ impl<I: Io> Core<I> {
                     matches!(ended.insert(attempt(&self.io, self.id, ts)), Attempt::Refused(_) | Attempt::Crowded);
                 if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
+            if ended.is_some() {
+                wait.suspect = None;
+            }
             match (polled, ended) {
                 (Poll::Ready(_), Some(ended)) => return Poll::Ready((ended, By::Readiness)),
                 (Poll::Ready(Err(e)), None) => return Poll::Ready((fail(&self.io, ts, e), By::Readiness)),
@@ -350,10 +351,13 @@ impl<I: Io> Core<I> {
     fn wait_on(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) -> io::Result<()> {
         let Some(parked) = &mut wait.parked else { return Ok(()) };
         let renew = parked.refused(class, by, now, wait.recovery, random(self.id));
-        if renew == Renew::Yes
-            && let Some(registration) = &mut wait.registration
-        {
-            self.io.renew(registration)?;
+        self.io.schedule(parked);
+        if renew == Renew::Yes {
+            // A new registration knows nothing of an edge that came.
+            look_for_edge(&self.io, wait, now);
+            if let Some(registration) = &mut wait.registration {
+                self.io.renew(registration)?;
+            }
         }
         self.see_whether_stuck(wait, now);
         Ok(())
@@ -372,14 +376,32 @@ impl<I: Io> Core<I> {
         self.io.stats().recover(class, by, after);
         wait.recovery = Some(wait.recovery.map_or(after, |known| (known * 7 + after) / 8));
         wait.blocked_since = None;
-        wait.stuck = false;
-        wait.suspect = (class == Class::Advised && by == By::Timer && self.io.writable()).then_some(now);
+        if std::mem::take(&mut wait.stuck) {
+            self.io.stats().unstuck();
+        }
+        if class == Class::Advised && by == By::Timer && self.io.writable() {
+            wait.suspect.get_or_insert(now);
+        }
     }
 }
 
 impl<I: Io> Drop for Core<I> {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+/// Whether the promised edge has come, if one is missed; it counts as lost when it is too late. That the sender has had to wait
+/// again meanwhile excuses nothing: an edge that comes then, whatever for, is taken for the one that is missed.
+fn look_for_edge<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) {
+    let (Some(since), Some(registration)) = (wait.suspect, &wait.registration) else { return };
+    let came = io.is_ready(registration);
+    let late = now - since >= LOST_EDGE;
+    if came || late {
+        wait.suspect = None;
+    }
+    if late && !came {
+        io.stats().lost_edge();
     }
 }
 
@@ -468,6 +490,7 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
             Verdict::Split => t.cursor.at_most = 1,
             Verdict::SplitAll => {
                 io.segmentation_failed();
+                io.stats().segmentation_off();
                 t.cursor.at_most = 1;
             }
             Verdict::Fatal => {
@@ -518,7 +541,7 @@ fn classify<I: Io>(io: &I, t: &mut Transmit<'_>, error: &io::Error, train: bool,
         train,
         again: t.cursor.refusals > 0,
     };
-    let verdict = decide(&refusal);
+    let verdict = io.decide(&refusal);
     if no_buffers {
         let class = if verdict == Verdict::WhenReady { Class::Advised } else { Class::Silent };
         io.stats().no_buffers(refusal.connected, class);

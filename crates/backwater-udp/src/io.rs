@@ -10,8 +10,9 @@ use std::{
 use crate::{
     Backpressure, Stats, UdpSocket,
     contention::Contention,
-    decision::Os,
+    decision::{Os, Refusal, Verdict, decide},
     events::IcmpKind,
+    park::Parked,
     socket::Inner,
     sys::{self, Outgoing},
 };
@@ -49,6 +50,8 @@ pub(crate) trait Io {
     fn register(&self) -> io::Result<Self::Registration>;
     /// Registers anew.
     fn renew(&self, registration: &mut Self::Registration) -> io::Result<()>;
+    /// Whether an edge has come that no attempt has cleared.
+    fn is_ready(&self, registration: &Self::Registration) -> bool;
     /// Calls `attempt`, once, when the reactor says writable. Its `WouldBlock` clears that.
     fn poll_write<R>(
         &self,
@@ -60,6 +63,14 @@ pub(crate) trait Io {
     fn stats(&self) -> &Arc<Stats>;
     fn backpressure(&self) -> &Backpressure;
     fn contention(&self) -> &Contention;
+
+    /// What a failed send means. Only the model's naive sender has another opinion, on this and on the next.
+    fn decide(&self, refusal: &Refusal) -> Verdict {
+        decide(refusal)
+    }
+
+    /// When to try again: as `parked` says.
+    fn schedule(&self, _parked: &mut Parked) {}
 }
 
 impl Io for UdpSocket {
@@ -103,6 +114,10 @@ impl Io for UdpSocket {
 
     fn renew(&self, registration: &mut Self::Registration) -> io::Result<()> {
         registration.renew()
+    }
+
+    fn is_ready(&self, registration: &Self::Registration) -> bool {
+        registration.is_ready(&self.0.io)
     }
 
     fn poll_write<R>(

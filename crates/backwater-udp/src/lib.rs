@@ -36,6 +36,7 @@ mod core;
 mod decision;
 mod events;
 mod io;
+mod notices;
 mod park;
 mod policy;
 mod policy_text;

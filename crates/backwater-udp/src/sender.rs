@@ -1,4 +1,8 @@
-use std::{future::poll_fn, io, task::Context, task::Poll};
+use std::{
+    future::poll_fn,
+    io,
+    task::{Context, Poll},
+};
 
 use crate::{UdpSocket, core::Core, stats::Report, transmit::Transmit};
 

@@ -4,9 +4,18 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::{Backpressure, IcmpError, Receiver, Sender, Stats, contention::Contention, events::Events, sys};
+use crate::{
+    Backpressure, IcmpError, OwnedDatagram, Receiver, Sender, Stats, Train,
+    contention::Contention,
+    events::Events,
+    sys::{self, RawTrain},
+};
+
+/// Calls that look for what a socket caught before it was connected; what a faster peer has sent by then stays in it.
+const CATCH_BUDGET: usize = 64;
 
 /// A UDP socket. Clones are handles to the same one.
 ///
@@ -60,26 +69,59 @@ impl UdpSocket {
         Builder::default().from_std(socket)
     }
 
-    /// A socket on the same local address that is connected to `peer`, with this one's counters and policy.
+    /// A socket on the same local address that is connected to `peer`, with this one's counters and policy: from now on the
+    /// peer's datagrams arrive there, all others here. Either may be closed without a loss to the other.
     ///
-    /// On Apple's systems only a connected socket learns of congestion; elsewhere it saves looking up the route. This one
-    /// has to have been bound with [`Builder::reuse_port`]. Linux may give a connected socket's place in the group
-    /// datagrams of others, and between its birth and its connection any: look at where each datagram comes from.
+    /// On Apple's systems only a connected socket learns of congestion; elsewhere it saves looking up the route. A datagram to
+    /// anyone but the peer is dropped there as [`Invalid`](crate::DropReason::Invalid). This socket has to have been bound
+    /// with [`Builder::reuse_port`].
+    ///
+    /// A socket is born unconnected, and systems hand it anyone's datagrams until it is connected, some microseconds later.
+    /// What came so is returned beside it, with whom it came from: it is up to the caller as if it had arrived here (or
+    /// there, if it is the peer's). Its [`local_ip`](OwnedDatagram::local_ip) is known only if this socket is bound to one.
+    /// Linux before 5.4 may hand a connected socket others' datagrams later too: look at where each comes from.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Those of the system: `AddrInUse` without [`Builder::reuse_port`]; `Unsupported` where ports cannot be shared
+    /// (Windows).
     ///
     /// # Panics
     /// Outside a tokio runtime with its I/O driver enabled.
-    pub fn connect(&self, peer: SocketAddr) -> io::Result<Self> {
-        let builder = Builder {
+    pub fn connect(&self, peer: SocketAddr) -> io::Result<(Self, Vec<OwnedDatagram>)> {
+        let builder = self.sharing();
+        let connected = builder.connected(builder.bound(self.local_addr())?, peer)?;
+        let caught = connected.catch(self.0.local_ip());
+        Ok((connected, caught))
+    }
+
+    fn sharing(&self) -> Builder {
+        Builder {
             reuse_port: true,
             stats: Some(self.0.stats.clone()),
             backpressure: self.0.backpressure.clone(),
             max_train_bytes: Some(self.0.max_train_bytes),
             ..Builder::default()
-        };
-        builder.connect(self.local_addr(), peer)
+        }
+    }
+
+    /// Takes what has arrived.
+    fn catch(&self, local_ip: Option<IpAddr>) -> Vec<OwnedDatagram> {
+        let (inner, mut buffers, mut caught) = (&*self.0, sys::Buffers::new(4), Vec::new());
+        for _ in 0..CATCH_BUDGET {
+            let Ok(slots) = buffers.receive(inner.sock_ref(), &inner.state) else { break };
+            for RawTrain { source, ecn, segment_size, payload, .. } in (0..slots).filter_map(|slot| buffers.train(slot))
+            {
+                let train = Train { source, local_ip, ecn, segment_size, payload };
+                caught.extend(train.datagrams().map(|d| OwnedDatagram {
+                    peer: d.source,
+                    local_ip,
+                    ecn: d.ecn,
+                    payload: Bytes::copy_from_slice(d.payload),
+                }));
+            }
+        }
+        inner.stats.receive(caught.len());
+        caught
     }
 
     /// Whom it is connected to.
@@ -192,7 +234,8 @@ impl Builder {
         self.from_std(self.bound(addr)?.into())
     }
 
-    /// Binds to `addr` and connects to `peer`: only its datagrams arrive, and only to it can be sent.
+    /// Binds to `addr` and connects to `peer`: only to it can be sent, and only its datagrams arrive, but for what came in
+    /// the moment between the two: look at where each comes from.
     ///
     /// # Errors
     /// As [`bind`](Self::bind), and those of the system when there is no route.
@@ -200,9 +243,12 @@ impl Builder {
     /// # Panics
     /// Outside a tokio runtime with its I/O driver enabled.
     pub fn connect(&self, addr: SocketAddr, peer: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self.bound(addr)?;
-        socket.connect(&peer.into())?;
-        self.from_std(socket.into())
+        self.connected(self.bound(addr)?, peer)
+    }
+
+    fn connected(&self, bound: Socket, peer: SocketAddr) -> io::Result<UdpSocket> {
+        bound.connect(&peer.into())?;
+        self.from_std(bound.into())
     }
 
     fn bound(&self, addr: SocketAddr) -> io::Result<Socket> {
@@ -290,4 +336,36 @@ fn set_reuse_port(socket: &Socket) -> io::Result<()> {
 #[cfg(not(unix))]
 fn set_reuse_port(_socket: &Socket) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "this system has no SO_REUSEPORT"))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    /// A new socket takes others' datagrams until it is connected. Those are the business of whoever has the unconnected
+    /// one, and must not look as if they came from the peer.
+    #[tokio::test]
+    async fn what_a_socket_caught_before_it_was_connected_goes_to_its_owner() {
+        for any in ["127.0.0.1:0", "[::1]:0"] {
+            let stranger = std::net::UdpSocket::bind(any).unwrap();
+            let peer = std::net::UdpSocket::bind(any).unwrap();
+            let shared = UdpSocket::builder().reuse_port(true).bind(any.parse().unwrap()).unwrap();
+            // Alone at the port, so that it is certain who takes what comes before it is connected.
+            let (to, builder) = (shared.local_addr(), shared.sharing());
+            let stats = shared.0.stats.clone();
+            drop(shared);
+            let bound = builder.bound(to).unwrap();
+            stranger.send_to(b"stranger's", to).unwrap();
+            stranger.send_to(b"", to).unwrap();
+            peer.send_to(b"peer's", to).unwrap();
+            let connected = builder.connected(bound, peer.local_addr().unwrap()).unwrap();
+            let caught = connected.catch(Some(to.ip()));
+            let seen: Vec<_> = caught.iter().map(|d| (d.peer, d.local_ip, &*d.payload)).collect();
+            let (stranger, peer, ip) = (stranger.local_addr().unwrap(), peer.local_addr().unwrap(), Some(to.ip()));
+            let want: [(_, _, &[u8]); 3] = [(stranger, ip, b"stranger's"), (stranger, ip, b""), (peer, ip, b"peer's")];
+            assert_eq!(seen, want, "{any}");
+            assert_eq!(stats.snapshot().received, 3);
+            assert!(connected.catch(ip).is_empty());
+        }
+    }
 }

@@ -3,7 +3,10 @@ use std::{
     time::Duration,
 };
 
-use crate::park::{By, Class};
+use crate::{
+    notices::Notices,
+    park::{By, Class},
+};
 
 /// Why a datagram was dropped instead of sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +108,7 @@ pub struct Stats {
     possible_duplicates: AtomicU64,
     icmp_errors: AtomicU64,
     icmp_errors_lost: AtomicU64,
+    notices: Notices,
 }
 
 #[derive(Debug, Default)]
@@ -176,6 +180,7 @@ impl Stats {
 
     pub(crate) fn park(&self) {
         add(&self.parked, 1);
+        self.notices.waiting();
     }
 
     pub(crate) fn wake(&self, class: Class, by: By) {
@@ -191,6 +196,7 @@ impl Stats {
 
     pub(crate) fn lost_edge(&self) {
         add(&self.lost_edges, 1);
+        self.notices.lost_edge();
     }
 
     pub(crate) fn spurious_wake(&self) {
@@ -207,6 +213,15 @@ impl Stats {
 
     pub(crate) fn stuck(&self) {
         add(&self.stuck, 1);
+        self.notices.stuck();
+    }
+
+    pub(crate) fn unstuck(&self) {
+        self.notices.unstuck();
+    }
+
+    pub(crate) fn segmentation_off(&self) {
+        self.notices.segmentation_off();
     }
 
     pub(crate) fn possible_duplicates(&self, datagrams: usize) {
@@ -215,7 +230,10 @@ impl Stats {
 
     pub(crate) fn icmp_error(&self, kept: bool) {
         add(&self.icmp_errors, 1);
-        add(&self.icmp_errors_lost, u64::from(!kept));
+        if !kept {
+            add(&self.icmp_errors_lost, 1);
+            self.notices.icmp_error_lost();
+        }
     }
 }
 

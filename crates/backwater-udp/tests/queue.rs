@@ -11,11 +11,7 @@ use std::{
 };
 
 use backwater_udp::{DropReason, Policy, RecvBatch, Transmit, UdpSocket};
-use support::{in_namespace, tc};
-
-fn run(test: impl Future<Output = ()>) {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
-}
+use support::{block_on, in_namespace, tc};
 
 /// Loopback behind a queue that passes 8 Mbit/s and holds far more than a socket's send buffer: sends meet
 /// `EWOULDBLOCK`, as behind a slow network card.
@@ -27,7 +23,7 @@ fn slow_loopback() {
 fn a_full_send_buffer_holds_the_sender_and_loses_nothing() {
     in_namespace("a_full_send_buffer_holds_the_sender_and_loses_nothing", || {
         slow_loopback();
-        run(async {
+        block_on(async {
             let any = "127.0.0.1:0".parse().unwrap();
             let a = UdpSocket::builder().send_buffer(20_000).bind(any).unwrap();
             let b = UdpSocket::bind(any).unwrap();
@@ -63,7 +59,7 @@ fn a_full_send_buffer_holds_the_sender_and_loses_nothing() {
 fn what_is_given_up_or_too_old_is_counted() {
     in_namespace("what_is_given_up_or_too_old_is_counted", || {
         tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
-        run(async {
+        block_on(async {
             let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let payload = vec![0; 64 * 100];
             let slices = [IoSlice::new(&payload)];

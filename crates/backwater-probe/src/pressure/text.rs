@@ -81,7 +81,9 @@ impl Display for Outcome {
         writeln!(f, "for nothing{:>10}  wake-ups by readiness after which there was no room", self.spurious_wakes)?;
         match &self.naive {
             Some(naive) => write!(f, "{naive}")?,
-            None => writeln!(f, "lost edges {:>10}  of {} examined", self.lost_edges, self.edges_examined)?,
+            None => {
+                writeln!(f, "lost edges {:>10}  {} waits examined in a pause", self.lost_edges, self.edges_examined)?
+            }
         }
         for (name, n) in [("stuck", self.stuck), ("doubled?", self.possible_duplicates), ("ICMP", self.icmp_errors)] {
             if n > 0 {

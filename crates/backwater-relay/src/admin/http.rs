@@ -74,7 +74,7 @@ fn routes(control: Arc<Control>) -> Router {
         .route("/metrics", any(exposition))
         .route("/healthz", any(healthy))
         .route("/readyz", any(ready))
-        .fallback(|| async { refuse(StatusCode::NOT_FOUND, "expected /backpressure, /metrics, /healthz or /readyz") })
+        .fallback(|| async { refuse(StatusCode::BAD_REQUEST, "expected /backpressure, /metrics, /healthz or /readyz") })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(middleware::from_fn(only_by_address))
         .with_state(control)

@@ -19,6 +19,8 @@ pub(crate) fn errno(e: &io::Error) -> Errno {
             Errno::Unreachable
         }
         Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::EPROTO | libc::ENOPROTOOPT) => Errno::Refused,
+        // Not the system's: it was seen here, or by quinn-udp, that it cannot be sent so.
+        None if e.kind() == io::ErrorKind::InvalidInput => Errno::Invalid,
         _ => Errno::Other,
     }
 }

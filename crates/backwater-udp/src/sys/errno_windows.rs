@@ -16,6 +16,8 @@ pub(crate) fn errno(e: &io::Error) -> Errno {
         Some(10013) => Errno::NotPermitted,
         Some(10051 | 10065 | 10050 | 10064 | 10049) => Errno::Unreachable,
         Some(10054 | 10061) => Errno::Refused,
+        // Not the system's: it was seen here, or by quinn-udp, that it cannot be sent so.
+        None if e.kind() == io::ErrorKind::InvalidInput => Errno::Invalid,
         _ => Errno::Other,
     }
 }

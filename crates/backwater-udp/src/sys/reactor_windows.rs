@@ -51,6 +51,11 @@ impl Registration {
         Ok(())
     }
 
+    /// Whether the socket has become writable, and no attempt has cleared that.
+    pub(crate) fn is_ready(&self, io: &Io) -> bool {
+        io.0.try_io(Interest::WRITABLE, || Ok(())).is_ok()
+    }
+
     /// Calls `attempt`, once, when the reactor says writable. Its `WouldBlock` clears that.
     pub(crate) fn poll_write<R>(
         &mut self,

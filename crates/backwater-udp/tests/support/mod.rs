@@ -33,6 +33,12 @@ pub fn in_namespace(name: &str, inside: impl FnOnce()) {
     assert!(status.success(), "{name} failed inside its namespace");
 }
 
+/// Runs it on a runtime of this thread's own.
+#[allow(dead_code, reason = "not every crate's tests want one")]
+pub fn block_on<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+}
+
 /// Whether a program can be started.
 pub fn installed(program: &str) -> bool {
     let paths = env::var_os("PATH").unwrap_or_default();
