@@ -202,6 +202,7 @@ impl<'a> Message<'a> {
     }
 
     /// Computes FINGERPRINT, if there is one.
+    #[inline]
     pub fn check_fingerprint(&self) -> FingerprintCheck {
         if self.fingerprint == 0 {
             return FingerprintCheck::Absent;
