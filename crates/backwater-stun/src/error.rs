@@ -36,6 +36,9 @@ pub struct AttributeError {
 /// What is wrong with an attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
+// As wide as the type beside it in `AttributeError`. Were it a byte, it would lie across an IPv4 address in what a getter
+// returns, and the compiler would take the address apart and put it together again on the way.
+#[repr(u16)]
 pub enum AttributeErrorKind {
     /// Shorter or longer than its definition allows.
     Length,

@@ -183,7 +183,10 @@ pub const fn padding_len(len: usize) -> usize {
     len.wrapping_neg() & 3
 }
 
-/// `len` with its padding; `len` is at most 65,535.
+// An offset and a length, with 16 bits each, are added all over: where that could wrap, a walk might never end.
+const _: () = assert!(usize::BITS >= 32);
+
+/// `len` with its padding.
 #[inline]
 const fn padded_len(len: usize) -> usize {
     (len + 3) & !3

@@ -27,7 +27,7 @@ pub struct Message<'a> {
     sha1: u32,
     sha256: u32,
     fingerprint: u32,
-    /// Where the first DATA begins that counts, or 0: what a relay looks for in every datagram.
+    /// Where the first DATA begins, or the end of the message: what a relay looks for in every datagram.
     data: u32,
 }
 
@@ -87,13 +87,14 @@ impl<'a> Message<'a> {
     #[inline]
     fn scan(bytes: &'a [u8]) -> Result<Self, ParseError> {
         // A message has at most 65,555 bytes: 32 bits hold any offset.
-        let mut message = Self { bytes, ordinary_end: bytes.len() as u32, sha1: 0, sha256: 0, fingerprint: 0, data: 0 };
+        let end = bytes.len() as u32;
+        let mut message = Self { bytes, ordinary_end: end, sha1: 0, sha256: 0, fingerprint: 0, data: end };
         let mut at = HEADER_LEN;
         while let Some(head) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
             let here = at as u32;
             let (attribute_type, len) = split_head(*head);
+            let next = padded_len(at + 4 + len);
             match attribute_type {
-                _ if message.fingerprint != 0 => return Err(ParseError::AfterFingerprint),
                 AttributeType::MESSAGE_INTEGRITY if message.sha1 | message.sha256 == 0 => {
                     message.sha1 = here;
                     message.ordinary_end = here;
@@ -102,14 +103,15 @@ impl<'a> Message<'a> {
                     message.sha256 = here;
                     message.ordinary_end = message.ordinary_end.min(here);
                 }
+                AttributeType::FINGERPRINT if next < bytes.len() => return Err(ParseError::AfterFingerprint),
                 AttributeType::FINGERPRINT => {
                     message.fingerprint = here;
                     message.ordinary_end = message.ordinary_end.min(here);
                 }
-                AttributeType::DATA if message.data | message.sha1 | message.sha256 == 0 => message.data = here,
+                AttributeType::DATA => message.data = message.data.min(here),
                 _ => {}
             }
-            at += 4 + padded_len(len);
+            at = next;
         }
         if at != bytes.len() {
             return Err(ParseError::AttributeOverrun);
@@ -200,6 +202,7 @@ impl<'a> Message<'a> {
     }
 
     /// Computes FINGERPRINT, if there is one.
+    #[inline]
     pub fn check_fingerprint(&self) -> FingerprintCheck {
         if self.fingerprint == 0 {
             return FingerprintCheck::Absent;
@@ -285,7 +288,7 @@ impl<'a> Message<'a> {
     fn find(&self, attribute: AttributeType) -> Option<(usize, RawAttribute<'a>)> {
         let Walk { bytes, mut at, end } = self.ordinary();
         if attribute == AttributeType::DATA {
-            at = if self.data == 0 { end } else { self.data as usize };
+            at = self.data as usize;
         }
         loop {
             let (attribute_type, len) = split_head(*bytes.get(at..end)?.first_chunk()?);

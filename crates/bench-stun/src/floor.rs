@@ -80,6 +80,7 @@ fn attributes(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// The first value of a type. The bounds of all are checked first: looking for the value meanwhile is slower.
+#[inline(always)]
 fn value(bytes: &[u8], attribute: u32) -> Option<&[u8]> {
     let attributes = attributes(bytes)?;
     let head = |at: usize| {
@@ -119,6 +120,8 @@ fn peer_and_data(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     peer.zip(data)
 }
 
+/// Part of the operation, as with the peers: what a call returns through memory takes as long again as the reading.
+#[inline(always)]
 fn address(bytes: &[u8], attribute: u32) -> Option<SocketAddr> {
     address_in(value(bytes, attribute)?)
 }

@@ -13,11 +13,14 @@ pub(crate) fn codec() -> Codec {
     Codec {
         name: OURS,
         rows: [
-            operation!(|input| address(Message::parse(&input.success).unwrap())),
+            operation!(|input| {
+                let message = Message::parse(&input.success).unwrap();
+                Answer::Address(message.get::<XorMappedAddress>().unwrap().unwrap().0)
+            }),
             operation!(|input| {
                 let message = Message::parse(&input.success).unwrap();
                 assert_eq!(message.check_fingerprint(), FingerprintCheck::Valid);
-                address(message)
+                Answer::Address(message.get::<XorMappedAddress>().unwrap().unwrap().0)
             }),
             operation!(|input| {
                 let message = Message::parse(&input.success).unwrap();
@@ -39,10 +42,6 @@ pub(crate) fn codec() -> Codec {
             operation!(|input| Answer::Written(indication(buffer(), input).unwrap())),
         ],
     }
-}
-
-fn address(message: Message<'static>) -> Answer<'static> {
-    Answer::Address(message.get::<XorMappedAddress>().unwrap().unwrap().0)
 }
 
 fn request<'b>(buffer: &'b mut [u8], key: &HmacKey) -> Result<&'b [u8], WriteError> {

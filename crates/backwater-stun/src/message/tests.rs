@@ -81,6 +81,25 @@ fn the_first_of_two_counts_even_if_it_cannot_be_read() {
 }
 
 #[test]
+fn the_first_data_counts_and_none_after_the_integrity() {
+    let data = |attributes: &[(u16, &[u8])]| {
+        let bytes = message(attributes);
+        let parsed = Message::parse(&bytes).unwrap();
+        let value = parsed.get::<Data<'_>>().unwrap().map(|data| data.0.to_vec());
+        let range = parsed.value_range(AttributeType::DATA).map(|range| bytes[range].to_vec());
+        assert_eq!(value, range);
+        value
+    };
+    assert_eq!(data(&[(0x0006, b"user"), (0x0013, b"one"), (0x0013, b"two")]), Some(b"one".to_vec()));
+    assert_eq!(data(&[(0x0013, b""), (0x0013, b"two"), (0x0008, &[0; 20])]), Some(vec![]));
+    assert_eq!(data(&[(0x0013, b"one"), (0x0008, &[0; 20]), (0x0013, b"two")]), Some(b"one".to_vec()));
+    assert_eq!(data(&[(0x0008, &[0; 20]), (0x0013, b"one")]), None);
+    assert_eq!(data(&[(0x001C, &[0; 32]), (0x0013, b"one"), (0x8028, &[0; 4])]), None);
+    assert_eq!(data(&[(0x0006, b"user"), (0x8028, &[0; 4])]), None);
+    assert_eq!(data(&[]), None);
+}
+
+#[test]
 fn the_payload_is_found_where_it_lies() {
     let mut buffer = [0; 100];
     let mut writer = Writer::new(&mut buffer, Class::Indication, Method::SEND, ID).unwrap();
@@ -226,6 +245,9 @@ mod defects {
         assert_eq!(Message::parse(&bytes).unwrap_err(), ParseError::AfterFingerprint);
         let bytes = message(&[(0x8028, &[0; 4]), (0x0008, &[0; 20])]);
         assert_eq!(Message::parse(&bytes).unwrap_err(), ParseError::AfterFingerprint);
+        let mut bytes = message(&[(0x8028, &[0; 4])]);
+        bytes[23] = 5;
+        assert_eq!(Message::parse(&bytes).unwrap_err(), ParseError::AttributeOverrun);
     }
 
     #[test]
