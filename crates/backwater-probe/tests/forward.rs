@@ -35,12 +35,12 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// The forwarder has a thread of its own, as a server has a process; it ends with the test.
+/// The forwarder has a thread of its own, as a server has a process; it ends with the test. It listens where the peer is.
 fn forwarder(direction: Direction, peer: SocketAddr) -> SocketAddr {
     let (tell, bound) = mpsc::channel();
     std::thread::spawn(move || {
         runtime().block_on(async {
-            let forwarder = Forwarder::bind(any(), direction, peer).unwrap();
+            let forwarder = Forwarder::bind(SocketAddr::new(peer.ip(), 0), direction, peer).unwrap();
             tell.send(forwarder.local_addr()).unwrap();
             forwarder.run().await
         })
@@ -49,7 +49,16 @@ fn forwarder(direction: Direction, peer: SocketAddr) -> SocketAddr {
 }
 
 async fn through_forwarder(direction: Direction, clients: usize, plain_sink: bool, loads: &[Load]) -> Vec<Outcome> {
-    let peer = free();
+    through_forwarder_to(free(), direction, clients, plain_sink, loads).await
+}
+
+async fn through_forwarder_to(
+    peer: SocketAddr,
+    direction: Direction,
+    clients: usize,
+    plain_sink: bool,
+    loads: &[Load],
+) -> Vec<Outcome> {
     let via = Via::Forwarder(forwarder(direction, peer));
     let mut session = Session::open(&Setup { via, direction, clients, peer, plain_sink }).await.unwrap();
     let mut outcomes = Vec::new();
@@ -79,6 +88,24 @@ fn counts_add_up() {
                 assert!(o.received > o.sent / 2, "{o:?}");
                 assert!(o.received_per_second > 0.0 && o.p50_us <= o.p99_us, "{o:?}");
             }
+        }
+    }
+}
+
+/// On IPv4 loopback the clients share a socket; here each has its own.
+#[test]
+fn clients_may_have_a_socket_each() {
+    let Ok(free) = UdpSocket::bind("[::1]:0") else {
+        assert!(std::env::var_os("CI").is_none(), "no IPv6 here");
+        println!("skipped: no IPv6 here");
+        return;
+    };
+    let peer = free.local_addr().unwrap();
+    drop(free);
+    for direction in DIRECTIONS {
+        for o in runtime().block_on(through_forwarder_to(peer, direction, 4, false, &[load(100, 8, 20_000.0)])) {
+            assert_eq!((o.sent, o.sent % 8), (o.received + o.lost, 0), "{o:?}");
+            assert!(o.received > o.sent / 2 && o.received > 0, "{o:?}");
         }
     }
 }

@@ -260,7 +260,7 @@ impl fmt::Display for Report {
         writeln!(f, "\nThe peers receive {peers}.")?;
         let disturbed: usize = self.figures.iter().map(|(_, _, figures)| figures.disturbed).sum();
         if disturbed > 0 {
-            writeln!(f, "\n**Something else ran on the load's core during {disturbed} loads: not figures to quote.**")?;
+            writeln!(f, "\n**Something else ran on the two cores during {disturbed} loads: not figures to quote.**")?;
         }
         for metric in &METRICS {
             self.table(f, metric)?;

@@ -22,7 +22,7 @@ pub(super) struct Figures {
     pub(super) overload_us: f64,
     /// Latency at half of the highest rate.
     pub(super) latency: Latency,
-    /// Loads of the search during which something else ran on the generator's core, each time they were tried.
+    /// Loads of the search during which something else ran on one of the two cores, each time they were tried.
     pub(super) disturbed: usize,
 }
 
@@ -71,12 +71,14 @@ const REACHED: f64 = 0.97;
 /// How often a load is repeated in which the sink itself lost; then the generator is the limit.
 const REPEATS: usize = 3;
 
-/// How many loads of a cell are repeated because something else ran on the generator's core. On a machine that is busy
+/// How many loads of a cell are repeated because something else ran on one of the two cores. On a machine that is busy
 /// all the time, more would not help.
 const DISTURBED: usize = 4;
 
-/// The share of a load's time that the generator, which never sleeps, may wait for its core.
+/// The share of a load's time that the generator, which never sleeps, may wait for its core; and the server, whose own
+/// threads may wait for each other.
 const WAITED: f64 = 0.02;
+const SERVER_WAITED: f64 = 0.1;
 
 /// One load, and the CPU that it took.
 struct Probe {
@@ -220,11 +222,11 @@ async fn probe(
 ) -> Result<Probe> {
     let mut invalid = 0;
     loop {
-        let meter = || (server.run_time(), cpu::waited(std::process::id()));
+        let meter = || (server.run_time(), server.waited(), cpu::waited(std::process::id()));
         let (outcome, [before, after]) = session.run(&load(cell, rate, timing), meter).await?;
-        let waited = (after.1? - before.1?) as f64 / 1e9;
-        let cpu_seconds = (after.0? - before.0?) as f64 / 1e9;
-        let disturbed = waited > outcome.seconds * WAITED;
+        let [cpu_seconds, server_waited, waited] =
+            [after.0? - before.0?, after.1? - before.1?, after.2? - before.2?].map(|nanos| nanos as f64 / 1e9);
+        let disturbed = waited > outcome.seconds * WAITED || server_waited > outcome.seconds * SERVER_WAITED;
         if !outcome.valid && invalid < REPEATS {
             invalid += 1;
         } else if outcome.valid && disturbed && *again > 0 {

@@ -208,6 +208,10 @@ impl Server {
         cpu::run_time(self.child.id())
     }
 
+    pub(super) fn waited(&self) -> Result<u64> {
+        cpu::waited(self.child.id())
+    }
+
     /// Clients of this server, and what they talk to.
     pub(super) async fn session(&self, cell: Cell) -> Result<Session> {
         let via =
