@@ -5,19 +5,19 @@
 //! receives, and never sleeps while a load runs: a receiver that sleeps makes the server pay for waking it.
 
 mod sink;
+mod source;
 
 use std::{
-    io::{self, IoSlice},
-    net::{IpAddr, SocketAddr},
-    task::{Context, Waker},
+    io,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
-use backwater_udp::{Receiver, RecvBatch, Sender, Transmit, UdpSocket};
+use backwater_udp::UdpSocket;
 use serde::Serialize;
 use sink::Sink;
-use tokio::time::timeout;
+use source::{Flow, Sent, Sources};
 
 use crate::{
     clients::{Clients, Round, generator_socket},
@@ -157,35 +157,6 @@ pub const MIN_SIZE: usize = STAMP_LEN;
 /// The largest payload: what a UDP datagram over IPv4 holds, less the channel header.
 pub const MAX_SIZE: usize = 65_507 - CHANNEL_HEADER_LEN;
 
-#[derive(Debug)]
-struct Sources {
-    senders: Vec<Sender>,
-    /// Where each flow begins and ends.
-    flows: Vec<Flow>,
-    /// Whose turn it is.
-    next: usize,
-    /// The train that all of them send, since all have the same channel.
-    train: Vec<u8>,
-    /// Bytes of one datagram of it, and bytes of its channel header.
-    frame: usize,
-    header: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Flow {
-    sender: usize,
-    /// Where the socket has several addresses: this one.
-    from: Option<IpAddr>,
-    to: SocketAddr,
-}
-
-/// What a phase of a load counted.
-#[derive(Clone, Copy, Default)]
-struct Sent {
-    datagrams: u64,
-    refused: u64,
-}
-
 /// The start of each payload: the run in the first byte, then the time in nanoseconds since the session's start, or
 /// zero if it is not sampled.
 const STAMP_LEN: usize = 8;
@@ -198,9 +169,6 @@ const MOST_TRAINS: usize = 64;
 /// What is under way when the sending ends gets this long to arrive, and this long after whatever arrived last.
 const LONGEST_DRAIN: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_millis(30);
-
-/// How long a forwarder may take for what is sent ahead.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The channel of every client.
 pub(crate) const CHANNEL: ChannelNumber = ChannelNumber::MIN;
@@ -373,99 +341,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-}
-
-impl Sources {
-    fn new(sockets: &[UdpSocket]) -> Self {
-        let senders = sockets.iter().map(UdpSocket::sender).collect();
-        Self { senders, flows: Vec::new(), next: 0, train: Vec::new(), frame: 0, header: 0 }
-    }
-
-    fn prepare(&mut self, header: &[u8], load: &Load) {
-        (self.frame, self.header) = (header.len() + load.size, header.len());
-        self.train = header.to_vec();
-        self.train.resize(self.frame, 0);
-        self.train = self.train.repeat(load.burst);
-    }
-
-    fn stamp_all(&mut self, run: u8) {
-        let header = self.header;
-        self.train.chunks_exact_mut(self.frame).for_each(|datagram| stamp(datagram, header, run, 0));
-    }
-
-    /// The next `due` trains: each flow in its turn sends one, or as many as it takes for all of them to have had one. What
-    /// the kernel does not take now is not sent at all.
-    fn send(&mut self, due: usize, run: u8, time: u64, sent: &mut Sent) -> io::Result<()> {
-        if due == 0 {
-            return Ok(());
-        }
-        stamp(&mut self.train, self.header, run, time);
-        let slices = [IoSlice::new(&self.train)];
-        let share = due.div_ceil(self.flows.len());
-        let mut transmits = Vec::with_capacity(due);
-        let mut left = due;
-        while left > 0 {
-            let flow = self.flows[self.next];
-            self.next = (self.next + 1) % self.flows.len();
-            let trains = share.min(left);
-            left -= trains;
-            for _ in 0..trains {
-                transmits.push(Transmit::new(flow.to, &slices).segment_size(self.frame).source(flow.from));
-            }
-            // All that goes out of one socket leaves in one call.
-            if left == 0 || self.flows[self.next].sender != flow.sender {
-                let mut cx = Context::from_waker(Waker::noop());
-                let result = self.senders[flow.sender].poll_send_batch(&mut cx, &mut transmits);
-                let taken: u64 = transmits.iter().map(|t| u64::from(t.report().sent)).sum();
-                sent.datagrams += taken;
-                sent.refused += (transmits.len() * self.train.len() / self.frame) as u64 - taken;
-                transmits.clear();
-                if let std::task::Poll::Ready(result) = result {
-                    result?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends one datagram of each flow ahead, so that the forwarder has met its client; returns where each came from.
-    /// `in_pairs`: the first of a pair has nobody to go to yet.
-    async fn open_ways(&mut self, arrival: &[UdpSocket], in_pairs: bool) -> Result<Vec<SocketAddr>, LoadError> {
-        let mut receivers: Vec<Receiver> = arrival.iter().map(UdpSocket::receiver).collect();
-        let mut batch = RecvBatch::new(1);
-        let mut sources = Vec::with_capacity(self.flows.len());
-        for (number, flow) in self.flows.iter().enumerate() {
-            let mut datagram = ChannelData::header(CHANNEL, 8).to_vec();
-            datagram.extend((number as u64).to_be_bytes());
-            let slices = [IoSlice::new(&datagram)];
-            self.senders[flow.sender].send(&mut Transmit::new(flow.to, &slices).source(flow.from)).await?;
-            if in_pairs && number % 2 == 0 {
-                continue;
-            }
-            // Sockets of pairs are as many as clients, or one for all.
-            let at = if receivers.len() > 1 { number ^ 1 } else { 0 };
-            let receiver = receivers.get_mut(at).ok_or(LoadError::NotForwarded(flow.to))?;
-            let arrived = async {
-                loop {
-                    receiver.recv(&mut batch).await?;
-                    if let Some(d) = batch.datagrams().find(|d| d.payload.ends_with(&(number as u64).to_be_bytes())) {
-                        return Ok::<_, io::Error>(d.source);
-                    }
-                }
-            };
-            sources.push(timeout(PATIENCE, arrived).await.map_err(|_| LoadError::NotForwarded(flow.to))??);
-        }
-        Ok(sources)
-    }
-}
-
-/// Stamps the first datagram of a train.
-#[inline]
-fn stamp(train: &mut [u8], header: usize, run: u8, time: u64) {
-    let stamp = u64::from(run) << TIME_BITS | time & ((1 << TIME_BITS) - 1);
-    if let Some(room) = train.get_mut(header..header + STAMP_LEN) {
-        room.copy_from_slice(&stamp.to_be_bytes());
     }
 }
 

@@ -1,6 +1,10 @@
 //! The figures of one server under one load.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, bail};
 use backwater_probe::load::{Load, Outcome, Session, Setup, Via};
@@ -75,6 +79,9 @@ const REPEATS: usize = 3;
 /// all the time, more would not help.
 const DISTURBED: usize = 4;
 
+/// How long a search may take, once it has found a rate: a busy machine must not use up the time of all rounds.
+const SEARCH: Duration = Duration::from_secs(4);
+
 /// The share of a load's time that the generator, which never sleeps, may wait for its core; and the server, whose own
 /// threads may wait for each other.
 const WAITED: f64 = 0.02;
@@ -115,6 +122,7 @@ impl Probe {
 /// Searches for the highest rate without loss, then overloads.
 pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Result<Figures> {
     let mut session = server.session(cell).await?;
+    let began = Instant::now();
     // As much as there is: what comes through is near the rate searched for.
     let mut again = DISTURBED;
     let flood = probe(server, &mut session, cell, 0.0, timing, &mut again).await?;
@@ -126,7 +134,7 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
     let lost = flood.outcome.loss >= LOSS;
     let mut best = (!lost).then_some(flood);
     // A flood that comes through leaves nothing to search for.
-    while let Some(rate) = if lost { bracket.next() } else { None } {
+    while let Some(rate) = if lost && (best.is_none() || began.elapsed() < SEARCH) { bracket.next() } else { None } {
         let tried = try_rate(server, &mut session, cell, rate, timing, &mut again).await?;
         let verdict = tried.verdict();
         disturbed += usize::from(tried.disturbed);
