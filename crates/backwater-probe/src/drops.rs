@@ -1,19 +1,29 @@
 //! What the kernel dropped in front of a socket of ours, because we did not read fast enough.
 
-use std::{fs, net::SocketAddr};
+use std::{collections::HashSet, fs, net::SocketAddr};
 
-/// Datagrams that were dropped at the socket on this port since it was made; `None` where the system does not say.
+/// Datagrams that were dropped at the sockets on these ports, of one family, since they were made; `None` where the system
+/// does not say.
 ///
 /// Linux: the last column of `/proc/net/udp`.
-pub(crate) fn dropped_at(local: SocketAddr) -> Option<u64> {
-    let table = if local.is_ipv4() { "/proc/thread-self/net/udp" } else { "/proc/thread-self/net/udp6" };
-    find(&fs::read_to_string(table).ok()?, local.port())
+pub(crate) fn dropped_at(locals: &[SocketAddr]) -> Option<u64> {
+    let table = match locals.first()? {
+        SocketAddr::V4(_) => "/proc/thread-self/net/udp",
+        SocketAddr::V6(_) => "/proc/thread-self/net/udp6",
+    };
+    let ports: HashSet<u16> = locals.iter().map(SocketAddr::port).collect();
+    sum(&fs::read_to_string(table).ok()?, &ports)
 }
 
-fn find(table: &str, port: u16) -> Option<u64> {
-    let suffix = format!(":{port:04X}");
-    let line = table.lines().find(|line| line.split_whitespace().nth(1).is_some_and(|a| a.ends_with(&suffix)))?;
-    line.split_whitespace().last()?.parse().ok()
+/// `None` unless each port is there once.
+fn sum(table: &str, ports: &HashSet<u16>) -> Option<u64> {
+    let drops = table.lines().filter_map(|line| {
+        let mut columns = line.split_whitespace();
+        let port = u16::from_str_radix(columns.nth(1)?.rsplit_once(':')?.1, 16).ok()?;
+        ports.contains(&port).then(|| columns.last()?.parse::<u64>().ok())?
+    });
+    let (found, dropped) = drops.fold((0, 0), |(found, dropped), drops| (found + 1, dropped + drops));
+    (found == ports.len()).then_some(dropped)
 }
 
 #[cfg(test)]
@@ -21,13 +31,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_column_of_the_right_line() {
+    fn the_last_column_of_the_right_lines() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
   109: 0100007F:0D96 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 7 2 0000000000000000 12
   110: 0100007F:0D97 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 8 2 0000000000000000 34
 ";
-        assert_eq!(find(table, 3478), Some(12));
-        assert_eq!(find(table, 3479), Some(34));
-        assert_eq!(find(table, 3480), None);
+        assert_eq!(sum(table, &[3478].into()), Some(12));
+        assert_eq!(sum(table, &[3478, 3479].into()), Some(46));
+        assert_eq!(sum(table, &[3479, 3480].into()), None);
     }
 }

@@ -1,33 +1,48 @@
 //! The raw forwarder: the limit that a relay is measured against.
 //!
-//! It does what any relay has to do on the way up, and nothing else: receives trains, strips four bytes of channel
-//! header from each datagram, and sends them on from a socket of the client's own. No authentication, no
-//! permissions, no expiry, one destination.
+//! It does what any relay has to do, and nothing else: on the way up it receives trains, strips four bytes of channel
+//! header from each datagram, and sends them on from a socket of the client's own; on the way down it receives there,
+//! adds four bytes, and sends to the client; from client to client, both of which it has, it sends on what came, for the
+//! two have the same channel. No authentication, no permissions, no expiry, one peer, pairs in the order in which
+//! clients appear.
 
 use std::{
     collections::HashMap,
     future::poll_fn,
     io::{self, IoSlice},
     net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
 };
 
-use backwater_stun::CHANNEL_HEADER_LEN;
-use backwater_udp::{MAX_SEGMENTS, RecvBatch, Sender, Transmit, UdpSocket};
+use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData};
+use backwater_udp::{MAX_SEGMENTS, Receiver, RecvBatch, Sender, Transmit, UdpSocket};
+use tokio::task::JoinSet;
 
-/// What to forward.
-#[derive(Clone, Copy, Debug)]
+use crate::load::{CHANNEL, Direction};
+
+/// Forwards what arrives at a socket. See [`Forwarder::run`].
+#[derive(Debug)]
 pub struct Forwarder {
-    /// Where clients send to.
-    pub listen: SocketAddr,
-    /// Where everything goes.
-    pub to: SocketAddr,
+    socket: UdpSocket,
+    direction: Direction,
+    peer: SocketAddr,
 }
 
-/// One socket for each client, by its address.
+/// The clients so far.
 struct Clients {
     numbers: HashMap<SocketAddr, usize>,
-    senders: Vec<Sender>,
     last: Option<(SocketAddr, usize)>,
+    addrs: Vec<SocketAddr>,
+    /// One for each, unless it is for nothing.
+    egress: Vec<Sender>,
+}
+
+/// Datagrams of one size that leave together.
+struct Run<'a> {
+    slices: Vec<IoSlice<'a>>,
+    datagrams: usize,
+    size: usize,
 }
 
 /// Trains received in one system call. Twice as many, or half, was slower.
@@ -40,78 +55,198 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 const MAX_TRAIN: usize = 65_507;
 
 impl Forwarder {
-    /// Forwards until the socket fails, or the future is dropped.
+    /// A forwarder of this direction: clients send to `listen`, and up and down there is one `peer`.
     ///
     /// # Errors
     /// The system's.
-    pub async fn run(&self) -> io::Result<()> {
-        let socket = UdpSocket::builder().receive_buffer(RECEIVE_BUFFER).bind(self.listen)?;
-        let mut receiver = socket.receiver();
+    pub fn bind(listen: SocketAddr, direction: Direction, peer: SocketAddr) -> io::Result<Self> {
+        Ok(Self { socket: UdpSocket::builder().receive_buffer(RECEIVE_BUFFER).bind(listen)?, direction, peer })
+    }
+
+    /// Where clients send to.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.socket.local_addr()
+    }
+
+    /// Forwards until a socket fails, or the future is dropped.
+    ///
+    /// # Errors
+    /// The system's.
+    pub async fn run(self) -> io::Result<()> {
+        let mut receiver = self.socket.receiver();
+        let mut sender = self.socket.sender();
         let mut batch = RecvBatch::new(SLOTS);
-        let mut clients = Clients { numbers: HashMap::new(), senders: Vec::new(), last: None };
+        let down_batch = Arc::new(Mutex::new(RecvBatch::new(SLOTS)));
+        let mut downs = JoinSet::new();
+        let mut clients = Clients { numbers: HashMap::new(), last: None, addrs: Vec::new(), egress: Vec::new() };
         let mut order: Vec<(usize, usize)> = Vec::with_capacity(SLOTS);
         loop {
-            receiver.recv(&mut batch).await?;
+            poll_fn(|cx| {
+                if let Poll::Ready(Some(ended)) = downs.poll_join_next(cx) {
+                    return Poll::Ready(ended.map_err(io::Error::other)?);
+                }
+                receiver.poll_recv(cx, &mut batch)
+            })
+            .await?;
             order.clear();
             for (slot, train) in batch.trains().enumerate() {
-                order.push((clients.number(train.source, self.to)?, slot));
+                let (number, new) = clients.number(train.source);
+                order.push((number, slot));
+                if !new || self.direction == Direction::Across {
+                    continue;
+                }
+                let egress = self.egress()?;
+                clients.egress.push(egress.sender());
+                if self.direction == Direction::Down {
+                    let down = Down { from: egress.receiver(), by: self.socket.sender(), to: train.source };
+                    downs.spawn(down.run(down_batch.clone()));
+                }
             }
             // All datagrams of a client leave together: with ten clients a fifth to a quarter faster than only those
             // that came in a row. A client's own order stays, since slots are in the order of arrival.
             order.sort_unstable();
-            self.forward(&batch, &order, &mut clients).await?;
+            match self.direction {
+                Direction::Up | Direction::Down => self.up(&batch, &order, &mut clients).await?,
+                Direction::Across => across(&batch, &order, &clients, &mut sender).await?,
+            }
         }
     }
 
-    async fn forward(&self, batch: &RecvBatch, order: &[(usize, usize)], clients: &mut Clients) -> io::Result<()> {
-        let mut run = [IoSlice::new(&[]); MAX_SEGMENTS];
-        let (mut client, mut len, mut size) = (0, 0, 0);
+    fn egress(&self) -> io::Result<UdpSocket> {
+        let any = if self.peer.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0; 16], 0)) };
+        let local = if self.peer.ip().is_loopback() { SocketAddr::new(self.peer.ip(), 0) } else { any };
+        UdpSocket::builder().receive_buffer(RECEIVE_BUFFER).bind(local)
+    }
+
+    async fn up(&self, batch: &RecvBatch, order: &[(usize, usize)], clients: &mut Clients) -> io::Result<()> {
+        let (mut run, mut client) = (Run::new(), 0);
         for &(number, slot) in order {
             let Some(train) = batch.train(slot) else { continue };
             for datagram in train.payloads() {
                 let Some(data) = datagram.get(CHANNEL_HEADER_LEN..) else { continue };
-                // A train has one client, and datagrams of one size.
-                let full = len == MAX_SEGMENTS || (len + 1) * size > MAX_TRAIN;
-                if len > 0 && (number != client || data.len() != size || full) {
-                    clients.send(client, self.to, &run[..len], size).await?;
-                    len = 0;
+                if number != client || !run.takes(1, data.len()) {
+                    run.flush(&mut clients.egress[client], self.peer).await?;
+                    client = number;
                 }
-                (client, size) = (number, data.len());
-                run[len] = IoSlice::new(data);
-                len += 1;
+                run.push(data, 1, data.len());
             }
         }
-        if len > 0 {
-            clients.send(client, self.to, &run[..len], size).await?;
+        match clients.egress.get_mut(client) {
+            Some(egress) => run.flush(egress, self.peer).await,
+            None => Ok(()),
+        }
+    }
+}
+
+async fn across(batch: &RecvBatch, order: &[(usize, usize)], clients: &Clients, by: &mut Sender) -> io::Result<()> {
+    let (mut run, mut to) = (Run::new(), None);
+    for &(number, slot) in order {
+        let (Some(train), partner) = (batch.train(slot), clients.addrs.get(number ^ 1).copied()) else { continue };
+        let (Some(partner), datagrams) = (partner, train.datagram_count()) else { continue };
+        if to != Some(partner) || !run.takes(datagrams, train.segment_size) {
+            if let Some(to) = to {
+                run.flush(by, to).await?;
+            }
+            to = Some(partner);
+        }
+        run.push(train.payload, datagrams, train.segment_size);
+        // Only the last datagram of a train may be shorter.
+        if train.payload.len() < datagrams * train.segment_size {
+            run.flush(by, partner).await?;
+        }
+    }
+    match to {
+        Some(to) => run.flush(by, to).await,
+        None => Ok(()),
+    }
+}
+
+/// The way down of one client.
+struct Down {
+    from: Receiver,
+    by: Sender,
+    to: SocketAddr,
+}
+
+impl Down {
+    /// All of them receive into one batch, since none keeps it.
+    async fn run(mut self, batch: Arc<Mutex<RecvBatch>>) -> io::Result<()> {
+        poll_fn(|cx| {
+            let mut batch = batch.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                ready!(self.from.poll_recv(cx, &mut batch))?;
+                self.forward(cx, &batch)?;
+            }
+        })
+        .await
+    }
+
+    fn forward(&mut self, cx: &mut Context<'_>, batch: &RecvBatch) -> io::Result<()> {
+        let mut data = batch.trains().flat_map(|train| train.payloads()).peekable();
+        let mut slices = Vec::with_capacity(2 * MAX_SEGMENTS);
+        while let Some(first) = data.next() {
+            let Ok(len) = u16::try_from(first.len()) else { continue };
+            let (header, size) = (ChannelData::header(CHANNEL, len), CHANNEL_HEADER_LEN + first.len());
+            slices.extend([IoSlice::new(&header), IoSlice::new(first)]);
+            let most = MAX_SEGMENTS.min(MAX_TRAIN / size).max(1);
+            while slices.len() / 2 < most
+                && let Some(next) = data.next_if(|next| next.len() == first.len())
+            {
+                slices.extend([IoSlice::new(&header), IoSlice::new(next)]);
+            }
+            // What there is no room for is given up with the transmit: the limit has no queue.
+            if let Poll::Ready(result) = self.by.poll_send(cx, &mut Transmit::new(self.to, &slices).segment_size(size))
+            {
+                result?;
+            }
+            slices = Vec::with_capacity(2 * MAX_SEGMENTS);
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Run<'a> {
+    fn new() -> Self {
+        Self { slices: Vec::with_capacity(MAX_SEGMENTS), datagrams: 0, size: 0 }
+    }
+
+    #[inline]
+    fn takes(&self, datagrams: usize, size: usize) -> bool {
+        let all = self.datagrams + datagrams;
+        self.datagrams == 0 || size == self.size && all <= MAX_SEGMENTS && all * size <= MAX_TRAIN
+    }
+
+    #[inline]
+    fn push(&mut self, bytes: &'a [u8], datagrams: usize, size: usize) {
+        self.slices.push(IoSlice::new(bytes));
+        (self.datagrams, self.size) = (self.datagrams + datagrams, size);
+    }
+
+    async fn flush(&mut self, by: &mut Sender, to: SocketAddr) -> io::Result<()> {
+        if self.datagrams > 0 {
+            by.send(&mut Transmit::new(to, &self.slices).segment_size(self.size)).await?;
+            self.slices.clear();
+            self.datagrams = 0;
         }
         Ok(())
     }
 }
 
 impl Clients {
+    /// The number of a client, and whether it is a new one.
     #[inline]
-    fn number(&mut self, client: SocketAddr, to: SocketAddr) -> io::Result<usize> {
+    fn number(&mut self, client: SocketAddr) -> (usize, bool) {
         if let Some((last, number)) = self.last
             && last == client
         {
-            return Ok(number);
+            return (number, false);
         }
-        let number = match self.numbers.get(&client) {
-            Some(&number) => number,
-            None => {
-                let any = if to.is_ipv4() { SocketAddr::from(([0; 4], 0)) } else { SocketAddr::from(([0; 16], 0)) };
-                let local = if to.ip().is_loopback() { SocketAddr::new(to.ip(), 0) } else { any };
-                self.senders.push(UdpSocket::bind(local)?.sender());
-                self.numbers.insert(client, self.senders.len() - 1);
-                self.senders.len() - 1
-            }
-        };
+        let new = self.addrs.len();
+        let number = *self.numbers.entry(client).or_insert(new);
+        if number == new {
+            self.addrs.push(client);
+        }
         self.last = Some((client, number));
-        Ok(number)
-    }
-
-    async fn send(&mut self, client: usize, to: SocketAddr, run: &[IoSlice<'_>], size: usize) -> io::Result<()> {
-        let mut transmit = Transmit::new(to, run).segment_size(size);
-        poll_fn(|cx| self.senders[client].poll_send(cx, &mut transmit)).await.map(drop)
+        (number, number == new)
     }
 }

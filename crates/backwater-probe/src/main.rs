@@ -5,10 +5,10 @@ mod pressure_command;
 
 use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use backwater_probe::{
     forward::Forwarder,
-    load::{Load, MAX_SIZE, MIN_SIZE, Outcome, Session, Setup},
+    load::{Direction, Load, MAX_SIZE, MIN_SIZE, Outcome, Session, Setup, Via},
     turn::Credential,
 };
 use clap::{Args, Parser, Subcommand};
@@ -24,9 +24,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sends ChannelData through a TURN server and counts what arrives.
+    /// Sends trains through a TURN server and counts what arrives.
     ///
-    /// Each client allocates, binds a channel to a socket of this process, and sends trains at a common rate.
+    /// Each client allocates and binds a channel, to a peer that is a socket of this process, or to another client.
     Load(LoadArgs),
     /// Makes allocations with a channel each, and keeps them for a while.
     Hold(HoldArgs),
@@ -35,7 +35,7 @@ enum Command {
     /// Nothing has to answer at the address. Unless --rate says otherwise, this fills the first queue on the way there, and
     /// whatever else wants to use it waits: choose the address, and the moment, accordingly.
     Pressure(PressureArgs),
-    /// Strips channel headers and sends on: what `load --raw` needs, and the limit of what a relay can do.
+    /// Relays and does nothing else: what `load --raw` needs, and the limit of what a relay can do.
     #[command(hide = true)]
     Forward(ForwardArgs),
 }
@@ -51,10 +51,13 @@ struct ServerArgs {
     /// How many clients, each with an allocation of its own.
     #[arg(long, default_value_t = 1)]
     clients: usize,
-    /// Where the data is to arrive. The server must be able to reach it.
+    /// Where the peer is, which is this process. The server must be able to reach it.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
-    sink: SocketAddr,
-    /// Receive datagrams one by one, as a peer without receive offload does.
+    peer: SocketAddr,
+    /// From the clients to the peer, down to the clients, or across, from client to client.
+    #[arg(long, value_enum, default_value = "up")]
+    direction: Direction,
+    /// The peer receives datagrams one by one, as one without receive offload does; up only.
     #[arg(long)]
     plain_sink: bool,
 }
@@ -63,7 +66,7 @@ struct ServerArgs {
 struct LoadArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// Allocate nothing and send ChannelData all the same, for a forwarder that knows no TURN.
+    /// Allocate nothing, for a forwarder that knows no TURN.
     #[arg(long, conflicts_with = "user")]
     raw: bool,
     /// Bytes of payload in each datagram.
@@ -100,7 +103,9 @@ struct ForwardArgs {
     #[arg(long)]
     listen: SocketAddr,
     #[arg(long)]
-    to: SocketAddr,
+    peer: SocketAddr,
+    #[arg(long, value_enum)]
+    direction: Direction,
 }
 
 fn main() -> ExitCode {
@@ -120,8 +125,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Load(args) => load(args).await,
         Command::Hold(args) => hold(args).await,
         Command::Pressure(args) => args.run().await,
-        Command::Forward(ForwardArgs { listen, to }) => {
-            Forwarder { listen, to }.run().await.with_context(|| format!("forwarding from {listen}"))
+        Command::Forward(ForwardArgs { listen, peer, direction }) => {
+            let forwarder = Forwarder::bind(listen, direction, peer).with_context(|| format!("binding to {listen}"))?;
+            forwarder.run().await.with_context(|| format!("forwarding from {listen}"))
         }
     }
 }
@@ -152,16 +158,19 @@ async fn hold(args: HoldArgs) -> anyhow::Result<()> {
     let wait = seconds("--seconds", args.seconds)?;
     let setup = setup(args.server, false)?;
     let session = Session::open(&setup).await?;
-    println!("holding {} allocations on {}", setup.clients, setup.server);
+    println!("holding {} allocations", setup.clients);
     tokio::time::sleep(wait).await;
     Ok(session.close().await?)
 }
 
 fn setup(args: ServerArgs, raw: bool) -> anyhow::Result<Setup> {
-    let ServerArgs { server, user, clients, sink, plain_sink } = args;
-    ensure!(clients > 0, "--clients must be at least 1");
-    ensure!(raw || user.is_some(), "--user NAME:PASSWORD is missing");
-    Ok(Setup { server, credential: user, clients, sink, plain_sink })
+    let ServerArgs { server, user, clients, peer, direction, plain_sink } = args;
+    let via = match user {
+        _ if raw => Via::Forwarder(server),
+        Some(credential) => Via::Turn(server, credential),
+        None => bail!("--user NAME:PASSWORD is missing"),
+    };
+    Ok(Setup { via, direction, clients, peer, plain_sink })
 }
 
 fn print(o: &Outcome) {

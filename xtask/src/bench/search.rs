@@ -1,9 +1,13 @@
 //! The figures of one server under one load.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, bail, ensure};
-use backwater_probe::load::{Load, Outcome, Session, Setup};
+use anyhow::{Result, bail};
+use backwater_probe::load::{Load, Outcome, Session, Setup, Via};
 
 use super::{Cell, cpu, server::Server};
 
@@ -18,10 +22,28 @@ pub(super) struct Figures {
     pub(super) per_cpu_second: f64,
     /// Datagrams per second that arrive at three times that rate.
     pub(super) goodput: f64,
-    /// Latency at that overload, in microseconds.
-    pub(super) p50_us: f64,
-    /// Loads of the search during which something else ran on the generator's core, each time they were tried.
+    /// Median latency at that overload.
+    pub(super) overload_us: f64,
+    /// Latency at half of the highest rate.
+    pub(super) latency: Latency,
+    /// Loads of the search during which something else ran on one of the two cores, each time they were tried.
     pub(super) disturbed: usize,
+}
+
+/// Microseconds from source to sink.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Latency {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+}
+
+/// The generator with nothing in between.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Alone {
+    /// Datagrams per second, as fast as possible.
+    pub(super) rate: f64,
+    /// At a quarter of that.
+    pub(super) latency: Latency,
 }
 
 /// How long each load lasts.
@@ -35,9 +57,9 @@ pub(super) struct Timing {
 
 impl Timing {
     pub(super) const FULL: Self =
-        Self { warm_up: Duration::from_millis(60), probe: Duration::from_millis(300), precision: 1.02 };
+        Self { warm_up: Duration::from_millis(40), probe: Duration::from_millis(200), precision: 1.03 };
     pub(super) const QUICK: Self =
-        Self { warm_up: Duration::from_millis(40), probe: Duration::from_millis(120), precision: 1.05 };
+        Self { warm_up: Duration::from_millis(30), probe: Duration::from_millis(100), precision: 1.08 };
 }
 
 /// Loss below which a rate counts.
@@ -50,15 +72,20 @@ const ATTEMPTS: usize = 2;
 /// The generator has to reach this share of the rate asked for.
 const REACHED: f64 = 0.97;
 
-/// How often a load is repeated in which the sink itself lost.
-const REPEATS: usize = 4;
+/// How often a load is repeated in which the sink itself lost; then the generator is the limit.
+const REPEATS: usize = 3;
 
-/// How many loads of a cell are repeated because something else ran on the generator's core. On a machine that is busy
+/// How many loads of a cell are repeated because something else ran on one of the two cores. On a machine that is busy
 /// all the time, more would not help.
 const DISTURBED: usize = 4;
 
-/// The share of a load's time that the generator, which never sleeps, may wait for its core.
+/// How long a search may take, once it has found a rate: a busy machine must not use up the time of all rounds.
+const SEARCH: Duration = Duration::from_secs(4);
+
+/// The share of a load's time that the generator, which never sleeps, may wait for its core; and the server, whose own
+/// threads may wait for each other.
 const WAITED: f64 = 0.02;
+const SERVER_WAITED: f64 = 0.1;
 
 /// One load, and the CPU that it took.
 struct Probe {
@@ -80,7 +107,9 @@ enum Verdict {
 
 impl Probe {
     fn verdict(&self) -> Verdict {
-        if self.outcome.loss >= LOSS {
+        if !self.outcome.valid {
+            Verdict::Limited
+        } else if self.outcome.loss >= LOSS {
             Verdict::Loses
         } else if self.outcome.rate == 0.0 || self.outcome.sent_per_second < REACHED * self.outcome.rate {
             Verdict::Limited
@@ -92,7 +121,8 @@ impl Probe {
 
 /// Searches for the highest rate without loss, then overloads.
 pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Result<Figures> {
-    let mut session = server.session(cell.clients).await?;
+    let mut session = server.session(cell).await?;
+    let began = Instant::now();
     // As much as there is: what comes through is near the rate searched for.
     let mut again = DISTURBED;
     let flood = probe(server, &mut session, cell, 0.0, timing, &mut again).await?;
@@ -101,10 +131,10 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
     let mut bracket = Bracket::near(through, timing.precision);
     // What stops the search: the generator, or the server's loss.
     let mut stopped_by = flood.verdict();
-    let lost = stopped_by == Verdict::Loses;
+    let lost = flood.outcome.loss >= LOSS;
     let mut best = (!lost).then_some(flood);
     // A flood that comes through leaves nothing to search for.
-    while let Some(rate) = if lost { bracket.next() } else { None } {
+    while let Some(rate) = if lost && (best.is_none() || began.elapsed() < SEARCH) { bracket.next() } else { None } {
         let tried = try_rate(server, &mut session, cell, rate, timing, &mut again).await?;
         let verdict = tried.verdict();
         disturbed += usize::from(tried.disturbed);
@@ -113,7 +143,7 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
             stopped_by = verdict;
         }
         let faster = |best: &Probe| best.outcome.sent_per_second < tried.outcome.sent_per_second;
-        if verdict != Verdict::Loses && best.as_ref().is_none_or(faster) {
+        if tried.outcome.loss < LOSS && best.as_ref().is_none_or(faster) {
             best = Some(tried);
         }
     }
@@ -121,13 +151,15 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
     let Some(best) = best else { bail!("it loses even at {:.0} datagrams per second", bracket.rate) };
     let lossless = best.outcome.received_per_second;
     let overload = probe(server, &mut session, cell, lossless * 3.0, timing, &mut again).await?.outcome;
+    let half = probe(server, &mut session, cell, lossless / 2.0, timing, &mut again).await?.outcome;
     session.close().await?;
     Ok(Figures {
         lossless,
         limited,
         per_cpu_second: lossless * best.outcome.seconds / best.cpu_seconds.max(1e-9),
         goodput: overload.received_per_second,
-        p50_us: overload.p50_us.unwrap_or(f64::NAN),
+        overload_us: overload.p50_us.unwrap_or(f64::NAN),
+        latency: Latency::of(&half),
         disturbed,
     })
 }
@@ -198,33 +230,40 @@ async fn probe(
 ) -> Result<Probe> {
     let mut invalid = 0;
     loop {
-        let meter = || (server.run_time(), cpu::waited(std::process::id()));
+        let meter = || (server.run_time(), server.waited(), cpu::waited(std::process::id()));
         let (outcome, [before, after]) = session.run(&load(cell, rate, timing), meter).await?;
-        let waited = (after.1? - before.1?) as f64 / 1e9;
-        let cpu_seconds = (after.0? - before.0?) as f64 / 1e9;
-        let disturbed = waited > outcome.seconds * WAITED;
-        if !outcome.valid {
+        let [cpu_seconds, server_waited, waited] =
+            [after.0? - before.0?, after.1? - before.1?, after.2? - before.2?].map(|nanos| nanos as f64 / 1e9);
+        let disturbed = waited > outcome.seconds * WAITED || server_waited > outcome.seconds * SERVER_WAITED;
+        if !outcome.valid && invalid < REPEATS {
             invalid += 1;
-            ensure!(invalid < REPEATS, "the sink itself lost datagrams {REPEATS} times: not a measurement");
-        } else if disturbed && *again > 0 {
+        } else if outcome.valid && disturbed && *again > 0 {
             *again -= 1;
         } else {
-            return Ok(Probe { outcome, cpu_seconds, disturbed });
+            return Ok(Probe { disturbed: disturbed || !outcome.valid, outcome, cpu_seconds });
         }
     }
 }
 
-/// What the generator reaches with nothing in between: datagrams per second for each cell.
-pub(super) async fn ceilings(cells: &[Cell], plain_sink: bool, timing: Timing) -> Result<Vec<f64>> {
-    let sink = SocketAddr::from(([127, 0, 0, 1], 9998));
-    let mut ceilings = Vec::new();
+/// The generator with nothing in between, for each cell.
+pub(super) async fn alone(cells: &[Cell], plain_sink: bool, timing: Timing) -> Result<Vec<Alone>> {
+    let peer = SocketAddr::from(([127, 0, 0, 1], 9998));
+    let mut all = Vec::new();
     for &cell in cells {
-        let setup = Setup { server: sink, credential: None, clients: cell.clients, sink, plain_sink };
-        let mut session = Session::open(&setup).await?;
-        let (outcome, _) = session.run(&load(cell, 0.0, timing), || ()).await?;
-        ceilings.push(outcome.received_per_second);
+        let Cell { direction, clients, .. } = cell;
+        let mut session = Session::open(&Setup { via: Via::Nothing, direction, clients, peer, plain_sink }).await?;
+        let (flood, _) = session.run(&load(cell, 0.0, timing), || ()).await?;
+        let rate = flood.received_per_second;
+        let (quarter, _) = session.run(&load(cell, rate / 4.0, timing), || ()).await?;
+        all.push(Alone { rate, latency: Latency::of(&quarter) });
     }
-    Ok(ceilings)
+    Ok(all)
+}
+
+impl Latency {
+    fn of(outcome: &Outcome) -> Self {
+        Self { p50: outcome.p50_us.unwrap_or(f64::NAN), p99: outcome.p99_us.unwrap_or(f64::NAN) }
+    }
 }
 
 fn load(cell: Cell, rate: f64, timing: Timing) -> Load {
@@ -235,12 +274,15 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:>5.0} k/s{} lossless, {:>5.0} k per CPU-second, {:>5.0} k/s at overload (p50 {:.0} µs)",
+            "{:>5.0} k/s{} lossless, {:>5.0} k per CPU-second, {:>5.0} k/s at overload (p50 {:.0} µs), \
+             at half {:.0}/{:.0} µs",
             self.lossless / 1e3,
             if self.limited { "+" } else { " " },
             self.per_cpu_second / 1e3,
             self.goodput / 1e3,
-            self.p50_us
+            self.overload_us,
+            self.latency.p50,
+            self.latency.p99,
         )
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, UdpSocket as StdSocket},
-    task::{Context, Poll, Waker},
+    task::{Context, Waker},
     time::Instant,
 };
 
@@ -16,7 +16,7 @@ use crate::latency::Latencies;
 /// Receives and counts.
 #[derive(Debug)]
 pub(super) struct Sink {
-    local_addr: SocketAddr,
+    local_addrs: Vec<SocketAddr>,
     source: Source,
     count: Count,
 }
@@ -24,7 +24,7 @@ pub(super) struct Sink {
 #[derive(Debug)]
 enum Source {
     /// Receives trains, where the system has that.
-    Trains { receiver: Receiver, batch: RecvBatch },
+    Trains { receivers: Vec<Receiver>, batch: RecvBatch },
     /// Receives datagrams one by one, as most peers do.
     Plain { socket: StdSocket, buffer: Box<[u8]> },
 }
@@ -35,7 +35,16 @@ struct Count {
     size: usize,
     received_of_run: u64,
     received_in_phase: u64,
+    trains: usize,
     latencies: Latencies,
+}
+
+/// What a sender put into a datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    run: u8,
+    /// When it was sent, if it was the first of its train.
+    time: Option<u64>,
 }
 
 /// What to ask for; the system gives what it allows.
@@ -44,31 +53,41 @@ const RECEIVE_BUFFER: usize = 64 << 20;
 /// Trains per system call.
 const SLOTS: usize = 64;
 
-/// Full batches in a row before the clients send again.
+/// Full batches in a row before the sources send again.
 const BATCHES_PER_LOOK: usize = 4;
 
 /// The same for a plain sink, in datagrams.
 const DATAGRAMS_PER_LOOK: usize = 256;
 
+/// One received train in so many is looked through for the times in it. A prime: else, of datagrams that arrive one by
+/// one, it would always be the same of each train sent, and rarely the one with the time.
+const SAMPLED: usize = 13;
+
 impl Sink {
-    pub(super) fn bind(addr: SocketAddr, plain: bool) -> io::Result<Self> {
-        let (local_addr, source) = if plain {
-            let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, None)?;
-            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&addr.into())?;
-            let socket = StdSocket::from(socket);
-            (socket.local_addr()?, Source::Plain { socket, buffer: vec![0; 1 << 16].into() })
-        } else {
-            let socket = UdpSocket::builder().receive_buffer(RECEIVE_BUFFER).bind(addr)?;
-            let source = Source::Trains { receiver: socket.receiver(), batch: RecvBatch::new(SLOTS) };
-            (socket.local_addr(), source)
-        };
-        Ok(Self { local_addr, source, count: Count::default() })
+    /// Receives at these.
+    pub(super) fn at(sockets: &[UdpSocket]) -> Self {
+        let receivers = sockets.iter().map(UdpSocket::receiver).collect();
+        Self {
+            local_addrs: sockets.iter().map(UdpSocket::local_addr).collect(),
+            source: Source::Trains { receivers, batch: RecvBatch::new(SLOTS) },
+            count: Count::default(),
+        }
     }
 
-    pub(super) fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    /// Receives at `addr`, datagrams one by one.
+    pub(super) fn plain(addr: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, None)?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        let socket = StdSocket::from(socket);
+        let local_addrs = vec![socket.local_addr()?];
+        let source = Source::Plain { socket, buffer: vec![0; 1 << 16].into() };
+        Ok(Self { local_addrs, source, count: Count::default() })
+    }
+
+    pub(super) fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local_addrs
     }
 
     /// Counts from zero. Payloads are now of this size, and of this run.
@@ -95,29 +114,33 @@ impl Sink {
     /// Takes what is there, without waiting, and lets the reactor see whether there is more.
     pub(super) async fn look(&mut self, start: Instant) -> io::Result<()> {
         match &mut self.source {
-            Source::Trains { receiver, batch } => {
+            Source::Trains { receivers, batch } => {
                 let mut cx = Context::from_waker(Waker::noop());
-                for _ in 0..BATCHES_PER_LOOK {
-                    match receiver.poll_recv(&mut cx, batch) {
-                        Poll::Ready(result) => result?,
-                        Poll::Pending => {
-                            // Only the reactor can tell that there is more, and it runs when this yields.
-                            tokio::task::yield_now().await;
+                let mut drained = false;
+                // A socket that the reactor has not seen anything at costs no system call.
+                for receiver in receivers {
+                    for _ in 0..BATCHES_PER_LOOK {
+                        if receiver.poll_recv(&mut cx, batch)?.is_pending() {
+                            drained = true;
+                            break;
+                        }
+                        let now = start.elapsed().as_nanos() as u64;
+                        batch.trains().for_each(|train| self.count.add(train.payload, train.segment_size, now));
+                        if !batch.is_full() {
                             break;
                         }
                     }
-                    let now = start.elapsed().as_nanos() as u64;
-                    batch.datagrams().for_each(|datagram| self.count.add(datagram.payload, now));
-                    if !batch.is_full() {
-                        break;
-                    }
+                }
+                if drained {
+                    // Only the reactor can tell that there is more, and it runs when this yields.
+                    tokio::task::yield_now().await;
                 }
             }
             Source::Plain { socket, buffer } => {
                 let now = start.elapsed().as_nanos() as u64;
                 for _ in 0..DATAGRAMS_PER_LOOK {
                     match socket.recv(buffer) {
-                        Ok(len) => self.count.add(buffer.get(..len).unwrap_or_default(), now),
+                        Ok(len) => self.count.add(buffer.get(..len).unwrap_or_default(), len, now),
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                         Err(e) => return Err(e),
                     }
@@ -129,20 +152,79 @@ impl Sink {
 }
 
 impl Count {
+    /// Counts a train by its first and last datagram, unless it is one of those that are sampled.
     #[inline]
-    fn add(&mut self, payload: &[u8], now: u64) {
-        // From the end: without a relay in between, the channel header is still there.
-        let stamp = payload.len().checked_sub(self.size).and_then(|at| payload.get(at..at + STAMP_LEN));
-        let Some(stamp) = stamp.and_then(|bytes| bytes.first_chunk()).map(|b| u64::from_be_bytes(*b)) else {
-            return;
-        };
-        self.received_in_phase += 1;
-        if stamp >> TIME_BITS == u64::from(self.run) {
-            self.received_of_run += 1;
-            let time = stamp & ((1 << TIME_BITS) - 1);
-            if time != 0 {
-                self.latencies.record(now.saturating_sub(time));
+    fn add(&mut self, train: &[u8], segment_size: usize, now: u64) {
+        self.trains += 1;
+        let size = self.size;
+        let mut stamps = train.chunks(segment_size.max(1)).map(|datagram| stamp(datagram, size));
+        if self.trains.is_multiple_of(SAMPLED) {
+            for stamp in stamps.flatten() {
+                self.count(stamp, 1);
+                if let Some(time) = stamp.time.filter(|_| stamp.run == self.run) {
+                    self.latencies.record(now.saturating_sub(time));
+                }
             }
+            return;
         }
+        let datagrams = stamps.len() as u64;
+        let Some(first) = stamps.next().flatten() else { return };
+        // What one source sends stays in order, so that the last one speaks for those between.
+        match stamps.next_back() {
+            Some(last) if last.is_none_or(|last| last.run != first.run) => {
+                self.count(first, 1);
+                stamps.chain([last]).flatten().for_each(|stamp| self.count(stamp, 1));
+            }
+            Some(_) | None => self.count(first, datagrams),
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, stamp: Stamp, datagrams: u64) {
+        self.received_in_phase += datagrams;
+        if stamp.run == self.run {
+            self.received_of_run += datagrams;
+        }
+    }
+}
+
+#[inline]
+fn stamp(datagram: &[u8], size: usize) -> Option<Stamp> {
+    // From the end: on the way down, and without a relay in between, there is a channel header.
+    let at = datagram.len().checked_sub(size)?;
+    let stamp = u64::from_be_bytes(*datagram.get(at..at + STAMP_LEN)?.first_chunk()?);
+    let time = stamp & ((1 << TIME_BITS) - 1);
+    Some(Stamp { run: (stamp >> TIME_BITS) as u8, time: (time != 0).then_some(time) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Datagrams of ten bytes with two in front, as after a relay that joined what it had.
+    fn train(stamps: &[(u8, u64)]) -> Vec<u8> {
+        let one = |&(run, time): &(u8, u64)| {
+            [&[1, 2][..], &(u64::from(run) << TIME_BITS | time).to_be_bytes(), &[3, 4]].concat()
+        };
+        stamps.iter().flat_map(one).collect()
+    }
+
+    #[test]
+    fn trains_are_counted_whole_and_by_run() {
+        let mut count = Count { run: 2, size: 10, ..Count::default() };
+        for _ in 0..SAMPLED {
+            count.add(&train(&[(2, 100), (2, 0), (2, 0), (2, 400), (2, 0)]), 12, 1100);
+        }
+        let all = 5 * SAMPLED as u64;
+        assert_eq!((count.received_of_run, count.received_in_phase), (all, all));
+        assert_eq!(count.latencies.percentile(100), Some(1.0), "of the one that was sampled");
+        assert_eq!(count.latencies.percentile(50), Some(0.7));
+        // One that began in the run before.
+        count.add(&train(&[(1, 100), (1, 0), (2, 400)]), 12, 1000);
+        assert_eq!((count.received_of_run, count.received_in_phase), (all + 1, all + 3));
+        // Nothing of ours.
+        count.add(&[0; 9], 9, 1000);
+        count.add(&[], 0, 1000);
+        assert_eq!(count.received_in_phase, all + 3);
     }
 }
