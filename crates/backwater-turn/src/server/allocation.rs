@@ -22,8 +22,7 @@ pub(super) struct Allocation {
     pub(super) generation: u32,
     pub(super) five_tuple: FiveTuple,
     pub(super) family: AddressFamily,
-    pub(super) username: Box<str>,
-    pub(super) key: HmacKey,
+    pub(super) user: User,
     pub(super) expires: Instant,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
@@ -31,6 +30,13 @@ pub(super) struct Allocation {
     permissions: Vec<Permission>,
     /// By number.
     channels: Vec<Channel>,
+}
+
+/// Whom an allocation belongs to.
+#[derive(Clone)]
+pub(super) struct User {
+    pub(super) name: Box<str>,
+    pub(super) key: HmacKey,
 }
 
 /// The answer to an Allocate request.
@@ -68,22 +74,20 @@ pub(super) enum BindError {
 pub(super) struct Full;
 
 impl Allocation {
+    /// Without permissions, and without a place yet in the server.
     pub(super) fn new(
-        generation: u32,
         five_tuple: FiveTuple,
         family: AddressFamily,
-        username: &str,
-        key: HmacKey,
-        expires: Instant,
+        user: User,
         granted: Granted,
+        now: Instant,
     ) -> Self {
         Self {
-            generation,
+            generation: 0,
             five_tuple,
             family,
-            username: username.into(),
-            key,
-            expires,
+            user,
+            expires: now + granted.lifetime,
             granted,
             permissions: Vec::new(),
             channels: Vec::new(),
@@ -166,7 +170,8 @@ mod tests {
             relayed: None,
             token: None,
         };
-        Allocation::new(1, five_tuple, AddressFamily::Ipv4, "u", HmacKey::new(b"k"), now, granted)
+        let user = User { name: "u".into(), key: HmacKey::new(b"k") };
+        Allocation::new(five_tuple, AddressFamily::Ipv4, user, granted, now)
     }
 
     fn ip(last: u32) -> IpAddr {

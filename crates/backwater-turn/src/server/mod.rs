@@ -5,6 +5,7 @@
 //! [`Server::expire`] names when [`Server::poll_timeout`] is due.
 
 mod allocation;
+mod answer;
 mod requests;
 
 use std::{
@@ -17,13 +18,13 @@ use std::{
 
 use backwater_stun::{
     AddressFamily, AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck,
-    HmacKey, Message, Method, TransactionId, XorPeerAddress,
+    Message, Method, TransactionId, XorPeerAddress,
 };
 use foldhash::fast::RandomState;
 use slab::Slab;
 
+use allocation::Allocation;
 pub use allocation::MAX_PEERS;
-use allocation::{Allocation, Granted};
 
 use crate::{Credentials, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, auth::Nonces};
 
@@ -333,7 +334,8 @@ impl Server {
             }
             (Class::Request, _) => match message.check_fingerprint() {
                 FingerprintCheck::Invalid => Action::Drop(DropReason::Fingerprint),
-                FingerprintCheck::Valid | FingerprintCheck::Absent => self.request(now, from, &message, reply),
+                FingerprintCheck::Valid => self.request(now, from, &message, true, reply),
+                FingerprintCheck::Absent => self.request(now, from, &message, false, reply),
             },
             (Class::Indication | Class::SuccessResponse | Class::ErrorResponse, _) => {
                 Action::Drop(DropReason::Unexpected)
@@ -370,17 +372,10 @@ impl Server {
         self.allocations.get_mut(id.index()).filter(|a| a.generation == id.generation)
     }
 
-    fn insert(
-        &mut self,
-        five_tuple: FiveTuple,
-        family: AddressFamily,
-        username: &str,
-        key: HmacKey,
-        expires: Instant,
-        granted: Granted,
-    ) -> AllocationId {
+    fn insert(&mut self, mut allocation: Allocation) -> AllocationId {
         self.generation = self.generation.wrapping_add(1);
-        let allocation = Allocation::new(self.generation, five_tuple, family, username, key, expires, granted);
+        allocation.generation = self.generation;
+        let (five_tuple, expires) = (allocation.five_tuple, allocation.expires);
         let index = self.allocations.insert(allocation) as u32;
         let id = AllocationId { index, generation: self.generation };
         self.clients.insert(five_tuple, id);

@@ -8,18 +8,18 @@ use std::{
 
 use arrayvec::ArrayVec;
 use backwater_stun::{
-    AddressFamily, AttributeError, AttributeErrorKind, AttributeType, ChannelNumber, Class, Code, ErrorCode, EvenPort,
-    FingerprintCheck, HmacKey, Lifetime, Message, Method, Nonce, Realm, RequestedAddressFamily, RequestedTransport,
-    ReservationToken, TransactionId, UnknownAttributes, Username, Verified, WriteError, Writer, XorMappedAddress,
+    AddressFamily, AttributeType, ChannelNumber, Code, EvenPort, HmacKey, Lifetime, Message, Method, Nonce, Realm,
+    RequestedAddressFamily, RequestedTransport, ReservationToken, TransactionId, Username, Verified, XorMappedAddress,
     XorPeerAddress, XorRelayedAddress,
 };
 
 use super::{
     Action, AllocationId, Bind, DropReason, MAX_PEERS, PortRequest, Server, UNDERSTOOD,
-    allocation::{BindError, Full, Granted},
+    allocation::{Allocation, BindError, Full, Granted, User},
+    answer::{Answer, MAX_UNKNOWN, Refusal, replied},
     family_of,
 };
-use crate::{FiveTuple, Now, PeerAddr, PeerRefused, RelayedAddr, auth::NonceCheck};
+use crate::{FiveTuple, Now, PeerAddr, RelayedAddr, auth::NonceCheck};
 
 /// RFC 8656, section 3.2: the lifetime of an allocation unless the client asks for more.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
@@ -29,38 +29,6 @@ const REMEMBERED: Duration = Duration::from_secs(40);
 
 /// Deleted allocations that are remembered at once.
 const MAX_DELETED: usize = 4096;
-
-/// Unknown attributes that a 420 lists; RFC 8489 does not demand all.
-const MAX_UNKNOWN: usize = 16;
-
-/// Why a request is not granted.
-enum Refusal {
-    Code(Code),
-    /// 401 or 438, with what the client needs to try again.
-    Challenge(Code),
-    Unknown(ArrayVec<AttributeType, MAX_UNKNOWN>),
-    Forbidden(PeerAddr, PeerRefused),
-    Drop(DropReason),
-}
-
-impl From<Code> for Refusal {
-    fn from(code: Code) -> Self {
-        Self::Code(code)
-    }
-}
-
-impl From<DropReason> for Refusal {
-    fn from(reason: DropReason) -> Self {
-        Self::Drop(reason)
-    }
-}
-
-impl From<AttributeError> for Refusal {
-    fn from(error: AttributeError) -> Self {
-        let family = error.kind == AttributeErrorKind::Family;
-        Self::Code(if family { Code::ADDRESS_FAMILY_NOT_SUPPORTED } else { Code::BAD_REQUEST })
-    }
-}
 
 /// The allocations that were deleted by a Refresh a moment ago: a retransmission of it is answered alike.
 #[derive(Default)]
@@ -121,19 +89,22 @@ impl Server {
         let answer = Answer {
             method: Method::ALLOCATE,
             transaction_id: allocation.granted.transaction_id,
-            key: Some(allocation.key.clone()),
+            key: Some(allocation.user.key.clone()),
             fingerprint: allocation.granted.fingerprint,
         };
         replied(answer.error(reply, Code::INSUFFICIENT_CAPACITY, |_| Ok(())))
     }
 
-    pub(super) fn request(&mut self, now: Now, from: FiveTuple, message: &Message<'_>, reply: &mut [u8]) -> Action {
-        let mut answer = Answer {
-            method: message.method(),
-            transaction_id: message.transaction_id(),
-            key: None,
-            fingerprint: message.check_fingerprint() == FingerprintCheck::Valid,
-        };
+    pub(super) fn request(
+        &mut self,
+        now: Now,
+        from: FiveTuple,
+        message: &Message<'_>,
+        fingerprint: bool,
+        reply: &mut [u8],
+    ) -> Action {
+        let mut answer =
+            Answer { method: message.method(), transaction_id: message.transaction_id(), key: None, fingerprint };
         let result = match message.method() {
             Method::BINDING => binding(from, message, &answer, reply),
             Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND => {
@@ -168,7 +139,7 @@ impl Server {
             return Err(Refusal::Challenge(Code::UNAUTHENTICATED));
         }
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
-        let known = known.filter(|a| *a.username == *username).map(|a| a.key.clone());
+        let known = known.filter(|a| *a.user.name == *username).map(|a| a.user.key.clone());
         let looked_up = self.config.credentials.keys(username, now.unix);
         known
             .into_iter()
@@ -198,16 +169,17 @@ impl Server {
             };
         };
         match self.allocation(id) {
-            Some(a) if *a.username != *user.username => return Err(Code::WRONG_CREDENTIALS.into()),
+            Some(a) if *a.user.name != *user.username => return Err(Code::WRONG_CREDENTIALS.into()),
             Some(a) if a.granted.relayed.is_none() => return Err(Refusal::Drop(DropReason::InProgress)),
             Some(_) => {}
             None => return Err(Code::ALLOCATION_MISMATCH.into()),
         }
         match answer.method {
-            Method::REFRESH => self.refresh(now, from, id, &user.message, answer, reply),
-            Method::CREATE_PERMISSION => self.create_permission(now, id, &user.message, answer, reply),
-            _ => self.channel_bind(now, id, &user.message, answer, reply),
+            Method::REFRESH => return self.refresh(now, from, id, &user.message, answer, reply),
+            Method::CREATE_PERMISSION => self.create_permission(now, id, &user.message)?,
+            _ => self.channel_bind(now, id, &user.message)?,
         }
+        Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
     }
 
     /// RFC 8656, section 7.2.
@@ -259,7 +231,8 @@ impl Server {
         let lifetime = self.lifetime(message.get::<Lifetime>()?);
         let Answer { transaction_id, fingerprint, .. } = *answer;
         let granted = Granted { transaction_id, fingerprint, lifetime, relayed: None, token: None };
-        let id = self.insert(from, family, user.username, user.key, now + lifetime, granted);
+        let user = User { name: user.username.into(), key: user.key };
+        let id = self.insert(Allocation::new(from, family, user, granted, now));
         Ok(Action::Bind(Bind { id, family, port }))
     }
 
@@ -274,7 +247,7 @@ impl Server {
         // A reserved port brings its own family.
         allocation.family = family_of(relayed.0.ip());
         let answer =
-            Answer { method: Method::ALLOCATE, transaction_id, key: Some(allocation.key.clone()), fingerprint };
+            Answer { method: Method::ALLOCATE, transaction_id, key: Some(allocation.user.key.clone()), fingerprint };
         let client = allocation.five_tuple.client.0;
         replied(answer.success(reply, |w| {
             w.attribute(&XorRelayedAddress(relayed.0))?;
@@ -315,18 +288,10 @@ impl Server {
     }
 
     /// RFC 8656, section 10.2.
-    fn create_permission(
-        &mut self,
-        now: Instant,
-        id: AllocationId,
-        message: &Verified<'_>,
-        answer: &Answer,
-        reply: &mut [u8],
-    ) -> Result<Action, Refusal> {
+    fn create_permission(&mut self, now: Instant, id: AllocationId, message: &Verified<'_>) -> Result<(), Refusal> {
         let mut peers = ArrayVec::<IpAddr, MAX_PEERS>::new();
         for peer in message.all::<XorPeerAddress>() {
-            let peer = PeerAddr(peer.map_err(|_| Code::BAD_REQUEST)?.0);
-            self.check_family(id, peer)?;
+            let peer = self.own_family(id, peer.map_err(|_| Code::BAD_REQUEST)?)?;
             self.config.peers.check_ip(peer.0.ip()).map_err(|why| Refusal::Forbidden(peer, why))?;
             peers.try_push(peer.0.ip()).map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
         }
@@ -334,35 +299,27 @@ impl Server {
             return Err(Code::BAD_REQUEST.into());
         }
         let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        allocation.permit(&peers, now).map_err(|Full| Code::INSUFFICIENT_CAPACITY)?;
-        Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
+        Ok(allocation.permit(&peers, now).map_err(|Full| Code::INSUFFICIENT_CAPACITY)?)
     }
 
     /// RFC 8656, section 12.2.
-    fn channel_bind(
-        &mut self,
-        now: Instant,
-        id: AllocationId,
-        message: &Verified<'_>,
-        answer: &Answer,
-        reply: &mut [u8],
-    ) -> Result<Action, Refusal> {
+    fn channel_bind(&mut self, now: Instant, id: AllocationId, message: &Verified<'_>) -> Result<(), Refusal> {
         let number = message.get::<ChannelNumber>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
         let peer = message.get::<XorPeerAddress>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
-        let peer = PeerAddr(peer.0);
-        self.check_family(id, peer)?;
+        let peer = self.own_family(id, peer)?;
         self.config.peers.check(peer).map_err(|why| Refusal::Forbidden(peer, why))?;
         let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
         allocation.bind(number, peer, now).map_err(|error| match error {
             BindError::Conflict => Code::BAD_REQUEST,
             BindError::Full => Code::INSUFFICIENT_CAPACITY,
         })?;
-        Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
+        Ok(())
     }
 
-    fn check_family(&self, id: AllocationId, peer: PeerAddr) -> Result<(), Refusal> {
+    /// A peer that the allocation has a socket for.
+    fn own_family(&self, id: AllocationId, XorPeerAddress(peer): XorPeerAddress) -> Result<PeerAddr, Refusal> {
         match self.allocation(id) {
-            Some(a) if a.family == family_of(peer.0.ip()) => Ok(()),
+            Some(a) if a.family == family_of(peer.ip()) => Ok(PeerAddr(peer)),
             _ => Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
         }
     }
@@ -371,25 +328,6 @@ impl Server {
     fn lifetime(&self, wanted: Option<Lifetime>) -> Duration {
         let wanted = wanted.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| Duration::from_secs(seconds.into()));
         wanted.min(self.config.max_lifetime).max(DEFAULT_LIFETIME)
-    }
-
-    fn refuse(&self, now: Now, from: FiveTuple, refusal: Refusal, answer: &Answer, reply: &mut [u8]) -> Action {
-        let result = match refusal {
-            Refusal::Drop(reason) => Err(reason),
-            Refusal::Code(code) => answer.error(reply, code, |_| Ok(())),
-            Refusal::Challenge(code) => answer.error(reply, code, |w| {
-                w.attribute(&Realm(self.config.credentials.realm()))?;
-                w.attribute(&Nonce(self.nonces.make(from.client, now.unix).as_bytes())).map(drop)
-            }),
-            Refusal::Unknown(types) => {
-                answer.error(reply, Code::UNKNOWN_ATTRIBUTE, |w| w.attribute(&UnknownAttributes::new(&types)).map(drop))
-            }
-            Refusal::Forbidden(peer, why) => {
-                let result = answer.error(reply, Code::FORBIDDEN, |_| Ok(()));
-                return result.map_or_else(Action::Drop, |len| Action::Forbid(len, peer, why));
-            }
-        };
-        replied(result)
     }
 }
 
@@ -402,59 +340,4 @@ fn binding(from: FiveTuple, message: &Message<'_>, answer: &Answer, reply: &mut 
 fn refuse_unknown(message: &Message<'_>) -> Result<(), Refusal> {
     let unknown: ArrayVec<_, MAX_UNKNOWN> = message.unknown_required(UNDERSTOOD).take(MAX_UNKNOWN).collect();
     if unknown.is_empty() { Ok(()) } else { Err(Refusal::Unknown(unknown)) }
-}
-
-/// How a request is answered, whatever the answer is.
-struct Answer {
-    method: Method,
-    transaction_id: TransactionId,
-    /// Present once the user is known.
-    key: Option<HmacKey>,
-    /// Whether the request had a FINGERPRINT: the answer then has one too.
-    fingerprint: bool,
-}
-
-impl Answer {
-    /// Writes a success and returns its length.
-    fn success(
-        &self,
-        reply: &mut [u8],
-        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
-    ) -> Result<usize, DropReason> {
-        self.write(Class::SuccessResponse, reply, attributes).map_err(|_| DropReason::TooLong)
-    }
-
-    /// Writes an error with its code and what else belongs to it, and returns its length.
-    fn error(
-        &self,
-        reply: &mut [u8],
-        code: Code,
-        more: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
-    ) -> Result<usize, DropReason> {
-        let attributes = |w: &mut Writer<'_>| {
-            w.attribute(&ErrorCode::from(code))?;
-            more(w)
-        };
-        self.write(Class::ErrorResponse, reply, attributes).map_err(|_| DropReason::TooLong)
-    }
-
-    fn write(
-        &self,
-        class: Class,
-        reply: &mut [u8],
-        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
-    ) -> Result<usize, WriteError> {
-        let mut writer = Writer::new(reply, class, self.method, self.transaction_id)?;
-        attributes(&mut writer)?;
-        Ok(match (&self.key, self.fingerprint) {
-            (Some(key), true) => writer.integrity_sha1(key)?.fingerprint()?.finish().len(),
-            (Some(key), false) => writer.integrity_sha1(key)?.finish().len(),
-            (None, true) => writer.fingerprint()?.finish().len(),
-            (None, false) => writer.finish().len(),
-        })
-    }
-}
-
-fn replied(result: Result<usize, DropReason>) -> Action {
-    result.map_or_else(Action::Drop, Action::Reply)
 }
