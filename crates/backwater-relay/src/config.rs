@@ -13,7 +13,7 @@ use std::{
 use backwater_turn::{Credentials, PeerRules, server};
 use backwater_udp::{Limits, Policy};
 use clap::{Arg, ArgAction, Command};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::ports::RelayIp;
 
@@ -61,9 +61,15 @@ const KEYS: &[Key] = &[
     many(
         "allow-peer",
         "PREFIX",
-        "Peers to allow that are refused by default: loopback, link-local, multicast, unspecified, broadcast",
+        "Peers to allow that are refused by default: private, loopback, link-local, multicast, and all other ranges that \
+         the registries of special-purpose addresses do not call globally reachable",
     ),
     many("deny-peer", "PREFIX", "Peers to refuse, whatever else is allowed"),
+    many(
+        "nat64-prefix",
+        "PREFIX",
+        "Prefixes of NAT64 translators, beside 64:ff9b::/96: a peer there is judged by its IPv4 address too",
+    ),
     one("threads", "N", "Threads [default: one for each core on Linux, else 1]"),
     one("max-allocations", "N", "Allocations there may be on each thread [default: 10000]"),
     one(
@@ -225,6 +231,8 @@ impl Config {
         let realm: String = r.one("realm", "a name").unwrap_or_else(|| "backwater".to_owned());
         let allow = r.list("allow-peer", PREFIX);
         let deny = r.list("deny-peer", PREFIX);
+        r.no_overlap(&allow, &deny);
+        let nat64 = r.nat64();
         let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
         let most_threads = if cfg!(target_os = "linux") { 1024 } else { 1 };
         let threads = r.number("threads", 1..=most_threads).unwrap_or(cores as u64) as usize;
@@ -239,7 +247,7 @@ impl Config {
         let listen = if r.has("listen") { listen } else { loopback() };
         let mut credentials = r.credentials(&realm);
         let on_loopback = listen.iter().all(|l: &SocketAddr| l.ip().is_loopback());
-        let mut peers = PeerRules { allow, deny, listeners: vec![] };
+        let mut peers = PeerRules { allow, deny, nat64, listeners: vec![] };
         let mut first_run = None;
         if credentials.is_empty() && r.errors.is_empty() {
             if on_loopback {
@@ -341,6 +349,27 @@ impl Reader<'_> {
         value.map_err(|error| self.error(key, &format!("{error}, found {text:?}"))).ok()
     }
 
+    /// Denied wins: what is allowed inside it is a mistake.
+    fn no_overlap(&mut self, allow: &[IpNet], deny: &[IpNet]) {
+        for allowed in allow {
+            if let Some(denied) = deny.iter().find(|denied| denied.contains(allowed)) {
+                let problem = format!("{allowed} can never be allowed, since deny-peer has {denied}");
+                self.error("allow-peer", &problem);
+            }
+        }
+    }
+
+    fn nat64(&mut self) -> Vec<Ipv6Net> {
+        let expected = "an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits, such as 2001:db8:64::/96";
+        let nets: Vec<Ipv6Net> = self.list("nat64-prefix", expected);
+        for net in &nets {
+            if ![32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) {
+                self.error("nat64-prefix", &format!("expected {expected}, found {net}"));
+            }
+        }
+        nets
+    }
+
     fn breaker(&mut self) -> Option<Limits> {
         let off = |text: &String| text.trim() == "off";
         if self.one::<String>("breaker", "").as_ref().is_some_and(off) {
@@ -439,7 +468,7 @@ macro_rules! from_str {
     })* };
 }
 
-from_str!(SocketAddr, IpAddr, u64, String);
+from_str!(SocketAddr, IpAddr, Ipv6Net, u64, String);
 
 impl Value for IpNet {
     fn read(text: &str) -> Option<Self> {

@@ -12,7 +12,7 @@ pub mod server;
 
 pub use address::{ClientAddr, FiveTuple, PeerAddr, RelayedAddr};
 pub use auth::{Credentials, CredentialsError};
-pub use peers::{PeerRefused, PeerRules};
+pub use peers::{PeerRefused, PeerRules, Subject};
 
 use std::time::{Duration, Instant};
 

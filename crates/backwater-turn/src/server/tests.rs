@@ -47,7 +47,11 @@ impl Bench {
         credentials.add_user("bob", "secret").unwrap();
         let server = Server::new(Config {
             credentials,
-            peers: PeerRules::default(),
+            // What the tests have for the public internet is documentation's.
+            peers: PeerRules {
+                allow: ["203.0.113.0/24", "2001:db8::/32"].iter().map(|net| net.parse().unwrap()).collect(),
+                ..PeerRules::default()
+            },
             families: Families { v4: true, v6: true },
             max_lifetime: Duration::from_secs(3600),
             max_allocations: 3,
@@ -364,7 +368,7 @@ fn data_indications_hold_what_the_peer_sent() {
 #[test]
 fn who_may_not_be_a_peer() {
     let mut b = Bench::new();
-    b.server.config.peers.listeners.push(addr("192.0.2.250:3478"));
+    b.server.config.peers.listeners.push(addr("203.0.113.250:3478"));
     b.allocate(CLIENT);
     for bad in ["127.0.0.1:80", "0.0.0.0:80", "224.0.0.1:80", "169.254.169.254:80"] {
         assert!(matches!(b.permit(CLIENT, bad), Action::Forbid(_, p, _) if p.0 == addr(bad)), "{bad}");
@@ -377,10 +381,10 @@ fn who_may_not_be_a_peer() {
         let reply = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| put(w, &XorPeerAddress(peer))).1;
         assert_eq!(code(&reply, true), 443, "{bad}");
     }
-    assert!(matches!(b.channel(CLIENT, 0x4001, "192.0.2.250:3478").0, Action::Forbid(_, _, PeerRefused::Listener)));
-    b.permit(CLIENT, "192.0.2.250:1");
+    assert!(matches!(b.channel(CLIENT, 0x4001, "203.0.113.250:3478").0, Action::Forbid(_, _, PeerRefused::Listener)));
+    b.permit(CLIENT, "203.0.113.250:1");
     let send = plain(Class::Indication, Method::SEND, &|w| {
-        w.attribute(&XorPeerAddress(addr("192.0.2.250:3478"))).unwrap().attribute(&Data(b"x")).unwrap();
+        w.attribute(&XorPeerAddress(addr("203.0.113.250:3478"))).unwrap().attribute(&Data(b"x")).unwrap();
     });
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::Peer));
 }
