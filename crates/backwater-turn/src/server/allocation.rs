@@ -2,12 +2,13 @@
 
 use std::{
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use backwater_stun::{AddressFamily, ChannelNumber, HmacKey, TransactionId};
+use backwater_stun::{AddressFamily, ChannelNumber, Integrity, TransactionId};
 
-use crate::{FiveTuple, PeerAddr, RelayedAddr};
+use crate::{FiveTuple, PeerAddr, RelayedAddr, auth::Identity};
 
 /// RFC 8656, section 9: permissions last five minutes.
 const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
@@ -22,7 +23,7 @@ pub(super) struct Allocation {
     pub(super) generation: u32,
     pub(super) five_tuple: FiveTuple,
     pub(super) family: AddressFamily,
-    pub(super) user: User,
+    pub(super) user: Arc<Identity>,
     pub(super) expires: Instant,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
@@ -32,16 +33,10 @@ pub(super) struct Allocation {
     channels: Vec<Channel>,
 }
 
-/// Whom an allocation belongs to.
-#[derive(Clone)]
-pub(super) struct User {
-    pub(super) name: Box<str>,
-    pub(super) key: HmacKey,
-}
-
 /// The answer to an Allocate request.
 pub(super) struct Granted {
     pub(super) transaction_id: TransactionId,
+    pub(super) integrity: Integrity,
     pub(super) fingerprint: bool,
     pub(super) lifetime: Duration,
     /// `None` until the socket is bound.
@@ -78,7 +73,7 @@ impl Allocation {
     pub(super) fn new(
         five_tuple: FiveTuple,
         family: AddressFamily,
-        user: User,
+        user: Arc<Identity>,
         granted: Granted,
         now: Instant,
     ) -> Self {
@@ -165,12 +160,15 @@ mod tests {
         let five_tuple = FiveTuple { client, server: "192.0.2.2:3478".parse().unwrap() };
         let granted = Granted {
             transaction_id: TransactionId([0; 12]),
+            integrity: Integrity::Sha1,
             fingerprint: false,
             lifetime: Duration::ZERO,
             relayed: None,
             token: None,
         };
-        let user = User { name: "u".into(), key: HmacKey::new(b"k") };
+        let mut credentials = crate::Credentials::new("r").unwrap();
+        credentials.add_user("u", "p").unwrap();
+        let user = credentials.identities("u", crate::auth::Algorithm::Md5, Duration::ZERO).next().unwrap();
         Allocation::new(five_tuple, AddressFamily::Ipv4, user, granted, now)
     }
 

@@ -1,13 +1,18 @@
 //! How requests are answered.
 
+use std::sync::Arc;
+
 use arrayvec::ArrayVec;
 use backwater_stun::{
-    AttributeError, AttributeErrorKind, AttributeType, Class, Code, ErrorCode, HmacKey, Method, Nonce, Realm,
-    TransactionId, UnknownAttributes, WriteError, Writer,
+    AttributeError, AttributeErrorKind, AttributeType, Class, Code, ErrorCode, Integrity, Method, Nonce, Realm,
+    TakesFingerprint, TransactionId, UnknownAttributes, WriteError, Writer,
 };
 
 use super::{Action, DropReason, Server};
-use crate::{FiveTuple, Now, PeerAddr, PeerRefused};
+use crate::{
+    FiveTuple, Now, PeerAddr, PeerRefused,
+    auth::{ALGORITHMS, Identity},
+};
 
 /// Unknown attributes that a 420 lists; RFC 8489 does not demand all.
 pub(super) const MAX_UNKNOWN: usize = 16;
@@ -53,9 +58,12 @@ impl Server {
         let result = match refusal {
             Refusal::Drop(reason) => Err(reason),
             Refusal::Code(code) => answer.error(reply, code, |_| Ok(())),
-            Refusal::Challenge(code) => answer.error(reply, code, |w| {
+            // A stranger gets no reason phrase: it would make the answer longer that a forged source has sent to others.
+            Refusal::Challenge(code) => answer.challenge(reply, |w| {
+                w.attribute(&ErrorCode { code, reason: "" })?;
                 w.attribute(&Realm(self.config.credentials.realm()))?;
-                w.attribute(&Nonce(self.nonces.make(from.client, now.unix).as_bytes())).map(drop)
+                w.attribute(&Nonce(&self.nonces.make(from.client, now.unix)))?;
+                w.attribute(&ALGORITHMS).map(drop)
             }),
             Refusal::Unknown(types) => {
                 answer.error(reply, Code::UNKNOWN_ATTRIBUTE, |w| w.attribute(&UnknownAttributes::new(&types)).map(drop))
@@ -73,8 +81,8 @@ impl Server {
 pub(super) struct Answer {
     pub(super) method: Method,
     pub(super) transaction_id: TransactionId,
-    /// Present once the user is known.
-    pub(super) key: Option<HmacKey>,
+    /// Present once the user is known: the request's integrity is the answer's too (RFC 8489, section 9.2.4).
+    pub(super) user: Option<(Arc<Identity>, Integrity)>,
     /// Whether the request had a FINGERPRINT: the answer then has one too.
     pub(super) fingerprint: bool,
 }
@@ -87,6 +95,14 @@ impl Answer {
         attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
     ) -> Result<usize, DropReason> {
         self.write(Class::SuccessResponse, reply, attributes).map_err(|_| DropReason::TooLong)
+    }
+
+    fn challenge(
+        &self,
+        reply: &mut [u8],
+        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
+    ) -> Result<usize, DropReason> {
+        self.write(Class::ErrorResponse, reply, attributes).map_err(|_| DropReason::TooLong)
     }
 
     /// Writes an error with its code and what else belongs to it, and returns its length.
@@ -111,12 +127,17 @@ impl Answer {
     ) -> Result<usize, WriteError> {
         let mut writer = Writer::new(reply, class, self.method, self.transaction_id)?;
         attributes(&mut writer)?;
-        Ok(match (&self.key, self.fingerprint) {
-            (Some(key), true) => writer.integrity_sha1(key)?.fingerprint()?.finish().len(),
-            (Some(key), false) => writer.integrity_sha1(key)?.finish().len(),
-            (None, true) => writer.fingerprint()?.finish().len(),
-            (None, false) => writer.finish().len(),
-        })
+        let written = match &self.user {
+            None if self.fingerprint => writer.fingerprint()?.finish(),
+            None => writer.finish(),
+            Some((user, Integrity::Sha1)) => self.finish(writer.integrity_sha1(&user.key)?)?,
+            Some((user, Integrity::Sha256)) => self.finish(writer.integrity_sha256(&user.key)?)?,
+        };
+        Ok(written.len())
+    }
+
+    fn finish<'b, Stage: TakesFingerprint>(&self, writer: Writer<'b, Stage>) -> Result<&'b [u8], WriteError> {
+        Ok(if self.fingerprint { writer.fingerprint()?.finish() } else { writer.finish() })
     }
 }
 

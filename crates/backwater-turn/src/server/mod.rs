@@ -185,7 +185,8 @@ drop_reasons! {
 /// The attributes that the server understands in what it is sent.
 const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
     AttributeType::USERNAME,
-    AttributeType::MESSAGE_INTEGRITY,
+    AttributeType::USERHASH,
+    AttributeType::PASSWORD_ALGORITHM,
     AttributeType::REALM,
     AttributeType::NONCE,
     AttributeType::CHANNEL_NUMBER,
@@ -219,7 +220,7 @@ impl Server {
     /// A server without allocations.
     pub fn new(config: Config) -> Self {
         Self {
-            nonces: Nonces::new(&config.nonce_key),
+            nonces: Nonces::new(&config.nonce_key, config.credentials.features()),
             config,
             clients: HashMap::default(),
             allocations: Slab::new(),

@@ -3,23 +3,27 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use arrayvec::ArrayVec;
 use backwater_stun::{
-    AddressFamily, AttributeType, ChannelNumber, Code, EvenPort, HmacKey, Lifetime, Message, Method, Nonce, Realm,
-    RequestedAddressFamily, RequestedTransport, ReservationToken, TransactionId, Username, Verified, XorMappedAddress,
-    XorPeerAddress, XorRelayedAddress,
+    AddressFamily, AlgorithmMismatch, AttributeType, ChannelNumber, Code, EvenPort, IntegrityError, Lifetime, Message,
+    Method, Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, RequestedTransport, ReservationToken,
+    TransactionId, Userhash, Username, Verified, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 
 use super::{
     Action, AllocationId, Bind, DropReason, MAX_PEERS, PortRequest, Server, UNDERSTOOD,
-    allocation::{Allocation, BindError, Full, Granted, User},
+    allocation::{Allocation, BindError, Full, Granted},
     answer::{Answer, MAX_UNKNOWN, Refusal, replied},
     family_of,
 };
-use crate::{FiveTuple, Now, PeerAddr, RelayedAddr, auth::NonceCheck};
+use crate::{
+    FiveTuple, Now, PeerAddr, RelayedAddr,
+    auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
+};
 
 /// RFC 8656, section 3.2: the lifetime of an allocation unless the client asks for more.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
@@ -56,8 +60,7 @@ impl Deleted {
 /// A request that is known to come from a user.
 struct Authenticated<'a> {
     message: Verified<'a>,
-    username: &'a str,
-    key: HmacKey,
+    user: Arc<Identity>,
 }
 
 impl Server {
@@ -89,7 +92,7 @@ impl Server {
         let answer = Answer {
             method: Method::ALLOCATE,
             transaction_id: allocation.granted.transaction_id,
-            key: Some(allocation.user.key.clone()),
+            user: Some((allocation.user.clone(), allocation.granted.integrity)),
             fingerprint: allocation.granted.fingerprint,
         };
         replied(answer.error(reply, Code::INSUFFICIENT_CAPACITY, |_| Ok(())))
@@ -104,13 +107,13 @@ impl Server {
         reply: &mut [u8],
     ) -> Action {
         let mut answer =
-            Answer { method: message.method(), transaction_id: message.transaction_id(), key: None, fingerprint };
+            Answer { method: message.method(), transaction_id: message.transaction_id(), user: None, fingerprint };
         let result = match message.method() {
             Method::BINDING => binding(from, message, &answer, reply),
             Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND => {
                 match self.authenticate(now, from, message) {
                     Ok(user) => {
-                        answer.key = Some(user.key.clone());
+                        answer.user = Some((user.user.clone(), user.message.integrity()));
                         self.authenticated(now.instant, from, user, &answer, reply)
                     }
                     Err(refusal) => Err(refusal),
@@ -123,29 +126,41 @@ impl Server {
 
     /// RFC 8489, section 9.2.4. The nonce comes first: it costs least, and tells a spoofed source from a real one.
     fn authenticate<'a>(&self, now: Now, from: FiveTuple, message: &Message<'a>) -> Result<Authenticated<'a>, Refusal> {
-        if !message.contains(AttributeType::MESSAGE_INTEGRITY) {
+        if !message.contains(AttributeType::MESSAGE_INTEGRITY)
+            && !message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256)
+        {
             return Err(Refusal::Challenge(Code::UNAUTHENTICATED));
         }
-        let (Some(Username(username)), Some(Realm(realm)), Some(Nonce(nonce))) =
-            (message.get()?, message.get()?, message.get()?)
-        else {
+        let (name, hash) = (message.get::<Username<'_>>()?, message.get::<Userhash>()?);
+        let (Some(Realm(realm)), Some(Nonce(nonce))) = (message.get()?, message.get()?) else {
             return Err(Code::BAD_REQUEST.into());
         };
+        if name.is_none() && hash.is_none() {
+            return Err(Code::BAD_REQUEST.into());
+        }
         match self.nonces.check(nonce, from.client, now.unix) {
             NonceCheck::Valid => {}
             NonceCheck::Stale => return Err(Refusal::Challenge(Code::STALE_NONCE)),
         }
-        if realm != self.config.credentials.realm() {
-            return Err(Refusal::Challenge(Code::UNAUTHENTICATED));
-        }
+        let algorithm = match ALGORITHMS.accept(message.get()?, message.get()?) {
+            Ok(PasswordAlgorithm::SHA256) => Algorithm::Sha256,
+            Ok(_) => Algorithm::Md5,
+            Err(AlgorithmMismatch) => return Err(Code::BAD_REQUEST.into()),
+        };
+        let credentials = &self.config.credentials;
+        let hashed = hash.and_then(|hash| credentials.by_hash(&hash));
+        let name = name.map(|Username(name)| name).or(hashed).filter(|_| realm == credentials.realm());
+        let name = name.ok_or(Refusal::Challenge(Code::UNAUTHENTICATED))?;
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
-        let known = known.filter(|a| *a.user.name == *username).map(|a| a.user.key.clone());
-        let looked_up = self.config.credentials.keys(username, now.unix);
-        known
-            .into_iter()
-            .chain(looked_up)
-            .find_map(|key| message.verify(&key).ok().map(|message| Authenticated { message, username, key }))
-            .ok_or(Refusal::Challenge(Code::UNAUTHENTICATED))
+        let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm).cloned();
+        for user in known.into_iter().chain(credentials.identities(name, algorithm, now.unix)) {
+            match message.verify(&user.key) {
+                Ok(message) => return Ok(Authenticated { message, user }),
+                Err(IntegrityError::Mismatch) => {}
+                Err(_) => return Err(Code::BAD_REQUEST.into()),
+            }
+        }
+        Err(Refusal::Challenge(Code::UNAUTHENTICATED))
     }
 
     fn authenticated(
@@ -169,7 +184,7 @@ impl Server {
             };
         };
         match self.allocation(id) {
-            Some(a) if *a.user.name != *user.username => return Err(Code::WRONG_CREDENTIALS.into()),
+            Some(a) if *a.user.name != *user.user.name => return Err(Code::WRONG_CREDENTIALS.into()),
             Some(a) if a.granted.relayed.is_none() => return Err(Refusal::Drop(DropReason::InProgress)),
             Some(_) => {}
             None => return Err(Code::ALLOCATION_MISMATCH.into()),
@@ -230,9 +245,9 @@ impl Server {
         }
         let lifetime = self.lifetime(message.get::<Lifetime>()?);
         let Answer { transaction_id, fingerprint, .. } = *answer;
-        let granted = Granted { transaction_id, fingerprint, lifetime, relayed: None, token: None };
-        let user = User { name: user.username.into(), key: user.key };
-        let id = self.insert(Allocation::new(from, family, user, granted, now));
+        let integrity = user.message.integrity();
+        let granted = Granted { transaction_id, integrity, fingerprint, lifetime, relayed: None, token: None };
+        let id = self.insert(Allocation::new(from, family, user.user, granted, now));
         Ok(Action::Bind(Bind { id, family, port }))
     }
 
@@ -240,14 +255,15 @@ impl Server {
         let Some(allocation) = self.allocation_mut(id) else {
             return Action::Drop(DropReason::NoAllocation);
         };
-        let Granted { transaction_id, fingerprint, lifetime, relayed: Some(relayed), token } = allocation.granted
+        let Granted { transaction_id, integrity, fingerprint, lifetime, relayed: Some(relayed), token } =
+            allocation.granted
         else {
             return Action::Drop(DropReason::InProgress);
         };
         // A reserved port brings its own family.
         allocation.family = family_of(relayed.0.ip());
-        let answer =
-            Answer { method: Method::ALLOCATE, transaction_id, key: Some(allocation.user.key.clone()), fingerprint };
+        let user = Some((allocation.user.clone(), integrity));
+        let answer = Answer { method: Method::ALLOCATE, transaction_id, user, fingerprint };
         let client = allocation.five_tuple.client.0;
         replied(answer.success(reply, |w| {
             w.attribute(&XorRelayedAddress(relayed.0))?;
