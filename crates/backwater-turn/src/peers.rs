@@ -211,6 +211,8 @@ impl PeerRules {
         let at = |start: usize| octets.get(start..).and_then(<[u8]>::first_chunk).map(|b: &[u8; 4]| Ipv4Addr::from(*b));
         let mut found = ArrayVec::new();
         match ip.segments() {
+            // Not compatible addresses of 0.0.0.0 and 0.0.0.1, but unspecified and loopback.
+            [0, 0, 0, 0, 0, 0, 0, _] => {}
             // Mapped (RFC 4291, section 2.5.5.2), compatible (2.5.5.1), translated (RFC 2765), NAT64's own prefix.
             [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
                 found.extend(at(12));
@@ -378,6 +380,7 @@ mod tests {
         assert_eq!(check(&rules, "127.0.0.1"), Ok(()));
         assert_eq!(check(&rules, "127.0.0.2"), Err(PeerRefused::Denied { subject: Subject::Peer, net: deny }));
         assert!(check(&rules, "169.254.0.1").is_err());
+        assert_eq!(check(&PeerRules { allow: nets(&["::1/128"]), ..Default::default() }, "::1"), Ok(()));
     }
 
     #[test]
