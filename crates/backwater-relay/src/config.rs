@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use backwater_turn::{Credentials, PeerRules, server};
+use backwater_turn::{Credentials, Families, PeerRules, server};
 use backwater_udp::{Limits, Policy};
 use clap::{Arg, ArgAction, Command};
 use ipnet::{IpNet, Ipv6Net};
@@ -290,7 +290,7 @@ impl Config {
         server::Config {
             credentials: self.credentials.clone(),
             peers: self.peers.clone(),
-            families: server::Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
+            families: Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
             max_lifetime: self.max_lifetime,
             max_allocations: self.max_allocations,
             nonce_key,

@@ -73,7 +73,7 @@ impl Relay {
         };
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
-        let ports = Arc::new(Ports::new(config.relay_v4, config.relay_v6, config.ports.clone()));
+        let ports = Ports::new(config.relay_v4, config.relay_v6, config.ports.clone());
         let busy = Arc::new(AtomicUsize::new(config.threads));
         let shared = config.threads > 1;
         if shared {

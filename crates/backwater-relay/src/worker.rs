@@ -12,10 +12,10 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
+use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
 use backwater_turn::{
-    ClientAddr, FiveTuple, Now, PeerAddr, PeerRefused,
-    server::{Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Server},
+    ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily,
+    server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Server},
 };
 use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 use crate::{
     counters::Counters,
     endpoint::Endpoint,
-    ports::{Bound, Ports},
+    ports::{Bound, Lease, Ports, Sockets},
     runs::{Run, Runs},
 };
 
@@ -61,9 +61,13 @@ struct Listener {
     wildcard: bool,
 }
 
-/// The socket of an allocation.
+/// The sockets of an allocation.
 struct Relayed {
     id: AllocationId,
+    sockets: PerFamily<Option<Socket>>,
+}
+
+struct Socket {
     endpoint: Rc<Endpoint>,
     task: AbortHandle,
 }
@@ -78,7 +82,7 @@ impl Worker {
     ) -> Self {
         let listeners = listeners.into_iter().map(|socket| Listener {
             wildcard: socket.local_addr().ip().is_unspecified(),
-            endpoint: Endpoint::new(socket, counters.clone()),
+            endpoint: Endpoint::new(socket, None, counters.clone()),
         });
         Self {
             server: RefCell::new(server),
@@ -127,7 +131,7 @@ impl Worker {
     /// Whether nothing is held back by any socket.
     pub(crate) fn is_flushed(&self) -> bool {
         self.listeners.iter().all(|l| l.endpoint.is_idle())
-            && self.relayed.borrow().iter().flatten().all(|r| r.endpoint.is_idle())
+            && self.relayed.borrow().iter().flatten().flat_map(Relayed::sockets).all(|s| s.endpoint.is_idle())
     }
 
     /// Sends what the socket holds back and handles what has arrived at it, within a budget. Never ready: sockets are
@@ -175,12 +179,12 @@ impl Worker {
         }
         let relayed = self.relayed.borrow();
         for run in runs.iter() {
-            match relayed.get(run.via.index()) {
-                Some(Some(relayed)) if relayed.id == run.via => {
+            match relayed.get(run.via.index()).and_then(|r| r.as_ref()?.socket(run.via, AddressFamily::of(&run.to.0))) {
+                Some(socket) => {
                     self.counters.to_peers.add(run.datagrams as u64);
-                    send_run(&relayed.endpoint, now.instant, batch, &runs, run);
+                    send_run(&socket.endpoint, now.instant, batch, &runs, run);
                 }
-                _ => self.counters.count_drop(DropReason::NoAllocation, run.datagrams),
+                None => self.counters.count_drop(DropReason::NoAllocation, run.datagrams),
             }
         }
     }
@@ -194,8 +198,8 @@ impl Worker {
                 let action = self.bind(listener, now, bind, reply);
                 self.act(listener, now, from, action, reply);
             }
-            Action::Unbind(id, len) => {
-                self.close(id);
+            Action::Unbind(id, families, len) => {
+                self.close(id, families);
                 debug!(client = %from.client, "allocation deleted");
                 self.reply(listener, now, from, reply.get(..len));
             }
@@ -217,31 +221,36 @@ impl Worker {
 
     fn bind(self: &Rc<Self>, listener: usize, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
         let mut server = self.server.borrow_mut();
-        match self.ports.bind(&self.builder, bind.family, bind.port, now) {
-            Ok(Bound { socket, relayed, token }) => {
-                let action = server.socket_bound(bind.id, relayed, token, reply);
+        match self.ports.bind(&self.builder, bind.families, bind.port, now) {
+            Ok(Sockets { sockets, token }) => {
+                let addr = |bound: &Option<Bound>| bound.as_ref().map(|bound| bound.relayed);
+                let relayed = PerFamily { v4: addr(&sockets.v4), v6: addr(&sockets.v6) };
+                let action = server.bound(bind.id, server::Bound { relayed, token }, reply);
                 if let Action::Reply(_) = action {
                     self.counters.allocations.add(1);
-                    debug!(%relayed, "allocation made");
-                    self.open(listener, bind.id, socket);
+                    for Bound { socket, lease, relayed } in sockets.v4.into_iter().chain(sockets.v6) {
+                        debug!(%relayed, "allocation made");
+                        self.open(listener, bind.id, socket, lease);
+                    }
                 }
                 action
             }
             Err(error) => {
                 self.counters.bind_failed.add(1);
                 debug!(%error, "no relayed port");
-                server.bind_failed(bind.id, reply)
+                server.bound(bind.id, server::Bound::default(), reply)
             }
         }
     }
 
-    fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket) {
-        let endpoint = Rc::new(Endpoint::new(socket, self.counters.clone()));
+    fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket, lease: Lease) {
+        let family = AddressFamily::of(&socket.local_addr());
+        let endpoint = Rc::new(Endpoint::new(socket, Some(lease), self.counters.clone()));
         let worker = self.clone();
         // The table alone keeps the socket, so that it is closed at the moment the allocation is gone.
         let task = spawn_local(async move {
             let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
-            poll_fn(|cx| match worker.endpoint(id) {
+            poll_fn(|cx| match worker.endpoint(id, family) {
                 Some(endpoint) => worker.poll_socket(cx, &endpoint, handle),
                 None => Poll::Ready(()),
             })
@@ -252,29 +261,38 @@ impl Worker {
             relayed.resize_with(id.index() + 1, || None);
         }
         if let Some(place) = relayed.get_mut(id.index()) {
-            *place = Some(Relayed { id, endpoint, task: task.abort_handle() });
+            let relayed = place.take().filter(|relayed| relayed.id == id);
+            let mut relayed = relayed.unwrap_or_else(|| Relayed { id, sockets: PerFamily::default() });
+            *relayed.sockets.get_mut(family) = Some(Socket { endpoint, task: task.abort_handle() });
+            *place = Some(relayed);
         }
     }
 
-    fn endpoint(&self, id: AllocationId) -> Option<Rc<Endpoint>> {
+    fn endpoint(&self, id: AllocationId, family: AddressFamily) -> Option<Rc<Endpoint>> {
         let relayed = self.relayed.borrow();
-        relayed.get(id.index())?.as_ref().filter(|r| r.id == id).map(|r| r.endpoint.clone())
+        relayed.get(id.index())?.as_ref()?.socket(id, family).map(|socket| socket.endpoint.clone())
     }
 
-    fn close(&self, id: AllocationId) {
-        if let Some(place) = self.relayed.borrow_mut().get_mut(id.index())
-            && let Some(relayed) = place.take_if(|relayed| relayed.id == id)
-        {
-            relayed.task.abort();
+    fn close(&self, id: AllocationId, families: Families) {
+        let mut relayed = self.relayed.borrow_mut();
+        let Some(place) = relayed.get_mut(id.index()) else { return };
+        let Some(relayed) = place.as_mut().filter(|relayed| relayed.id == id) else { return };
+        for family in families.iter() {
+            if let Some(socket) = relayed.sockets.get_mut(family).take() {
+                socket.task.abort();
+            }
+        }
+        if relayed.sockets().next().is_none() {
+            *place = None;
             self.counters.closed.add(1);
         }
     }
 
     fn expire(&self, now: Instant) {
         loop {
-            let Some(id) = self.server.borrow_mut().expire(now) else { break };
+            let Some((id, families)) = self.server.borrow_mut().expire(now) else { break };
             debug!("allocation expired");
-            self.close(id);
+            self.close(id, families);
         }
         self.ports.expire(now);
     }
@@ -327,6 +345,16 @@ impl Worker {
             *lines += 1;
             info!(%client, %peer, %why, remedy = why.remedy(), "peer refused with 403");
         }
+    }
+}
+
+impl Relayed {
+    fn socket(&self, id: AllocationId, family: AddressFamily) -> Option<&Socket> {
+        if self.id == id { self.sockets.get(family).as_ref() } else { None }
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.sockets.v4.iter().chain(&self.sockets.v6)
     }
 }
 

@@ -10,7 +10,7 @@ mod auth;
 mod peers;
 pub mod server;
 
-pub use address::{ClientAddr, FiveTuple, PeerAddr, RelayedAddr};
+pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr};
 pub use auth::{Credentials, CredentialsError};
 pub use peers::{PeerRefused, PeerRules, Subject};
 

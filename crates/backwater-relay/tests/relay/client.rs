@@ -115,6 +115,19 @@ pub fn peer() -> (UdpSocket, SocketAddr) {
     (socket, addr)
 }
 
+/// A relay on IPv4 and IPv6 loopback.
+pub fn start_dual(args: &[&str]) -> Relay {
+    let both = ["--listen", "[::1]:0", "--allow-peer", "::1"];
+    start(&[&both[..], args].concat())
+}
+
+pub fn peer6() -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("[::1]:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let addr = socket.local_addr().unwrap();
+    (socket, addr)
+}
+
 pub fn channel_data(number: u16, payload: &[u8]) -> Vec<u8> {
     let header = ChannelData::header(ChannelNumber::new(number).unwrap(), payload.len() as u16);
     [&header[..], payload].concat()

@@ -9,4 +9,5 @@ mod admin;
 mod client;
 mod clients;
 mod data_path;
+mod dual_stack;
 mod program;

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_stun::{AddressFamily, ChannelNumber, Integrity, TransactionId};
+use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionId};
 
-use crate::{FiveTuple, PeerAddr, RelayedAddr, auth::Identity};
+use crate::{Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr, auth::Identity};
 
 /// RFC 8656, section 9: permissions last five minutes.
 const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
@@ -22,9 +22,9 @@ pub const MAX_PEERS: usize = 256;
 pub(super) struct Allocation {
     pub(super) generation: u32,
     pub(super) five_tuple: FiveTuple,
-    pub(super) family: AddressFamily,
     pub(super) user: Arc<Identity>,
-    pub(super) expires: Instant,
+    /// Until when it has a relayed address of each family.
+    pub(super) expires: PerFamily<Option<Instant>>,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
     /// By address.
@@ -39,9 +39,11 @@ pub(super) struct Granted {
     pub(super) integrity: Integrity,
     pub(super) fingerprint: bool,
     pub(super) lifetime: Duration,
-    /// `None` until the socket is bound.
-    pub(super) relayed: Option<RelayedAddr>,
+    /// Neither until the sockets are bound.
+    pub(super) relayed: PerFamily<Option<RelayedAddr>>,
     pub(super) token: Option<[u8; 8]>,
+    /// Why the other of two families was not allocated.
+    pub(super) refused: Option<(AddressFamily, Code)>,
 }
 
 struct Permission {
@@ -72,7 +74,7 @@ impl Allocation {
     /// Without permissions, and without a place yet in the server.
     pub(super) fn new(
         five_tuple: FiveTuple,
-        family: AddressFamily,
+        families: Families,
         user: Arc<Identity>,
         granted: Granted,
         now: Instant,
@@ -80,13 +82,38 @@ impl Allocation {
         Self {
             generation: 0,
             five_tuple,
-            family,
             user,
-            expires: now + granted.lifetime,
+            expires: families.map(|asked| asked.then_some(now + granted.lifetime)),
             granted,
             permissions: Vec::new(),
             channels: Vec::new(),
         }
+    }
+
+    /// Whether its sockets are bound.
+    pub(super) fn is_bound(&self) -> bool {
+        self.granted.relayed.v4.is_some() || self.granted.relayed.v6.is_some()
+    }
+
+    /// The families that it has a relayed address of.
+    pub(super) fn families(&self) -> Families {
+        self.expires.map(|at| at.is_some())
+    }
+
+    /// When the first of its relayed addresses expires.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.expires.v4.into_iter().chain(self.expires.v6).min()
+    }
+
+    /// Takes these families from it, with their permissions and channels. Returns whether one is left.
+    pub(super) fn close(&mut self, families: Families) -> bool {
+        let stays = |ip: IpAddr| !if ip.is_ipv4() { families.v4 } else { families.v6 };
+        self.permissions.retain(|p| stays(p.ip));
+        self.channels.retain(|c| stays(c.peer.0.ip()));
+        for family in families.iter() {
+            *self.expires.get_mut(family) = None;
+        }
+        self.families().any()
     }
 
     pub(super) fn is_permitted(&self, peer: IpAddr, now: Instant) -> bool {
@@ -163,13 +190,14 @@ mod tests {
             integrity: Integrity::Sha1,
             fingerprint: false,
             lifetime: Duration::ZERO,
-            relayed: None,
+            relayed: PerFamily::default(),
             token: None,
+            refused: None,
         };
         let mut credentials = crate::Credentials::new("r").unwrap();
         credentials.add_user("u", "p").unwrap();
         let user = credentials.identities("u", crate::auth::Algorithm::Md5, Duration::ZERO).next().unwrap();
-        Allocation::new(five_tuple, AddressFamily::Ipv4, user, granted, now)
+        Allocation::new(five_tuple, Families::only(AddressFamily::Ipv4), user, granted, now)
     }
 
     fn ip(last: u32) -> IpAddr {

@@ -4,6 +4,7 @@
 //! peer ([`Server::from_peer`]); it acts on the [`Action`] that comes back, and closes the sockets that
 //! [`Server::expire`] names when [`Server::poll_timeout`] is due.
 
+mod allocate;
 mod allocation;
 mod answer;
 mod requests;
@@ -11,14 +12,13 @@ mod requests;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
-    net::IpAddr,
     ops::Range,
     time::{Duration, Instant},
 };
 
 use backwater_stun::{
-    AddressFamily, AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck,
-    Message, Method, TransactionId, XorPeerAddress,
+    AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck, Message, Method,
+    TransactionId, XorPeerAddress,
 };
 use foldhash::fast::RandomState;
 use slab::Slab;
@@ -26,7 +26,9 @@ use slab::Slab;
 use allocation::Allocation;
 pub use allocation::MAX_PEERS;
 
-use crate::{Credentials, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, auth::Nonces};
+use crate::{
+    Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, RelayedAddr, auth::Nonces,
+};
 
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
 pub const MAX_REPLY: usize = 1232;
@@ -38,7 +40,7 @@ pub struct Config {
     pub credentials: Credentials,
     /// Whom its users may talk to.
     pub peers: PeerRules,
-    /// The families that it can relay: IPv4, IPv6.
+    /// The families that it can relay.
     pub families: Families,
     /// The longest lifetime of an allocation; never less than the default of ten minutes.
     pub max_lifetime: Duration,
@@ -46,15 +48,6 @@ pub struct Config {
     pub max_allocations: usize,
     /// Keys the nonces. Servers that share it take each other's.
     pub nonce_key: [u8; 64],
-}
-
-/// Address families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Families {
-    /// IPv4.
-    pub v4: bool,
-    /// IPv6.
-    pub v6: bool,
 }
 
 /// Names an allocation. Never used again for another one.
@@ -85,25 +78,34 @@ pub enum Action {
     },
     /// Send so many bytes of the reply buffer to where the datagram came from.
     Reply(usize),
-    /// Bind a socket, then call [`Server::socket_bound`] or [`Server::bind_failed`]; the client is answered then.
+    /// Bind sockets, then call [`Server::bound`]; the client is answered then.
     Bind(Bind),
-    /// Close the socket of an allocation that is gone, and reply as above.
-    Unbind(AllocationId, usize),
+    /// Close these sockets of an allocation, and reply as above.
+    Unbind(AllocationId, Families, usize),
     /// Nothing, but count it.
     Drop(DropReason),
     /// Refused with 403: reply as above, and tell the operator why.
     Forbid(usize, PeerAddr, PeerRefused),
 }
 
-/// A socket to be bound.
+/// Sockets to be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bind {
     /// For this allocation.
     pub id: AllocationId,
-    /// Of this family.
-    pub family: AddressFamily,
+    /// One of each of these families; none if the port was reserved, which brings its own.
+    pub families: Families,
     /// On which port.
     pub port: PortRequest,
+}
+
+/// What came of [`Action::Bind`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// The addresses of the sockets that could be bound.
+    pub relayed: PerFamily<Option<RelayedAddr>>,
+    /// What the next port was set aside under, if it was asked for.
+    pub token: Option<[u8; 8]>,
 }
 
 /// Which port a client wants.
@@ -290,20 +292,23 @@ impl Server {
         self.expiries.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Removes an allocation that has expired; its socket is to be closed. Call it until there is none.
-    pub fn expire(&mut self, now: Instant) -> Option<AllocationId> {
+    /// Removes what has expired of an allocation; these sockets of it are to be closed. Call it until there is none.
+    pub fn expire(&mut self, now: Instant) -> Option<(AllocationId, Families)> {
         while let Some(&Reverse((at, id))) = self.expiries.peek() {
             if at > now {
                 return None;
             }
             self.expiries.pop();
-            match self.allocation(id).map(|a| a.expires) {
-                Some(expires) if expires > now => self.expiries.push(Reverse((expires, id))),
-                Some(_) => {
-                    self.remove(id);
-                    return Some(id);
-                }
-                None => {}
+            let Some(allocation) = self.allocation_mut(id) else { continue };
+            let due = allocation.expires.map(|at| at.is_some_and(|at| at <= now));
+            let left = due.any() && self.close(id, due);
+            if (left || !due.any())
+                && let Some(next) = self.allocation(id).and_then(Allocation::next_expiry)
+            {
+                self.expiries.push(Reverse((next, id)));
+            }
+            if due.any() {
+                return Some((id, due));
             }
         }
         None
@@ -376,12 +381,21 @@ impl Server {
     fn insert(&mut self, mut allocation: Allocation) -> AllocationId {
         self.generation = self.generation.wrapping_add(1);
         allocation.generation = self.generation;
-        let (five_tuple, expires) = (allocation.five_tuple, allocation.expires);
+        let (five_tuple, expiry) = (allocation.five_tuple, allocation.next_expiry());
         let index = self.allocations.insert(allocation) as u32;
         let id = AllocationId { index, generation: self.generation };
         self.clients.insert(five_tuple, id);
-        self.expiries.push(Reverse((expires, id)));
+        self.expiries.extend(expiry.map(|at| Reverse((at, id))));
         id
+    }
+
+    /// Takes these families from an allocation, and removes it when that was all. Returns whether something is left.
+    fn close(&mut self, id: AllocationId, families: Families) -> bool {
+        let left = self.allocation_mut(id).is_some_and(|allocation| allocation.close(families));
+        if !left {
+            self.remove(id);
+        }
+        left
     }
 
     fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
@@ -397,11 +411,6 @@ impl Server {
         }
         Some(allocation)
     }
-}
-
-/// The family that an address belongs to.
-fn family_of(ip: IpAddr) -> AddressFamily {
-    AddressFamily::of(&(ip, 0).into())
 }
 
 #[cfg(test)]

@@ -9,19 +9,18 @@ use std::{
 
 use arrayvec::ArrayVec;
 use backwater_stun::{
-    AddressFamily, AlgorithmMismatch, AttributeType, ChannelNumber, Code, EvenPort, IntegrityError, Lifetime, Message,
-    Method, Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, RequestedTransport, ReservationToken,
-    TransactionId, Userhash, Username, Verified, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    AddressFamily, AlgorithmMismatch, AttributeType, ChannelNumber, Code, IntegrityError, Lifetime, Message, Method,
+    Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, TransactionId, Userhash, Username, Verified,
+    XorMappedAddress, XorPeerAddress,
 };
 
 use super::{
-    Action, AllocationId, Bind, DropReason, MAX_PEERS, PortRequest, Server, UNDERSTOOD,
-    allocation::{Allocation, BindError, Full, Granted},
-    answer::{Answer, MAX_UNKNOWN, Refusal, replied},
-    family_of,
+    Action, AllocationId, DropReason, MAX_PEERS, Server, UNDERSTOOD,
+    allocation::{BindError, Full},
+    answer::{Answer, MAX_UNKNOWN, Refusal},
 };
 use crate::{
-    FiveTuple, Now, PeerAddr, RelayedAddr,
+    Families, FiveTuple, Now, PeerAddr,
     auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
 };
 
@@ -58,46 +57,12 @@ impl Deleted {
 }
 
 /// A request that is known to come from a user.
-struct Authenticated<'a> {
-    message: Verified<'a>,
-    user: Arc<Identity>,
+pub(super) struct Authenticated<'a> {
+    pub(super) message: Verified<'a>,
+    pub(super) user: Arc<Identity>,
 }
 
 impl Server {
-    /// Tells that the socket for [`Action::Bind`] is bound, and writes the success into `reply`. `token` is what the
-    /// next port was set aside under, if it was asked for.
-    ///
-    /// The answer is [`Action::Reply`], or [`Action::Drop`] if there is no such allocation any more: close the socket
-    /// then.
-    pub fn socket_bound(
-        &mut self,
-        id: AllocationId,
-        relayed: RelayedAddr,
-        token: Option<[u8; 8]>,
-        reply: &mut [u8],
-    ) -> Action {
-        let Some(allocation) = self.allocation_mut(id) else {
-            return Action::Drop(DropReason::NoAllocation);
-        };
-        allocation.granted.relayed = Some(relayed);
-        allocation.granted.token = token;
-        self.allocate_success(id, reply)
-    }
-
-    /// Tells that there is no socket to be had: the client gets 508, and the allocation is gone.
-    pub fn bind_failed(&mut self, id: AllocationId, reply: &mut [u8]) -> Action {
-        let Some(allocation) = self.remove(id) else {
-            return Action::Drop(DropReason::NoAllocation);
-        };
-        let answer = Answer {
-            method: Method::ALLOCATE,
-            transaction_id: allocation.granted.transaction_id,
-            user: Some((allocation.user.clone(), allocation.granted.integrity)),
-            fingerprint: allocation.granted.fingerprint,
-        };
-        replied(answer.error(reply, Code::INSUFFICIENT_CAPACITY, |_| Ok(())))
-    }
-
     pub(super) fn request(
         &mut self,
         now: Now,
@@ -185,7 +150,7 @@ impl Server {
         };
         match self.allocation(id) {
             Some(a) if *a.user.name != *user.user.name => return Err(Code::WRONG_CREDENTIALS.into()),
-            Some(a) if a.granted.relayed.is_none() => return Err(Refusal::Drop(DropReason::InProgress)),
+            Some(a) if !a.is_bound() => return Err(Refusal::Drop(DropReason::InProgress)),
             Some(_) => {}
             None => return Err(Code::ALLOCATION_MISMATCH.into()),
         }
@@ -195,84 +160,6 @@ impl Server {
             _ => self.channel_bind(now, id, &user.message)?,
         }
         Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
-    }
-
-    /// RFC 8656, section 7.2.
-    fn allocate(
-        &mut self,
-        now: Instant,
-        from: FiveTuple,
-        existing: Option<AllocationId>,
-        user: Authenticated<'_>,
-        answer: &Answer,
-        reply: &mut [u8],
-    ) -> Result<Action, Refusal> {
-        let message = &user.message;
-        if let Some((id, granted)) = existing.and_then(|id| self.allocation(id).map(|a| (id, &a.granted))) {
-            return match granted {
-                Granted { transaction_id, .. } if *transaction_id != message.transaction_id() => {
-                    Err(Code::ALLOCATION_MISMATCH.into())
-                }
-                Granted { relayed: None, .. } => Err(Refusal::Drop(DropReason::InProgress)),
-                Granted { .. } => Ok(self.allocate_success(id, reply)),
-            };
-        }
-        match message.get::<RequestedTransport>()? {
-            None => return Err(Code::BAD_REQUEST.into()),
-            Some(RequestedTransport::UDP) => {}
-            Some(_) => return Err(Code::UNSUPPORTED_TRANSPORT_PROTOCOL.into()),
-        }
-        let family = message.get::<RequestedAddressFamily>()?.map(|RequestedAddressFamily(family)| family);
-        let even = message.get::<EvenPort>()?;
-        let token = message.get::<ReservationToken>()?;
-        let port = match (even, token) {
-            (Some(_), Some(_)) => return Err(Code::BAD_REQUEST.into()),
-            (_, Some(_)) if family.is_some() => return Err(Code::BAD_REQUEST.into()),
-            (None, Some(ReservationToken(token))) => PortRequest::Reserved(token),
-            (Some(EvenPort { reserve_next }), None) => PortRequest::Even { reserve_next },
-            (None, None) => PortRequest::Any,
-        };
-        let family = family.unwrap_or(AddressFamily::Ipv4);
-        let supported = match family {
-            AddressFamily::Ipv4 => self.config.families.v4,
-            AddressFamily::Ipv6 => self.config.families.v6,
-        };
-        if !supported && !matches!(port, PortRequest::Reserved(_)) {
-            return Err(Code::ADDRESS_FAMILY_NOT_SUPPORTED.into());
-        }
-        if self.allocations.len() >= self.config.max_allocations {
-            return Err(Code::INSUFFICIENT_CAPACITY.into());
-        }
-        let lifetime = self.lifetime(message.get::<Lifetime>()?);
-        let Answer { transaction_id, fingerprint, .. } = *answer;
-        let integrity = user.message.integrity();
-        let granted = Granted { transaction_id, integrity, fingerprint, lifetime, relayed: None, token: None };
-        let id = self.insert(Allocation::new(from, family, user.user, granted, now));
-        Ok(Action::Bind(Bind { id, family, port }))
-    }
-
-    fn allocate_success(&mut self, id: AllocationId, reply: &mut [u8]) -> Action {
-        let Some(allocation) = self.allocation_mut(id) else {
-            return Action::Drop(DropReason::NoAllocation);
-        };
-        let Granted { transaction_id, integrity, fingerprint, lifetime, relayed: Some(relayed), token } =
-            allocation.granted
-        else {
-            return Action::Drop(DropReason::InProgress);
-        };
-        // A reserved port brings its own family.
-        allocation.family = family_of(relayed.0.ip());
-        let user = Some((allocation.user.clone(), integrity));
-        let answer = Answer { method: Method::ALLOCATE, transaction_id, user, fingerprint };
-        let client = allocation.five_tuple.client.0;
-        replied(answer.success(reply, |w| {
-            w.attribute(&XorRelayedAddress(relayed.0))?;
-            w.attribute(&Lifetime(lifetime.as_secs() as u32))?;
-            if let Some(token) = token {
-                w.attribute(&ReservationToken(token))?;
-            }
-            w.attribute(&XorMappedAddress(client)).map(drop)
-        }))
     }
 
     /// RFC 8656, section 8.2.
@@ -288,19 +175,26 @@ impl Server {
         let wanted = message.get::<Lifetime>()?;
         let family = message.get::<RequestedAddressFamily>()?;
         let lifetime = if wanted == Some(Lifetime(0)) { Duration::ZERO } else { self.lifetime(wanted) };
-        let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        if family.is_some_and(|RequestedAddressFamily(family)| family != allocation.family) {
-            return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into());
-        }
         let granted = Lifetime(lifetime.as_secs() as u32);
-        let len = answer.success(reply, |w| w.attribute(&granted).map(drop))?;
+        let success = |reply: &mut [u8]| answer.success(reply, |w| w.attribute(&granted).map(drop));
+        let again = lifetime.is_zero() && self.deleted.was(&from, answer.transaction_id);
+        let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
+        let families = match family {
+            None => allocation.families(),
+            Some(RequestedAddressFamily(family)) if *allocation.families().get(family) => Families::only(family),
+            Some(_) if again => return Ok(Action::Reply(success(reply)?)),
+            Some(_) => return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
+        };
+        let len = success(reply)?;
         if lifetime > Duration::ZERO {
-            allocation.expires = now + lifetime;
+            for family in families.iter() {
+                *allocation.expires.get_mut(family) = Some(now + lifetime);
+            }
             return Ok(Action::Reply(len));
         }
-        self.remove(id);
+        self.close(id, families);
         self.deleted.remember(now, from, answer.transaction_id);
-        Ok(Action::Unbind(id, len))
+        Ok(Action::Unbind(id, families, len))
     }
 
     /// RFC 8656, section 10.2.
@@ -335,13 +229,13 @@ impl Server {
     /// A peer that the allocation has a socket for.
     fn own_family(&self, id: AllocationId, XorPeerAddress(peer): XorPeerAddress) -> Result<PeerAddr, Refusal> {
         match self.allocation(id) {
-            Some(a) if a.family == family_of(peer.ip()) => Ok(PeerAddr(peer)),
+            Some(a) if *a.families().get(AddressFamily::of(&peer)) => Ok(PeerAddr(peer)),
             _ => Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
         }
     }
 
     /// RFC 8656, section 7.2: between the default and the server's limit.
-    fn lifetime(&self, wanted: Option<Lifetime>) -> Duration {
+    pub(super) fn lifetime(&self, wanted: Option<Lifetime>) -> Duration {
         let wanted = wanted.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| Duration::from_secs(seconds.into()));
         wanted.min(self.config.max_lifetime).max(DEFAULT_LIFETIME)
     }

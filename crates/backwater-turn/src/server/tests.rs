@@ -5,9 +5,15 @@ use backwater_stun::*;
 use super::*;
 use crate::{ClientAddr, RelayedAddr};
 
+mod authentication;
+mod dual_stack;
+
 const REALM: &str = "example.org";
 const CLIENT: &str = "192.0.2.1:40000";
 const RELAYED: &str = "198.51.100.1:50000";
+const V4: Families = Families { v4: true, v6: false };
+const V6: Families = Families { v4: false, v6: true };
+const BOTH: Families = Families { v4: true, v6: true };
 const PEER: &str = "203.0.113.7:7000";
 
 /// A server and the time.
@@ -70,7 +76,7 @@ impl Bench {
         let mut reply = [0; MAX_REPLY];
         let action = self.server.from_client(self.now, from(client), bytes, &mut reply);
         let len = match action {
-            Action::Reply(len) | Action::Unbind(_, len) | Action::Forbid(len, ..) => len,
+            Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) => len,
             Action::Forward { .. } | Action::Bind(_) | Action::Drop(_) => 0,
         };
         (action, reply[..len].to_vec())
@@ -92,7 +98,7 @@ impl Bench {
         let (action, _) = self.request(client, Method::ALLOCATE, &udp);
         let Action::Bind(bind) = action else { panic!("{action:?}") };
         let mut reply = [0; MAX_REPLY];
-        let bound = self.server.socket_bound(bind.id, RelayedAddr(addr(RELAYED)), None, &mut reply);
+        let bound = self.server.bound(bind.id, relayed(RELAYED, None), &mut reply);
         assert!(matches!(bound, Action::Reply(_)));
         bind.id
     }
@@ -117,6 +123,14 @@ fn signed(id: TransactionId, user: &str, nonce: &[u8], method: Method, fill: Fil
     w.attribute(&Username(user)).unwrap().attribute(&Realm(REALM)).unwrap();
     w.attribute(&Nonce(nonce)).unwrap();
     w.integrity_sha1(&key(user)).unwrap().finish().to_vec()
+}
+
+fn relayed(addrs: &str, token: Option<[u8; 8]>) -> Bound {
+    let mut bound = Bound { token, ..Bound::default() };
+    for relayed in addrs.split_whitespace().map(addr) {
+        *bound.relayed.get_mut(AddressFamily::of(&relayed)) = Some(RelayedAddr(relayed));
+    }
+    bound
 }
 
 fn plain(class: Class, method: Method, fill: Fill<'_>) -> Vec<u8> {
@@ -186,133 +200,6 @@ fn a_stranger_is_challenged_and_leaves_nothing_behind() {
     assert_eq!(code(&b.bytes(CLIENT, &good).1, false), 438, "too old");
 }
 
-type Sign<'f> = &'f dyn Fn(Writer<'_>, &HmacKey) -> Vec<u8>;
-
-fn sign_sha1(w: Writer<'_>, key: &HmacKey) -> Vec<u8> {
-    w.integrity_sha1(key).unwrap().finish().to_vec()
-}
-
-fn sign_sha256(w: Writer<'_>, key: &HmacKey) -> Vec<u8> {
-    w.integrity_sha256(key).unwrap().finish().to_vec()
-}
-
-fn sign_both(w: Writer<'_>, key: &HmacKey) -> Vec<u8> {
-    w.integrity_sha1(key).unwrap().integrity_sha256(key).unwrap().fingerprint().unwrap().finish().to_vec()
-}
-
-fn sha256_key() -> HmacKey {
-    HmacKey::from(&LongTermKey::sha256("alice", REALM, "secret"))
-}
-
-impl Bench {
-    /// An Allocate request with what `fill` writes in place of the user name and the algorithms.
-    fn rfc8489(&mut self, fill: Fill<'_>, key: &HmacKey, sign: Sign<'_>) -> (Action, Vec<u8>) {
-        self.next_id += 1;
-        let nonce = self.server.nonces.make(ClientAddr(addr(CLIENT)), self.now.unix);
-        let mut buffer = [0; 2000];
-        let id = TransactionId([self.next_id; 12]);
-        let mut w = Writer::new(&mut buffer, Class::Request, Method::ALLOCATE, id).unwrap();
-        udp(&mut w);
-        fill(&mut w);
-        w.attribute(&Realm(REALM)).unwrap().attribute(&Nonce(&nonce)).unwrap();
-        let request = sign(w, key);
-        self.bytes(CLIENT, &request)
-    }
-}
-
-#[test]
-fn a_client_of_rfc_8489_is_answered_with_the_integrity_it_used() {
-    let named: Fill<'_> = &|w| put(w, &Username("alice"));
-    let hashed: Fill<'_> = &|w| put(w, &Userhash::new("alice", REALM));
-    let signs: [(Sign<'_>, Integrity); 3] =
-        [(&sign_sha1, Integrity::Sha1), (&sign_sha256, Integrity::Sha256), (&sign_both, Integrity::Sha256)];
-    for who in [named, hashed] {
-        for (algorithm, key) in [
-            (None, key("alice")),
-            (Some(PasswordAlgorithm::MD5), key("alice")),
-            (Some(PasswordAlgorithm::SHA256), sha256_key()),
-        ] {
-            for (sign, integrity) in signs {
-                let mut b = Bench::new();
-                let fill: Fill<'_> = &|w| {
-                    who(w);
-                    if let Some(algorithm) = algorithm {
-                        w.attribute(&PasswordAlgorithms::SHA256_MD5).unwrap().attribute(&algorithm).unwrap();
-                    }
-                };
-                let (action, _) = b.rfc8489(fill, &key, sign);
-                let Action::Bind(bind) = action else { panic!("{action:?}") };
-                let mut reply = [0; MAX_REPLY];
-                let bound = b.server.socket_bound(bind.id, RelayedAddr(addr(RELAYED)), None, &mut reply);
-                let Action::Reply(len) = bound else { panic!("{bound:?}") };
-                let answer = Message::parse(&reply[..len]).unwrap();
-                assert_eq!(answer.verify(&key).unwrap().integrity(), integrity);
-                let sha1 = answer.contains(AttributeType::MESSAGE_INTEGRITY);
-                assert_eq!(sha1, integrity == Integrity::Sha1);
-                // And again: the allocation remembers the key, and an error is signed too.
-                let (_, reply) = b.rfc8489(fill, &key, sign);
-                let answer = Message::parse(&reply).unwrap();
-                assert_eq!(answer.verify(&key).unwrap().integrity(), integrity);
-                assert_eq!(code(&reply, false), 437);
-            }
-        }
-    }
-}
-
-#[test]
-fn bidding_down_is_noticed() {
-    let mut b = Bench::new();
-    let named = |w: &mut Writer<'_>| put(w, &Username("alice"));
-    let (md5, sha256) = (PasswordAlgorithm::MD5, PasswordAlgorithm::SHA256);
-    let cases: [(u16, HmacKey, Fill<'_>); 7] = [
-        (400, sha256_key(), &|w| put(w, &sha256)),
-        (400, sha256_key(), &|w| put(w, &PasswordAlgorithms::SHA256_MD5)),
-        (400, key("alice"), &|w| {
-            w.attribute(&PasswordAlgorithms::MD5).unwrap().attribute(&md5).unwrap();
-        }),
-        (400, sha256_key(), &|w| {
-            let other = PasswordAlgorithm { number: 3, parameters: &[] };
-            w.attribute(&PasswordAlgorithms::SHA256_MD5).unwrap().attribute(&other).unwrap();
-        }),
-        // The key of another algorithm than the one named.
-        (401, key("alice"), &|w| {
-            w.attribute(&PasswordAlgorithms::SHA256_MD5).unwrap().attribute(&sha256).unwrap();
-        }),
-        (401, sha256_key(), &|_| ()),
-        (0, key("alice"), &|_| ()),
-    ];
-    for (want, key, fill) in cases {
-        let (action, reply) = b.rfc8489(
-            &|w| {
-                named(w);
-                fill(w);
-            },
-            &key,
-            &sign_sha256,
-        );
-        if want == 0 {
-            assert!(matches!(action, Action::Bind(_)));
-        } else {
-            assert_eq!(code(&reply, false), want);
-        }
-    }
-    // A nonce whose bits were changed is not ours: the client gets the right ones again.
-    let mut nonce = b.server.nonces.make(ClientAddr(addr("192.0.2.1:7")), b.now.unix);
-    nonce[12] = b'A';
-    let request = signed(TransactionId([1; 12]), "alice", &nonce, Method::ALLOCATE, &udp);
-    assert_eq!(code(&b.bytes("192.0.2.1:7", &request).1, false), 438);
-}
-
-#[test]
-fn a_hash_of_nobody_is_401_and_a_broken_integrity_400() {
-    let mut b = Bench::new();
-    let fill: Fill<'_> = &|w| put(w, &Userhash([3; 32]));
-    assert_eq!(code(&b.rfc8489(fill, &key("alice"), &sign_sha1).1, false), 401);
-    let truncated: Sign<'_> =
-        &|w, key| w.integrity_sha256_truncated(key, MacLength::SHORTEST).unwrap().finish().to_vec();
-    assert_eq!(code(&b.rfc8489(&|w| put(w, &Username("alice")), &key("alice"), truncated).1, false), 400);
-}
-
 #[test]
 fn integrity_without_a_user_is_a_bad_request() {
     let mut b = Bench::new();
@@ -328,11 +215,11 @@ fn the_client_is_told_after_the_port_is_bound_and_again_when_it_asks_again() {
     let request = b.signed(CLIENT, "alice", Method::ALLOCATE, &udp);
     let (action, _) = b.bytes(CLIENT, &request);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
-    assert_eq!((bind.family, bind.port), (AddressFamily::Ipv4, PortRequest::Any));
+    assert_eq!((bind.families, bind.port), (Families::only(AddressFamily::Ipv4), PortRequest::Any));
     assert_eq!(b.bytes(CLIENT, &request).0, Action::Drop(DropReason::InProgress));
 
     let mut reply = [0; MAX_REPLY];
-    let bound = b.server.socket_bound(bind.id, RelayedAddr(addr(RELAYED)), Some([5; 8]), &mut reply);
+    let bound = b.server.bound(bind.id, relayed(RELAYED, Some([5; 8])), &mut reply);
     let Action::Reply(len) = bound else { panic!("{bound:?}") };
     let first = reply[..len].to_vec();
     assert_eq!(code(&first, true), 0);
@@ -354,12 +241,12 @@ fn a_port_that_cannot_be_bound_is_508_for_that_client() {
     let (action, _) = b.request(CLIENT, Method::ALLOCATE, &udp);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
     let mut reply = [0; MAX_REPLY];
-    let failed = b.server.bind_failed(bind.id, &mut reply);
+    let failed = b.server.bound(bind.id, Bound::default(), &mut reply);
     let Action::Reply(len) = failed else { panic!("{failed:?}") };
     assert_eq!(code(&reply[..len], true), 508);
     assert_eq!(b.server.allocations(), 0);
     b.allocate(CLIENT);
-    assert_eq!(b.server.bind_failed(bind.id, &mut reply), Action::Drop(DropReason::NoAllocation));
+    assert_eq!(b.server.bound(bind.id, Bound::default(), &mut reply), Action::Drop(DropReason::NoAllocation));
     assert_eq!(b.server.allocations(), 1);
 }
 
@@ -393,8 +280,8 @@ fn what_an_allocate_may_ask_for() {
     b.server.config.families.v6 = true;
     let (action, _) = ask(&mut b, v6);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
-    assert_eq!(bind.family, AddressFamily::Ipv6);
-    b.server.bind_failed(bind.id, &mut [0; MAX_REPLY]);
+    assert_eq!(bind.families, Families::only(AddressFamily::Ipv6));
+    b.server.bound(bind.id, Bound::default(), &mut [0; MAX_REPLY]);
 
     let even: Fill<'_> = &|w| {
         udp(w);
@@ -427,7 +314,7 @@ fn an_allocation_lives_as_long_as_it_is_refreshed() {
     assert_eq!(b.server.expire(b.now.instant), None);
     b.pass(1);
     assert!(b.server.poll_timeout().unwrap() <= b.now.instant);
-    assert_eq!(b.server.expire(b.now.instant), Some(id));
+    assert_eq!(b.server.expire(b.now.instant), Some((id, V4)));
     assert_eq!(b.server.expire(b.now.instant), None);
     assert_eq!((b.server.poll_timeout(), b.server.allocations()), (None, 0));
     assert_eq!(code(&b.request(CLIENT, Method::REFRESH, &lifetime(5)).1, true), 437);
@@ -435,7 +322,7 @@ fn an_allocation_lives_as_long_as_it_is_refreshed() {
     let id = b.allocate(CLIENT);
     let delete = b.signed(CLIENT, "alice", Method::REFRESH, &lifetime(0));
     let (action, reply) = b.bytes(CLIENT, &delete);
-    assert_eq!(action, Action::Unbind(id, reply.len()));
+    assert_eq!(action, Action::Unbind(id, V4, reply.len()));
     assert_eq!(code(&reply, true), 0);
     assert_eq!(b.bytes(CLIENT, &delete), (Action::Reply(reply.len()), reply), "a retransmission");
     assert_eq!(code(&b.request(CLIENT, Method::REFRESH, &lifetime(0)).1, true), 437);
