@@ -286,7 +286,7 @@ impl Config {
         })
     }
 
-    pub(crate) fn server(&self, nonce_key: [u8; 64]) -> server::Config {
+    pub(crate) fn server(&self, nonce_key: [u8; 64], thread: u16) -> server::Config {
         server::Config {
             credentials: self.credentials.clone(),
             peers: self.peers.clone(),
@@ -294,6 +294,7 @@ impl Config {
             max_lifetime: self.max_lifetime,
             max_allocations: self.max_allocations,
             nonce_key,
+            thread,
         }
     }
 }

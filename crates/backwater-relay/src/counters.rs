@@ -27,6 +27,8 @@ pub struct Counters {
     pub allocations: Counter,
     /// Allocations that are gone again.
     pub closed: Counter,
+    /// Allocations that came from another thread, after their client (RFC 8016).
+    pub moved: Counter,
     /// Requests answered with 403.
     pub forbidden: Counter,
     /// Allocations that found no port: answered with 508.

@@ -25,7 +25,7 @@ pub(crate) struct Endpoint {
     state: RefCell<State>,
     counters: Arc<Counters>,
     /// The last to go: the port is free once the socket is closed.
-    _lease: Option<Lease>,
+    lease: Option<Lease>,
 }
 
 struct State {
@@ -52,7 +52,12 @@ impl Endpoint {
     pub(crate) fn new(socket: UdpSocket, lease: Option<Lease>, counters: Arc<Counters>) -> Self {
         let state = State { sender: socket.sender(), queue: VecDeque::new(), bytes: 0, waker: None };
         let receiver = RefCell::new(socket.receiver());
-        Self { receiver, socket, state: RefCell::new(state), counters, _lease: lease }
+        Self { receiver, socket, state: RefCell::new(state), counters, lease }
+    }
+
+    /// Closes it, and returns what keeps its port.
+    pub(crate) fn into_lease(self) -> Option<Lease> {
+        self.lease
     }
 
     /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already or the policy is to

@@ -15,7 +15,7 @@ use arrayvec::ArrayVec;
 use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
 use backwater_turn::{
     ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily,
-    server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Server},
+    server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
 use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
@@ -27,6 +27,10 @@ use crate::{
     ports::{Bound, Lease, Ports, Sockets},
     runs::{Run, Runs},
 };
+
+pub(crate) mod mobility;
+
+use mobility::Mailbox;
 
 /// Trains that one system call receives.
 const BATCH: usize = 32;
@@ -52,6 +56,9 @@ pub(crate) struct Worker {
     builder: Builder,
     ports: Arc<Ports>,
     counters: Arc<Counters>,
+    number: usize,
+    /// Of all threads, by their number.
+    mailboxes: Vec<Mailbox>,
     refusals: RefCell<(Instant, u32)>,
 }
 
@@ -79,6 +86,8 @@ impl Worker {
         builder: Builder,
         ports: Arc<Ports>,
         counters: Arc<Counters>,
+        number: usize,
+        mailboxes: Vec<Mailbox>,
     ) -> Self {
         let listeners = listeners.into_iter().map(|socket| Listener {
             wildcard: socket.local_addr().ip().is_unspecified(),
@@ -93,6 +102,8 @@ impl Worker {
             builder,
             ports,
             counters,
+            number,
+            mailboxes,
             refusals: RefCell::new((Instant::now(), 0)),
         }
     }
@@ -208,6 +219,7 @@ impl Worker {
                 self.log_refusal(now, from.client, peer, why);
                 self.reply(listener, now, from, reply.get(..len));
             }
+            Action::Move(request) => self.ask(listener, request),
             // `bind` answers with a reply or a drop, and forwarding is done by the caller.
             Action::Forward { .. } => {}
         }

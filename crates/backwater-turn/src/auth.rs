@@ -34,6 +34,12 @@ pub(crate) struct Identity {
     pub(crate) key: HmacKey,
 }
 
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 /// How a password becomes a key (RFC 8489, section 18.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {

@@ -28,6 +28,14 @@ impl Client {
         Self { socket, user: user.to_owned(), key, realm: realm.to_owned(), nonce: Vec::new() }
     }
 
+    /// Goes on from another address, as after a change of networks.
+    pub fn move_elsewhere(&mut self) {
+        let server = self.socket.peer_addr().unwrap();
+        self.socket = UdpSocket::bind(if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }).unwrap();
+        self.socket.connect(server).unwrap();
+        self.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    }
+
     /// Sends a request, with credentials once there is a nonce, and returns the response.
     pub fn exchange(&mut self, method: Method, fill: Fill<'_>) -> Vec<u8> {
         let mut id = [0; 12];

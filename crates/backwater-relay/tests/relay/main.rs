@@ -10,4 +10,5 @@ mod client;
 mod clients;
 mod data_path;
 mod dual_stack;
+mod mobility;
 mod program;

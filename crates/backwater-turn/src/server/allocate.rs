@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use backwater_stun::{
     AdditionalAddressFamily, AddressErrorCode, AddressFamily, AttributeType, Code, EvenPort, Lifetime, Method,
-    RequestedAddressFamily, RequestedTransport, ReservationToken, Verified, XorMappedAddress, XorRelayedAddress,
+    MobilityTicket, RequestedAddressFamily, RequestedTransport, ReservationToken, Verified, XorMappedAddress,
+    XorRelayedAddress,
 };
 
 use super::{
@@ -72,6 +73,12 @@ impl Server {
         if !families.any() && !matches!(port, PortRequest::Reserved(_)) {
             return Err(Code::ADDRESS_FAMILY_NOT_SUPPORTED.into());
         }
+        // A ticket that is not empty belongs into a Refresh (RFC 8016).
+        let mobile = match message.get()? {
+            Some(MobilityTicket([])) => true,
+            Some(MobilityTicket([..])) => return Err(Code::BAD_REQUEST.into()),
+            None => false,
+        };
         let refused = missing(asked, families).map(|family| (family, Code::ADDRESS_FAMILY_NOT_SUPPORTED));
         if self.allocations.len() >= self.config.max_allocations {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
@@ -86,7 +93,9 @@ impl Server {
             refused,
         };
         let expected = if families.any() { families } else { asked };
-        let id = self.insert(Allocation::new(from, expected, user.user, granted, now));
+        let mut allocation = Allocation::new(from, expected, user.user, granted, now);
+        allocation.mobility = mobile.then(Box::default);
+        let id = self.insert(allocation);
         let families = if matches!(port, PortRequest::Reserved(_)) { Families::default() } else { families };
         Ok(Action::Bind(Bind { id, families, port }))
     }
@@ -110,6 +119,9 @@ impl Server {
             }
             if let Some((family, code)) = granted.refused {
                 w.attribute(&AddressErrorCode { family, code, reason: code.reason() })?;
+            }
+            if let Some(ticket) = self.sealed_ticket(id) {
+                w.attribute(&MobilityTicket(&ticket))?;
             }
             w.attribute(&XorMappedAddress(allocation.five_tuple.client.0)).map(drop)
         }))

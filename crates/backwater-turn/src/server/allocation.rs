@@ -8,6 +8,7 @@ use std::{
 
 use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionId};
 
+use super::mobility::Mobility;
 use crate::{Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr, auth::Identity};
 
 /// RFC 8656, section 9: permissions last five minutes.
@@ -25,6 +26,8 @@ pub(super) struct Allocation {
     pub(super) user: Arc<Identity>,
     /// Until when it has a relayed address of each family.
     pub(super) expires: PerFamily<Option<Instant>>,
+    /// If its client may change its address.
+    pub(super) mobility: Option<Box<Mobility>>,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
     /// By address.
@@ -84,6 +87,7 @@ impl Allocation {
             five_tuple,
             user,
             expires: families.map(|asked| asked.then_some(now + granted.lifetime)),
+            mobility: None,
             granted,
             permissions: Vec::new(),
             channels: Vec::new(),

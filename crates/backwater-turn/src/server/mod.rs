@@ -7,6 +7,7 @@
 mod allocate;
 mod allocation;
 mod answer;
+mod mobility;
 mod requests;
 
 use std::{
@@ -25,6 +26,7 @@ use slab::Slab;
 
 use allocation::Allocation;
 pub use allocation::MAX_PEERS;
+pub use mobility::{Move, Moved};
 
 use crate::{
     Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, RelayedAddr, auth::Nonces,
@@ -46,8 +48,10 @@ pub struct Config {
     pub max_lifetime: Duration,
     /// How many allocations there may be.
     pub max_allocations: usize,
-    /// Keys the nonces. Servers that share it take each other's.
+    /// Keys the nonces and tickets. Servers that share it take each other's.
     pub nonce_key: [u8; 64],
+    /// Which of the servers that share the key this is: what a ticket (RFC 8016) says.
+    pub thread: u16,
 }
 
 /// Names an allocation. Never used again for another one.
@@ -82,6 +86,9 @@ pub enum Action {
     Bind(Bind),
     /// Close these sockets of an allocation, and reply as above.
     Unbind(AllocationId, Families, usize),
+    /// Have [`Move::thread`] give an allocation to this server: [`Server::give`] there, then [`Server::take`] here, which
+    /// answers. It may be this thread.
+    Move(Box<Move>),
     /// Nothing, but count it.
     Drop(DropReason),
     /// Refused with 403: reply as above, and tell the operator why.
@@ -207,6 +214,7 @@ const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
 pub struct Server {
     config: Config,
     nonces: Nonces,
+    tickets: mobility::Tickets,
     clients: HashMap<FiveTuple, AllocationId, RandomState>,
     allocations: Slab<Allocation>,
     /// When to look at an allocation. One that was refreshed meanwhile is put back.
@@ -223,6 +231,7 @@ impl Server {
     pub fn new(config: Config) -> Self {
         Self {
             nonces: Nonces::new(&config.nonce_key, config.credentials.features()),
+            tickets: mobility::Tickets::new(&config.nonce_key),
             config,
             clients: HashMap::default(),
             allocations: Slab::new(),

@@ -10,8 +10,8 @@ use std::{
 use arrayvec::ArrayVec;
 use backwater_stun::{
     AddressFamily, AlgorithmMismatch, AttributeType, ChannelNumber, Code, IntegrityError, Lifetime, Message, Method,
-    Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, TransactionId, Userhash, Username, Verified,
-    XorMappedAddress, XorPeerAddress,
+    MobilityTicket, Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, TransactionId, Userhash, Username,
+    Verified, XorMappedAddress, XorPeerAddress,
 };
 
 use super::{
@@ -51,7 +51,7 @@ impl Deleted {
         self.order.push_back((now, client));
     }
 
-    fn was(&self, client: &FiveTuple, transaction_id: TransactionId) -> bool {
+    pub(super) fn was(&self, client: &FiveTuple, transaction_id: TransactionId) -> bool {
         self.by_client.get(client) == Some(&transaction_id)
     }
 }
@@ -60,6 +60,17 @@ impl Deleted {
 pub(super) struct Authenticated<'a> {
     pub(super) message: Verified<'a>,
     pub(super) user: Arc<Identity>,
+}
+
+/// What a Refresh request asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refresh {
+    /// Zero deletes.
+    lifetime: Duration,
+    /// Only this one.
+    pub(super) family: Option<AddressFamily>,
+    /// Whether the client wants a ticket.
+    ticket: bool,
 }
 
 impl Server {
@@ -141,6 +152,11 @@ impl Server {
         if answer.method == Method::ALLOCATE {
             return self.allocate(now, from, id, user, answer, reply);
         }
+        if answer.method == Method::REFRESH
+            && let Some(moves) = self.moves(from, id, &user, answer)?
+        {
+            return Ok(moves);
+        }
         let Some(id) = id else {
             let again = answer.method == Method::REFRESH && self.deleted.was(&from, answer.transaction_id);
             return match again {
@@ -155,7 +171,7 @@ impl Server {
             None => return Err(Code::ALLOCATION_MISMATCH.into()),
         }
         match answer.method {
-            Method::REFRESH => return self.refresh(now, from, id, &user.message, answer, reply),
+            Method::REFRESH => return self.refresh(now, id, self.refresh_wanted(&user.message)?, answer, reply),
             Method::CREATE_PERMISSION => self.create_permission(now, id, &user.message)?,
             _ => self.channel_bind(now, id, &user.message)?,
         }
@@ -163,38 +179,46 @@ impl Server {
     }
 
     /// RFC 8656, section 8.2.
-    fn refresh(
+    pub(super) fn refresh(
         &mut self,
         now: Instant,
-        from: FiveTuple,
         id: AllocationId,
-        message: &Verified<'_>,
+        wanted: Refresh,
         answer: &Answer,
         reply: &mut [u8],
     ) -> Result<Action, Refusal> {
-        let wanted = message.get::<Lifetime>()?;
-        let family = message.get::<RequestedAddressFamily>()?;
-        let lifetime = if wanted == Some(Lifetime(0)) { Duration::ZERO } else { self.lifetime(wanted) };
-        let granted = Lifetime(lifetime.as_secs() as u32);
-        let success = |reply: &mut [u8]| answer.success(reply, |w| w.attribute(&granted).map(drop));
+        let Refresh { lifetime, family, ticket } = wanted;
+        let ticket = if ticket { self.sealed_ticket(id) } else { None };
+        let success = |reply: &mut [u8]| {
+            answer.success(reply, |w| {
+                w.attribute(&Lifetime(lifetime.as_secs() as u32))?;
+                if let Some(ticket) = ticket {
+                    w.attribute(&MobilityTicket(&ticket))?;
+                }
+                Ok(())
+            })
+        };
+        let allocation = self.allocation(id).ok_or(Code::ALLOCATION_MISMATCH)?;
+        let from = allocation.five_tuple;
         let again = lifetime.is_zero() && self.deleted.was(&from, answer.transaction_id);
-        let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
         let families = match family {
             None => allocation.families(),
-            Some(RequestedAddressFamily(family)) if *allocation.families().get(family) => Families::only(family),
+            Some(family) if *allocation.families().get(family) => Families::only(family),
             Some(_) if again => return Ok(Action::Reply(success(reply)?)),
             Some(_) => return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
         };
         let len = success(reply)?;
-        if lifetime > Duration::ZERO {
+        if lifetime.is_zero() {
+            self.close(id, families);
+            self.deleted.remember(now, from, answer.transaction_id);
+            return Ok(Action::Unbind(id, families, len));
+        }
+        if let Some(allocation) = self.allocation_mut(id) {
             for family in families.iter() {
                 *allocation.expires.get_mut(family) = Some(now + lifetime);
             }
-            return Ok(Action::Reply(len));
         }
-        self.close(id, families);
-        self.deleted.remember(now, from, answer.transaction_id);
-        Ok(Action::Unbind(id, families, len))
+        Ok(Action::Reply(len))
     }
 
     /// RFC 8656, section 10.2.
@@ -232,6 +256,15 @@ impl Server {
             Some(a) if *a.families().get(AddressFamily::of(&peer)) => Ok(PeerAddr(peer)),
             _ => Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
         }
+    }
+
+    pub(super) fn refresh_wanted(&self, message: &Verified<'_>) -> Result<Refresh, Refusal> {
+        let wanted = message.get::<Lifetime>()?;
+        Ok(Refresh {
+            lifetime: if wanted == Some(Lifetime(0)) { Duration::ZERO } else { self.lifetime(wanted) },
+            family: message.get()?.map(|RequestedAddressFamily(family)| family),
+            ticket: message.contains(AttributeType::MOBILITY_TICKET),
+        })
     }
 
     /// RFC 8656, section 7.2: between the default and the server's limit.

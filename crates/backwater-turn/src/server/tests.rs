@@ -7,6 +7,7 @@ use crate::{ClientAddr, RelayedAddr};
 
 mod authentication;
 mod dual_stack;
+mod mobility;
 
 const REALM: &str = "example.org";
 const CLIENT: &str = "192.0.2.1:40000";
@@ -48,6 +49,10 @@ fn udp(w: &mut Writer<'_>) {
 
 impl Bench {
     fn new() -> Self {
+        Self::on_thread(0)
+    }
+
+    fn on_thread(thread: u16) -> Self {
         let mut credentials = Credentials::new(REALM).unwrap();
         credentials.add_user("alice", "secret").unwrap();
         credentials.add_user("bob", "secret").unwrap();
@@ -62,6 +67,7 @@ impl Bench {
             max_lifetime: Duration::from_secs(3600),
             max_allocations: 3,
             nonce_key: [1; 64],
+            thread,
         });
         let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
         Self { server, now, nonce: Vec::new(), next_id: 0 }
@@ -77,7 +83,7 @@ impl Bench {
         let action = self.server.from_client(self.now, from(client), bytes, &mut reply);
         let len = match action {
             Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) => len,
-            Action::Forward { .. } | Action::Bind(_) | Action::Drop(_) => 0,
+            Action::Forward { .. } | Action::Bind(_) | Action::Move(_) | Action::Drop(_) => 0,
         };
         (action, reply[..len].to_vec())
     }
