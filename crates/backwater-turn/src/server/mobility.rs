@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Instant};
 
 use backwater_stun::{Code, Integrity, Method, MobilityTicket, TransactionId};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -65,8 +66,11 @@ impl Eq for Move {}
 /// An allocation on its way.
 pub struct Moved(Box<Allocation>);
 
-const TICKET_LEN: usize = 14;
+const PLAIN_LEN: usize = 14;
 const TAG_LEN: usize = 16;
+
+/// A sealed ticket in characters. In bytes it would end at the first zero for coturn's client.
+const TICKET_LEN: usize = (PLAIN_LEN + TAG_LEN) * 8 / 6;
 
 impl Move {
     /// The thread that has it: [`Config::thread`](super::Config::thread).
@@ -184,7 +188,7 @@ impl Server {
     }
 
     /// The ticket that is good for an allocation, sealed; `None` if it is not to move.
-    pub(super) fn sealed_ticket(&self, id: AllocationId) -> Option<[u8; TICKET_LEN + TAG_LEN]> {
+    pub(super) fn sealed_ticket(&self, id: AllocationId) -> Option<[u8; TICKET_LEN]> {
         self.ticket(id).map(|ticket| self.tickets.seal(ticket))
     }
 
@@ -206,23 +210,29 @@ impl Tickets {
     }
 
     /// The code over what it says, and what it says, hidden by a stream that the code begins.
-    fn seal(&self, ticket: Ticket) -> [u8; TICKET_LEN + TAG_LEN] {
-        let mut plain = [0; TICKET_LEN];
+    fn seal(&self, ticket: Ticket) -> [u8; TICKET_LEN] {
+        let mut plain = [0; PLAIN_LEN];
         plain[..2].copy_from_slice(&ticket.thread.to_be_bytes());
         plain[2..6].copy_from_slice(&ticket.id.index.to_be_bytes());
         plain[6..10].copy_from_slice(&ticket.id.generation.to_be_bytes());
         plain[10..].copy_from_slice(&ticket.serial.to_be_bytes());
         let code = self.code(&plain).finalize().into_bytes();
-        let mut sealed = [0; TICKET_LEN + TAG_LEN];
+        let mut sealed = [0; PLAIN_LEN + TAG_LEN];
         let (tag, hidden) = sealed.split_at_mut(TAG_LEN);
         tag.copy_from_slice(&code[..TAG_LEN]);
         self.hide(tag, &plain, hidden);
-        sealed
+        let mut text = [0; TICKET_LEN];
+        // It has room for exactly that.
+        let _ = BASE64_URL_SAFE_NO_PAD.encode_slice(sealed, &mut text);
+        text
     }
 
-    fn open(&self, sealed: &[u8]) -> Option<Ticket> {
-        let (tag, hidden) = sealed.split_at_checked(TAG_LEN).filter(|(_, hidden)| hidden.len() == TICKET_LEN)?;
-        let mut plain = [0; TICKET_LEN];
+    fn open(&self, text: &[u8]) -> Option<Ticket> {
+        let mut sealed = [0; PLAIN_LEN + TAG_LEN];
+        let text: &[u8; TICKET_LEN] = text.try_into().ok()?;
+        BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut sealed).ok()?;
+        let (tag, hidden) = sealed.split_at(TAG_LEN);
+        let mut plain = [0; PLAIN_LEN];
         self.hide(tag, hidden, &mut plain);
         self.code(&plain).verify_truncated_left(tag).ok()?;
         let number = |at: usize| plain.get(at..).and_then(<[u8]>::first_chunk).map(|b| u32::from_be_bytes(*b));
@@ -262,6 +272,7 @@ mod tests {
         assert_eq!(tickets.open(&[&sealed[..], &[0]].concat()), None);
         // Two tickets of one allocation look nothing alike.
         let next = tickets.seal(Ticket { serial: 2, ..ticket });
-        assert!(sealed.iter().zip(next).filter(|(a, b)| **a == *b).count() < 8);
+        assert!(sealed.iter().zip(next).filter(|(a, b)| **a == *b).count() < 10);
+        assert!(sealed.iter().all(u8::is_ascii_graphic));
     }
 }

@@ -163,7 +163,7 @@ fn whom_a_ticket_does_not_move_an_allocation_for() {
     assert_eq!(code(&bob, false), 441);
     let mut forged = good.clone();
     forged[20] ^= 1;
-    for bad in [&forged[..], &[], &[7; 30], &good[..29]] {
+    for bad in [&forged[..], &[], &[7; 40], &good[..39]] {
         assert_eq!(code(&t.refresh(1, MOVED, "alice", bad, &|_| ()).1, true), 400);
     }
     let v6: Fill<'_> = &|w| put(w, &RequestedAddressFamily(AddressFamily::Ipv6));
