@@ -6,11 +6,12 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     ops::RangeInclusive,
     str::FromStr,
+    sync::Arc,
     thread::available_parallelism,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use backwater_turn::{Credentials, Families, PeerRules, server};
+use backwater_turn::{Credentials, Families, Limits as Quota, PeerRules, Quotas, ReplyLimit, server};
 use backwater_udp::{Limits, Policy};
 use clap::{Arg, ArgAction, Command};
 use ipnet::{IpNet, Ipv6Net};
@@ -71,7 +72,25 @@ const KEYS: &[Key] = &[
         "Prefixes of NAT64 translators, beside 64:ff9b::/96: a peer there is judged by its IPv4 address too",
     ),
     one("threads", "N", "Threads [default: one for each core on Linux, else 1]"),
-    one("max-allocations", "N", "Allocations there may be on each thread [default: 10000]"),
+    one("max-allocations", "N", "Allocations there may be [default: as many as there are ports]"),
+    one("max-allocations-per-user", "N", "Allocations that a user may have [default: no limit]"),
+    one("max-permissions", "N", "Permissions there may be in all allocations [default: 256 in each allocation]"),
+    one("max-permissions-per-user", "N", "Permissions that a user may have in all allocations [default: no limit]"),
+    one("max-channels", "N", "Channels there may be in all allocations [default: 256 in each allocation]"),
+    one("max-channels-per-user", "N", "Channels that a user may have in all allocations [default: no limit]"),
+    one(
+        "max-bytes-per-second",
+        "N",
+        "Payload bytes that are relayed in a second, both ways together, from 1000; what comes beyond is dropped \
+         [default: no limit]",
+    ),
+    one("max-bytes-per-second-per-user", "N", "The same for one user [default: no limit]"),
+    one(
+        "reply-limit",
+        "N",
+        "Answers in a second to a source that has not authenticated (an IPv4 address, an IPv6 network of 64 bits), 0 for \
+         no limit; loopback is not limited [default: 100]",
+    ),
     one(
         "max-lifetime",
         "SECONDS",
@@ -108,7 +127,10 @@ pub struct Config {
     credentials: Credentials,
     peers: PeerRules,
     pub(crate) threads: usize,
-    max_allocations: usize,
+    user_limits: Quota,
+    total_limits: Quota,
+    /// A second; 0 for none.
+    reply_limit: u32,
     max_lifetime: Duration,
     pub(crate) policy: Policy,
     pub(crate) breaker: Option<Limits>,
@@ -236,7 +258,15 @@ impl Config {
         let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
         let most_threads = if cfg!(target_os = "linux") { 1024 } else { 1 };
         let threads = r.number("threads", 1..=most_threads).unwrap_or(cores as u64) as usize;
-        let max_allocations = r.number("max-allocations", 1..=1_000_000).unwrap_or(10_000) as usize;
+        let total_limits = r.limits(&["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"]);
+        let user_limits = r.limits(&[
+            "max-allocations-per-user",
+            "max-permissions-per-user",
+            "max-channels-per-user",
+            "max-bytes-per-second-per-user",
+        ]);
+        r.no_more_than_all(&user_limits, &total_limits);
+        let reply_limit = r.number("reply-limit", 0..=1_000_000).unwrap_or(100) as u32;
         let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
         let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));
         let policy = r.parsed("backpressure").unwrap_or_default();
@@ -262,6 +292,15 @@ impl Config {
         if relay_v4.is_none() && relay_v6.is_none() && r.errors.is_empty() {
             r.error("relay-address", "expected the address that peers reach, since listen names none");
         }
+        let families = usize::from(relay_v4.is_some()) + usize::from(relay_v6.is_some());
+        let sockets = families * ports.len();
+        if r.has("max-allocations") && sockets > 0 && total_limits.allocations > sockets {
+            let found = total_limits.allocations;
+            r.error(
+                "max-allocations",
+                &format!("expected at most {sockets}, as many as there are ports, found {found}"),
+            );
+        }
         let Reader { errors, .. } = r;
         if !errors.is_empty() {
             return Err(errors);
@@ -274,7 +313,9 @@ impl Config {
             credentials,
             peers,
             threads,
-            max_allocations,
+            user_limits,
+            total_limits,
+            reply_limit,
             max_lifetime,
             policy,
             breaker,
@@ -286,17 +327,36 @@ impl Config {
         })
     }
 
-    pub(crate) fn server(&self, nonce_key: [u8; 64], thread: u16) -> server::Config {
+    /// What the servers of all threads have in common, from now on.
+    pub(crate) fn shared(&self, nonce_key: [u8; 64], now: Instant) -> Shared {
+        let limited = self.reply_limit > 0;
+        Shared {
+            nonce_key,
+            quotas: Quotas::new(self.user_limits, self.total_limits, now),
+            reply_limit: limited.then(|| Arc::new(ReplyLimit::new(self.reply_limit, now))),
+        }
+    }
+
+    pub(crate) fn server(&self, shared: &Shared, thread: u16) -> server::Config {
         server::Config {
             credentials: self.credentials.clone(),
             peers: self.peers.clone(),
             families: Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
             max_lifetime: self.max_lifetime,
-            max_allocations: self.max_allocations,
-            nonce_key,
+            quotas: shared.quotas.clone(),
+            reply_limit: shared.reply_limit.clone(),
+            nonce_key: shared.nonce_key,
             thread,
         }
     }
+}
+
+/// What the servers of a relay share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    nonce_key: [u8; 64],
+    quotas: Arc<Quotas>,
+    reply_limit: Option<Arc<ReplyLimit>>,
 }
 
 const PREFIX: &str = "an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32";
@@ -348,6 +408,32 @@ impl Reader<'_> {
         let text: String = self.one(key, "")?;
         let value = text.trim().parse();
         value.map_err(|error| self.error(key, &format!("{error}, found {text:?}"))).ok()
+    }
+
+    /// Allocations, permissions, channels, bytes a second.
+    fn limits(&mut self, [allocations, permissions, channels, bytes]: &[&'static str; 4]) -> Quota {
+        let mut count = |key| self.number(key, 1..=1_000_000_000).map_or(usize::MAX, |n| n as usize);
+        Quota {
+            allocations: count(allocations),
+            permissions: count(permissions),
+            channels: count(channels),
+            bytes_per_second: self.number(bytes, 1000..=1_000_000_000_000),
+        }
+    }
+
+    /// A limit of one user's that is above that of all users would never be met.
+    fn no_more_than_all(&mut self, user: &Quota, total: &Quota) {
+        let [a, b] = [user, total].map(|q| {
+            let bytes = q.bytes_per_second.map_or(usize::MAX, |bytes| bytes as usize);
+            [q.allocations, q.permissions, q.channels, bytes]
+        });
+        let keys = ["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"];
+        for ((user, total), key) in a.into_iter().zip(b).zip(keys) {
+            if user != usize::MAX && user > total {
+                let problem = format!("expected at most the {total} of {key}, found {user}");
+                self.error(&format!("{key}-per-user"), &problem);
+            }
+        }
     }
 
     /// Denied wins: what is allowed inside it is a mistake.

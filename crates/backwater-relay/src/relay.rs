@@ -19,7 +19,7 @@ use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
     admin::{Admin, Control},
-    config::Config,
+    config::{Config, Shared},
     counters::Counters,
     ports::Ports,
     worker::{
@@ -76,6 +76,7 @@ impl Relay {
         };
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
+        let shared_state = config.shared(nonce_key, Instant::now());
         let ports = Ports::new(config.relay_v4, config.relay_v6, config.ports.clone());
         let busy = Arc::new(AtomicUsize::new(config.threads));
         let shared = config.threads > 1;
@@ -95,7 +96,7 @@ impl Relay {
                 addrs: relay.local_addrs.clone(),
                 shared,
                 config: config.clone(),
-                nonce_key,
+                shared_state: shared_state.clone(),
                 ports: ports.clone(),
                 counters: counters.clone(),
                 common: UdpSocket::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
@@ -183,7 +184,7 @@ struct Thread {
     addrs: Vec<SocketAddr>,
     shared: bool,
     config: Config,
-    nonce_key: [u8; 64],
+    shared_state: Shared,
     ports: Arc<Ports>,
     counters: Arc<Counters>,
     /// What all its sockets have in common.
@@ -206,7 +207,7 @@ impl Thread {
                 Err(error) => return drop(ready.send(Err(error))),
             };
             let addrs = listeners.iter().map(UdpSocket::local_addr).collect();
-            let mut server = self.config.server(self.nonce_key, self.number as u16);
+            let mut server = self.config.server(&self.shared_state, self.number as u16);
             server.peers.listeners.clone_from(&addrs);
             let builder = self.common.clone().receive_buffer(1 << 20);
             let worker = Rc::new(Worker::new(

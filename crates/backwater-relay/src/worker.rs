@@ -317,7 +317,7 @@ impl Worker {
         let mut server = self.server.borrow_mut();
         for train in batch.trains() {
             let peer = PeerAddr(train.source);
-            let (client, framing) = match server.from_peer(now, id, peer) {
+            let (client, framing) = match server.from_peer(now, id, peer, train.payload.len()) {
                 Ok(way) => way,
                 Err(reason) => {
                     self.counters.count_drop(reason, train.datagram_count());

@@ -31,6 +31,8 @@ pub struct Credentials {
 pub(crate) struct Identity {
     pub(crate) name: Box<str>,
     pub(crate) algorithm: Algorithm,
+    /// The secret that the password was made with, by its place.
+    secret: Option<u16>,
     pub(crate) key: HmacKey,
 }
 
@@ -93,7 +95,7 @@ impl Credentials {
         }
         let password = opaque_string(password).map_err(|_| CredentialsError::Password)?;
         let identities =
-            Algorithm::ALL.map(|algorithm| Arc::new(Identity::new(algorithm, &username, &self.realm, &password)));
+            Algorithm::ALL.map(|algorithm| Arc::new(Identity::new(algorithm, &username, &self.realm, &password, None)));
         self.hashes.insert(Userhash::new(&username, &self.realm).0, username.as_ref().into());
         self.users.insert(username.as_ref().into(), identities);
         Ok(())
@@ -132,9 +134,9 @@ impl Credentials {
         let expiry = username.split(':').next().and_then(|expiry| expiry.parse().ok());
         let in_time = known.is_none() && expiry.is_some_and(|expiry: u64| expiry > unix.as_secs());
         let secrets = if in_time { self.secrets.as_slice() } else { &[] };
-        let limited = secrets.iter().map(move |secret| {
+        let limited = secrets.iter().zip(0..).map(move |(secret, place)| {
             let password = time_limited_password(secret, username);
-            Arc::new(Identity::new(algorithm, username, &self.realm, &password))
+            Arc::new(Identity::new(algorithm, username, &self.realm, &password, Some(place)))
         });
         known.into_iter().chain(limited)
     }
@@ -151,12 +153,17 @@ impl Credentials {
 }
 
 impl Identity {
-    fn new(algorithm: Algorithm, name: &str, realm: &str, password: &str) -> Self {
+    fn new(algorithm: Algorithm, name: &str, realm: &str, password: &str, secret: Option<u16>) -> Self {
         let key = match algorithm {
             Algorithm::Md5 => LongTermKey::md5(name, realm, password),
             Algorithm::Sha256 => LongTermKey::sha256(name, realm, password),
         };
-        Self { name: name.into(), algorithm, key: HmacKey::from(&key) }
+        Self { name: name.into(), algorithm, secret, key: HmacKey::from(&key) }
+    }
+
+    /// Whether it is the same user with the same key.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        (&self.name, self.algorithm, self.secret) == (&other.name, other.algorithm, other.secret)
     }
 }
 

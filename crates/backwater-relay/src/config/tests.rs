@@ -132,6 +132,41 @@ fn rules_that_cannot_be_met_are_all_named() {
 }
 
 #[test]
+fn limits_that_cannot_be_met_are_all_named() {
+    let all = problems(&[
+        "--ports",
+        "50000-50009",
+        "--listen",
+        "127.0.0.1:3478",
+        "--max-allocations",
+        "11",
+        "--max-channels",
+        "5",
+        "--max-channels-per-user",
+        "6",
+        "--max-bytes-per-second",
+        "1000",
+        "--max-bytes-per-second-per-user",
+        "1001",
+        "--max-permissions",
+        "0",
+        "--reply-limit",
+        "-1",
+    ]);
+    for part in [
+        "--max-permissions: expected a number from 1",
+        "--max-channels-per-user: expected at most the 5 of max-channels, found 6",
+        "--max-bytes-per-second-per-user: expected at most the 1000 of max-bytes-per-second, found 1001",
+        "--reply-limit: expected a number from 0",
+        "--max-allocations: expected at most 10, as many as there are ports, found 11",
+    ] {
+        assert!(all.iter().any(|line| line.starts_with(part)), "{part}: {all:?}");
+    }
+    assert_eq!(all.len(), 5, "{all:?}");
+    config(&["--max-allocations", "10", "--max-allocations-per-user", "10", "--reply-limit", "0"], &[]).unwrap();
+}
+
+#[test]
 fn what_to_do_without_room() {
     use std::time::Duration;
     let wait = |ms| Policy::Wait { deadline: Duration::from_millis(ms) };

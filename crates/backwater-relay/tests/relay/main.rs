@@ -10,5 +10,6 @@ mod client;
 mod clients;
 mod data_path;
 mod dual_stack;
+mod limits;
 mod mobility;
 mod program;

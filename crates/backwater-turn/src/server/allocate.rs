@@ -14,7 +14,7 @@ use super::{
     answer::{Answer, Refusal, replied},
     requests::Authenticated,
 };
-use crate::{Families, FiveTuple, PerFamily};
+use crate::{Families, FiveTuple, PerFamily, quota::QuotaReached};
 
 /// What coturn and its client have for ADDITIONAL-ADDRESS-FAMILY: the number of a draft of RFC 8656.
 const DRAFT_ADDITIONAL_ADDRESS_FAMILY: AttributeType = AttributeType(0x8032);
@@ -80,20 +80,26 @@ impl Server {
             None => false,
         };
         let refused = missing(asked, families).map(|family| (family, Code::ADDRESS_FAMILY_NOT_SUPPORTED));
-        if self.allocations.len() >= self.config.max_allocations {
+        let integrity = message.integrity();
+        let lifetime = self.lifetime(message.get::<Lifetime>()?);
+        if self.refuses_new {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
+        let (claim, user) = self.config.quotas.claim(user.user).map_err(|reached| match reached {
+            QuotaReached::User => Code::ALLOCATION_QUOTA_REACHED,
+            QuotaReached::Total => Code::INSUFFICIENT_CAPACITY,
+        })?;
         let granted = Granted {
             transaction_id: answer.transaction_id,
-            integrity: message.integrity(),
+            integrity,
             fingerprint: answer.fingerprint,
-            lifetime: self.lifetime(message.get::<Lifetime>()?),
+            lifetime,
             relayed: PerFamily::default(),
             token: None,
             refused,
         };
         let expected = if families.any() { families } else { asked };
-        let mut allocation = Allocation::new(from, expected, user.user, granted, now);
+        let mut allocation = Allocation::new(from, expected, (user, claim), granted, now);
         allocation.mobility = mobile.then(Box::default);
         let id = self.insert(allocation);
         let families = if matches!(port, PortRequest::Reserved(_)) { Families::default() } else { families };

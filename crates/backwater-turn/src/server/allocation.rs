@@ -9,7 +9,11 @@ use std::{
 use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionId};
 
 use super::mobility::Mobility;
-use crate::{Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr, auth::Identity};
+use crate::{
+    Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr,
+    auth::Identity,
+    quota::{Claim, Kind},
+};
 
 /// RFC 8656, section 9: permissions last five minutes.
 const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
@@ -24,6 +28,8 @@ pub(super) struct Allocation {
     pub(super) generation: u32,
     pub(super) five_tuple: FiveTuple,
     pub(super) user: Arc<Identity>,
+    /// The quotas that it counts against.
+    pub(super) claim: Claim,
     /// Until when it has a relayed address of each family.
     pub(super) expires: PerFamily<Option<Instant>>,
     /// If its client may change its address.
@@ -78,7 +84,7 @@ impl Allocation {
     pub(super) fn new(
         five_tuple: FiveTuple,
         families: Families,
-        user: Arc<Identity>,
+        (user, claim): (Arc<Identity>, Claim),
         granted: Granted,
         now: Instant,
     ) -> Self {
@@ -86,6 +92,7 @@ impl Allocation {
             generation: 0,
             five_tuple,
             user,
+            claim,
             expires: families.map(|asked| asked.then_some(now + granted.lifetime)),
             mobility: None,
             granted,
@@ -112,8 +119,7 @@ impl Allocation {
     /// Takes these families from it, with their permissions and channels. Returns whether one is left.
     pub(super) fn close(&mut self, families: Families) -> bool {
         let stays = |ip: IpAddr| !if ip.is_ipv4() { families.v4 } else { families.v6 };
-        self.permissions.retain(|p| stays(p.ip));
-        self.channels.retain(|c| stays(c.peer.0.ip()));
+        self.retain(|p| stays(p.ip), |c| stays(c.peer.0.ip()));
         for family in families.iter() {
             *self.expires.get_mut(family) = None;
         }
@@ -142,49 +148,81 @@ impl Allocation {
 
     /// Installs or refreshes permissions, all of them or none.
     pub(super) fn permit(&mut self, peers: &[IpAddr], now: Instant) -> Result<(), Full> {
-        let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
-        if self.permissions.len() + new > MAX_PEERS {
-            self.permissions.retain(|p| p.expires > now);
-            let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
-            if self.permissions.len() + new > MAX_PEERS {
-                return Err(Full);
-            }
-        }
+        let reserved = self.reserve_permissions(peers).or_else(|Full| {
+            self.purge(now);
+            self.reserve_permissions(peers)
+        })?;
         let expires = now + PERMISSION_LIFETIME;
+        let before = self.permissions.len();
         for &ip in peers {
             match self.permissions.binary_search_by_key(&ip, |p| p.ip) {
                 Ok(at) => self.permissions[at].expires = expires,
                 Err(at) => self.permissions.insert(at, Permission { ip, expires }),
             }
         }
+        self.claim.give_back(Kind::Permissions, before + reserved - self.permissions.len());
         Ok(())
     }
 
     /// Binds or refreshes a channel, and with it the permission (RFC 8656, section 12.2).
     pub(super) fn bind(&mut self, number: ChannelNumber, peer: PeerAddr, now: Instant) -> Result<(), BindError> {
-        self.channels.retain(|c| c.expires > now);
+        self.purge(now);
         let conflict = self.channels.iter().any(|c| (c.number == number) != (c.peer == peer));
         if conflict {
             return Err(BindError::Conflict);
         }
-        let at = self.channels.binary_search_by_key(&number, |c| c.number);
-        if at.is_err() && self.channels.len() >= MAX_PEERS {
-            return Err(BindError::Full);
-        }
-        self.permit(&[peer.0.ip()], now).map_err(|Full| BindError::Full)?;
         let expires = now + CHANNEL_LIFETIME;
-        match at {
-            Ok(at) => self.channels[at].expires = expires,
-            Err(at) => self.channels.insert(at, Channel { number, peer, expires }),
+        match self.channels.binary_search_by_key(&number, |c| c.number) {
+            Ok(at) => {
+                self.permit(&[peer.0.ip()], now).map_err(|Full| BindError::Full)?;
+                self.channels[at].expires = expires;
+            }
+            Err(_) if self.channels.len() >= MAX_PEERS => return Err(BindError::Full),
+            Err(at) => {
+                self.claim.take(Kind::Channels, 1).map_err(|_| BindError::Full)?;
+                if self.permit(&[peer.0.ip()], now) == Err(Full) {
+                    self.claim.give_back(Kind::Channels, 1);
+                    return Err(BindError::Full);
+                }
+                self.channels.insert(at, Channel { number, peer, expires });
+            }
         }
         Ok(())
+    }
+
+    /// Forgets what has expired.
+    pub(super) fn purge(&mut self, now: Instant) {
+        self.retain(|p| p.expires > now, |c| c.expires > now);
+    }
+
+    /// Returns how many: one that is there twice counts twice.
+    fn reserve_permissions(&self, peers: &[IpAddr]) -> Result<usize, Full> {
+        let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
+        if self.permissions.len() + new > MAX_PEERS {
+            return Err(Full);
+        }
+        self.claim.take(Kind::Permissions, new).map(|()| new).map_err(|_| Full)
+    }
+
+    fn retain(&mut self, permission: impl Fn(&Permission) -> bool, channel: impl Fn(&Channel) -> bool) {
+        let (permissions, channels) = (self.permissions.len(), self.channels.len());
+        self.permissions.retain(permission);
+        self.channels.retain(channel);
+        self.claim.give_back(Kind::Permissions, permissions - self.permissions.len());
+        self.claim.give_back(Kind::Channels, channels - self.channels.len());
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.retain(|_| false, |_| false);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ClientAddr;
+    use crate::{ClientAddr, Limits, Quotas};
 
     fn allocation(now: Instant) -> Allocation {
         let client = ClientAddr("192.0.2.1:1".parse().unwrap());
@@ -201,6 +239,8 @@ mod tests {
         let mut credentials = crate::Credentials::new("r").unwrap();
         credentials.add_user("u", "p").unwrap();
         let user = credentials.identities("u", crate::auth::Algorithm::Md5, Duration::ZERO).next().unwrap();
+        let claim = Quotas::new(Limits::default(), Limits::default(), now).claim(user).unwrap();
+        let user = (claim.1, claim.0);
         Allocation::new(five_tuple, Families::only(AddressFamily::Ipv4), user, granted, now)
     }
 

@@ -14,6 +14,7 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -29,7 +30,8 @@ pub use allocation::MAX_PEERS;
 pub use mobility::{Move, Moved};
 
 use crate::{
-    Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, RelayedAddr, auth::Nonces,
+    Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, Quotas, RelayedAddr,
+    ReplyLimit, auth::Nonces,
 };
 
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
@@ -46,8 +48,10 @@ pub struct Config {
     pub families: Families,
     /// The longest lifetime of an allocation; never less than the default of ten minutes.
     pub max_lifetime: Duration,
-    /// How many allocations there may be.
-    pub max_allocations: usize,
+    /// What users may have. Shared by the servers of a relay.
+    pub quotas: Arc<Quotas>,
+    /// How many answers a source gets that has not authenticated; shared too. `None`: as many as it asks for.
+    pub reply_limit: Option<Arc<ReplyLimit>>,
     /// Keys the nonces and tickets. Servers that share it take each other's.
     pub nonce_key: [u8; 64],
     /// Which of the servers that share the key this is: what a ticket (RFC 8016) says.
@@ -187,6 +191,10 @@ drop_reasons! {
     Peer "peer",
     /// The same request is being worked on.
     InProgress "in_progress",
+    /// Over the limit of bytes a second, the user's or the relay's.
+    Bandwidth "bandwidth",
+    /// A request from a source that has had its share of answers and has not authenticated.
+    ReplyLimit "reply_limit",
     /// The reply would not fit; or the payload would not, into an indication.
     TooLong "too_long",
 }
@@ -224,6 +232,9 @@ pub struct Server {
     indications: u64,
     /// The client of the last ChannelData: they come in runs.
     recent: Option<(FiveTuple, AllocationId)>,
+    /// Whether bytes are counted at all.
+    metered: bool,
+    refuses_new: bool,
 }
 
 impl Server {
@@ -231,6 +242,8 @@ impl Server {
     pub fn new(config: Config) -> Self {
         Self {
             nonces: Nonces::new(&config.nonce_key, config.credentials.features()),
+            metered: config.quotas.is_metered(),
+            refuses_new: false,
             tickets: mobility::Tickets::new(&config.nonce_key),
             config,
             clients: HashMap::default(),
@@ -250,7 +263,7 @@ impl Server {
 
     /// Answers every new Allocate request with 508 from here on. Allocations that exist go on.
     pub fn refuse_new(&mut self) {
-        self.config.max_allocations = 0;
+        self.refuses_new = true;
     }
 
     /// What to do with a datagram from a client. A reply is written into `reply`, of [`MAX_REPLY`] bytes.
@@ -264,7 +277,7 @@ impl Server {
         }
     }
 
-    /// Where a peer's datagram goes, and how; the same for all of a train.
+    /// Where a peer's datagram goes, and how; the same for all of a train, of `bytes` together.
     ///
     /// # Errors
     /// Why it goes nowhere.
@@ -274,11 +287,13 @@ impl Server {
         now: Instant,
         via: AllocationId,
         peer: PeerAddr,
+        bytes: usize,
     ) -> Result<(FiveTuple, Framing), DropReason> {
         let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
         if !allocation.is_permitted(peer.0.ip(), now) {
             return Err(DropReason::NoPermission);
         }
+        self.meter(allocation, now, bytes)?;
         let framing = allocation.peer_channel(peer, now).map_or(Framing::Indication, Framing::Channel);
         Ok((allocation.five_tuple, framing))
     }
@@ -335,6 +350,7 @@ impl Server {
         };
         let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
         let to = allocation.channel_peer(message.channel(), now).ok_or(DropReason::NoChannel)?;
+        self.meter(allocation, now, message.data().len())?;
         let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
         Ok(Action::Forward { via, to, range: start..start + message.data().len() })
     }
@@ -376,7 +392,13 @@ impl Server {
         if self.config.peers.is_listener(to) {
             return Err(DropReason::Peer);
         }
+        self.meter(allocation, now, range.len())?;
         Ok(Action::Forward { via, to, range })
+    }
+
+    #[inline]
+    fn meter(&self, allocation: &Allocation, now: Instant, bytes: usize) -> Result<(), DropReason> {
+        if self.metered && !allocation.claim.spend(now, bytes) { Err(DropReason::Bandwidth) } else { Ok(()) }
     }
 
     fn allocation(&self, id: AllocationId) -> Option<&Allocation> {

@@ -20,7 +20,7 @@ use super::{
     answer::{Answer, MAX_UNKNOWN, Refusal},
 };
 use crate::{
-    Families, FiveTuple, Now, PeerAddr,
+    Families, FiveTuple, Now, PeerAddr, ReplyLimit,
     auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
 };
 
@@ -85,19 +85,28 @@ impl Server {
         let mut answer =
             Answer { method: message.method(), transaction_id: message.transaction_id(), user: None, fingerprint };
         let result = match message.method() {
-            Method::BINDING => binding(from, message, &answer, reply),
+            Method::BINDING => {
+                self.may_answer_stranger(now.instant, from).and_then(|()| binding(from, message, &answer, reply))
+            }
             Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND => {
                 match self.authenticate(now, from, message) {
                     Ok(user) => {
                         answer.user = Some((user.user.clone(), user.message.integrity()));
                         self.authenticated(now.instant, from, user, &answer, reply)
                     }
-                    Err(refusal) => Err(refusal),
+                    Err(refusal) => self.may_answer_stranger(now.instant, from).and(Err(refusal)),
                 }
             }
             _ => Err(Refusal::Drop(DropReason::Method)),
         };
         result.unwrap_or_else(|refusal| self.refuse(now, from, refusal, &answer, reply))
+    }
+
+    /// Whether to answer what is not authenticated. Who has an allocation is no stranger.
+    fn may_answer_stranger(&self, now: Instant, from: FiveTuple) -> Result<(), Refusal> {
+        let allowed = |limit: &ReplyLimit| limit.allows(from.client.0.ip(), now) || self.clients.contains_key(&from);
+        let limit = self.config.reply_limit.as_ref();
+        if limit.is_none_or(|limit| allowed(limit)) { Ok(()) } else { Err(DropReason::ReplyLimit.into()) }
     }
 
     /// RFC 8489, section 9.2.4. The nonce comes first: it costs least, and tells a spoofed source from a real one.
@@ -217,6 +226,7 @@ impl Server {
             for family in families.iter() {
                 *allocation.expires.get_mut(family) = Some(now + lifetime);
             }
+            allocation.purge(now);
         }
         Ok(Action::Reply(len))
     }

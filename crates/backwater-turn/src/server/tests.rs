@@ -3,10 +3,11 @@ use std::net::SocketAddr;
 use backwater_stun::*;
 
 use super::*;
-use crate::{ClientAddr, RelayedAddr};
+use crate::{ClientAddr, Limits, RelayedAddr};
 
 mod authentication;
 mod dual_stack;
+mod limits;
 mod mobility;
 
 const REALM: &str = "example.org";
@@ -53,9 +54,15 @@ impl Bench {
     }
 
     fn on_thread(thread: u16) -> Self {
+        Self::with_limits(thread, Limits::default(), Limits { allocations: 3, ..Limits::default() })
+    }
+
+    fn with_limits(thread: u16, user: Limits, total: Limits) -> Self {
         let mut credentials = Credentials::new(REALM).unwrap();
         credentials.add_user("alice", "secret").unwrap();
         credentials.add_user("bob", "secret").unwrap();
+        credentials.add_user("carol", "secret").unwrap();
+        let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
         let server = Server::new(Config {
             credentials,
             // What the tests have for the public internet is documentation's.
@@ -65,11 +72,11 @@ impl Bench {
             },
             families: Families { v4: true, v6: true },
             max_lifetime: Duration::from_secs(3600),
-            max_allocations: 3,
+            quotas: Quotas::new(user, total, now.instant),
+            reply_limit: Some(Arc::new(ReplyLimit::new(100, now.instant))),
             nonce_key: [1; 64],
             thread,
         });
-        let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
         Self { server, now, nonce: Vec::new(), next_id: 0 }
     }
 
@@ -355,12 +362,12 @@ fn data_flows_to_whom_it_is_permitted() {
     let id = b.allocate(CLIENT);
     let peer = PeerAddr(addr(PEER));
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Err(DropReason::NoPermission));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
     assert!(matches!(b.permit(CLIENT, "203.0.113.7:1"), Action::Reply(_)));
     let (action, _) = b.bytes(CLIENT, &send);
     let Action::Forward { via, to, range } = action else { panic!("{action:?}") };
     assert_eq!((via, to, &send[range]), (id, peer, &b"hello"[..]));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Ok((from(CLIENT), Framing::Indication)));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Ok((from(CLIENT), Framing::Indication)));
 
     let data = ChannelData::header(ChannelNumber::MIN, 5);
     let data = [&data[..], b"hello\0\0\0"].concat();
@@ -368,9 +375,12 @@ fn data_flows_to_whom_it_is_permitted() {
     assert!(matches!(b.channel(CLIENT, 0x4000, PEER).0, Action::Reply(_)));
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to: peer, range: 4..9 });
     assert_eq!(b.bytes("192.0.2.1:1", &data).0, Action::Drop(DropReason::NoAllocation));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Ok((from(CLIENT), Framing::Channel(ChannelNumber::MIN))));
+    assert_eq!(
+        b.server.from_peer(b.now.instant, id, peer, 1),
+        Ok((from(CLIENT), Framing::Channel(ChannelNumber::MIN)))
+    );
     b.pass(300);
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Err(DropReason::NoPermission));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
     b.pass(300);
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Drop(DropReason::NoChannel));
@@ -421,7 +431,7 @@ fn a_permission_request_is_all_or_nothing() {
         w.attribute(&XorPeerAddress(addr("127.0.0.1:1"))).unwrap();
     });
     assert_eq!(code(&reply, true), 403);
-    assert!(b.server.from_peer(b.now.instant, id, PeerAddr(addr(PEER))).is_err());
+    assert!(b.server.from_peer(b.now.instant, id, PeerAddr(addr(PEER)), 1).is_err());
     assert_eq!(code(&b.request(CLIENT, Method::CREATE_PERMISSION, &|_| ()).1, true), 400);
 }
 

@@ -75,10 +75,10 @@ fn a_client_that_moves_keeps_its_allocation_on_either_thread() {
         let peer = PeerAddr(addr(PEER));
         let Action::Forward { via, to, .. } = t.0[thread].bytes(MOVED, &DATA).0 else { panic!() };
         assert_eq!(to, peer);
-        let (to, framing) = t.0[thread].server.from_peer(t.0[0].now.instant, via, peer).unwrap();
+        let (to, framing) = t.0[thread].server.from_peer(t.0[0].now.instant, via, peer, 1).unwrap();
         assert_eq!((to, framing), (from(MOVED), Framing::Channel(ChannelNumber::MIN)));
         assert_eq!(t.0[0].bytes(CLIENT, &DATA).0, Action::Drop(DropReason::NoAllocation));
-        assert!(t.0[0].server.from_peer(t.0[0].now.instant, id, peer).is_err());
+        assert!(t.0[0].server.from_peer(t.0[0].now.instant, id, peer, 1).is_err());
         // It expires where it is.
         for b in &mut t.0 {
             b.pass(899);
