@@ -37,6 +37,8 @@ pub struct Counters {
     pub to_peers: Counter,
     /// From peers to clients.
     pub to_clients: Counter,
+    /// ICMP messages about peers that clients were told about.
+    pub icmp: Counter,
     /// Answers to requests.
     pub replies: Counter,
     /// Refused by the system and held back.

@@ -12,12 +12,12 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
+use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Icmp};
 use backwater_turn::{
     ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
-use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
+use backwater_udp::{Builder, Ecn, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{debug, info, warn};
 
@@ -263,7 +263,11 @@ impl Worker {
         let task = spawn_local(async move {
             let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
             poll_fn(|cx| match worker.endpoint(id, family) {
-                Some(endpoint) => worker.poll_socket(cx, &endpoint, handle),
+                Some(endpoint) => {
+                    let poll = worker.poll_socket(cx, &endpoint, handle);
+                    worker.network_said(listener, id, &endpoint.socket);
+                    poll
+                }
                 None => Poll::Ready(()),
             })
             .await;
@@ -348,6 +352,23 @@ impl Worker {
         down.flush();
     }
 
+    /// What the network has said about datagrams to peers. As many as the socket keeps, at the most.
+    fn network_said(&self, listener: usize, id: AllocationId, socket: &UdpSocket) {
+        while let Some(error) = socket.next_icmp_error() {
+            let Some(listener) = self.listeners.get(listener) else { return };
+            let Some(icmp) = icmp(&error) else { continue };
+            let (mut reply, now, peer) = ([0; MAX_REPLY], Instant::now(), PeerAddr(error.destination));
+            let told = self.server.borrow_mut().icmp_indication(now, id, peer, icmp, &mut reply);
+            match told {
+                Ok((client, len)) => {
+                    self.counters.icmp.add(1);
+                    listener.send(now, client, &[IoSlice::new(&reply[..len])], 0, None);
+                }
+                Err(reason) => self.counters.count_drop(reason, 1),
+            }
+        }
+    }
+
     fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: PeerRefused) {
         let (since, lines) = &mut *self.refusals.borrow_mut();
         if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
@@ -422,6 +443,15 @@ impl<'a> Down<'a> {
         }
         self.parts.clear();
         self.bytes = 0;
+    }
+}
+
+fn icmp(error: &IcmpError) -> Option<Icmp> {
+    match (error.kind, error.destination.is_ipv4()) {
+        (IcmpKind::Unreachable { icmp_type, code }, _) => Some(Icmp { icmp_type, code: code.into(), data: 0 }),
+        (IcmpKind::PacketTooBig { mtu }, true) => Some(Icmp { icmp_type: 3, code: 4, data: mtu }),
+        (IcmpKind::PacketTooBig { mtu }, false) => Some(Icmp { icmp_type: 2, code: 0, data: mtu }),
+        _ => None,
     }
 }
 

@@ -54,6 +54,34 @@ fn every_framing_goes_both_ways() {
     relay.stop(Duration::ZERO);
 }
 
+/// A peer's port that nobody listens on: the client learns of it, by IPv4 and by IPv6, and data goes on.
+#[test]
+fn a_client_learns_that_a_peer_is_unreachable() {
+    let mut relay = crate::client::start_dual(&["--threads", "1"]);
+    let mut client = client(&relay);
+    client
+        .try_allocate(&|w| {
+            w.attribute(&AdditionalAddressFamily(AddressFamily::Ipv6)).unwrap();
+        })
+        .unwrap();
+    let (there, there_addr) = peer();
+    client.bind_channel(0x4001, there_addr).unwrap();
+    let mut buffer = [0; 2000];
+    for (channel, (gone, addr), icmp_type, code) in [(0x4002, peer(), 3, 3), (0x4003, crate::client::peer6(), 1, 4)] {
+        drop(gone);
+        client.bind_channel(channel, addr).unwrap();
+        client.socket.send(&channel_data(channel, b"anyone?")).unwrap();
+        let len = client.socket.recv(&mut buffer).unwrap();
+        let message = Message::parse(&buffer[..len]).unwrap();
+        assert_eq!(message.get::<XorPeerAddress>().unwrap().unwrap().0, addr);
+        assert_eq!(message.get::<Icmp>().unwrap(), Some(Icmp { icmp_type, code, data: 0 }));
+        client.socket.send(&channel_data(0x4001, b"and you?")).unwrap();
+        assert_eq!(there.recv(&mut buffer).unwrap(), 8);
+    }
+    assert_eq!(relay.counters().iter().map(|c| c.icmp.get()).sum::<u64>(), 2);
+    relay.stop(Duration::ZERO);
+}
+
 /// Trains whose datagrams differ in length, channel and owner come out as what went in, in order within a flow.
 #[test]
 fn a_mixed_burst_keeps_every_flow_in_order() {

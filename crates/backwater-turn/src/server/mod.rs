@@ -19,8 +19,8 @@ use std::{
 };
 
 use backwater_stun::{
-    AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck, Message, Method,
-    TransactionId, XorPeerAddress,
+    AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck, Icmp, Message,
+    Method, TransactionId, Writer, XorPeerAddress,
 };
 use foldhash::fast::RandomState;
 use slab::Slab;
@@ -189,6 +189,8 @@ drop_reasons! {
     NoPermission "no_permission",
     /// The peer is of the other address family, or the relay's own listener.
     Peer "peer",
+    /// An ICMP message of a type that clients are not told about.
+    Icmp "icmp",
     /// The same request is being worked on.
     InProgress "in_progress",
     /// Over the limit of bytes a second, the user's or the relay's.
@@ -303,12 +305,46 @@ impl Server {
     /// # Errors
     /// [`DropReason::TooLong`].
     pub fn data_indication(&mut self, peer: PeerAddr, payload_len: usize) -> Result<DataPrefix, DropReason> {
-        // Nobody answers an indication: its id need only differ from the others' (RFC 8489, section 6.1).
+        DataPrefix::data(self.indication_id(), peer.0, payload_len).map_err(|_| DropReason::TooLong)
+    }
+
+    /// What a client is told about an ICMP message that a datagram of its allocation gave rise to (RFC 8656, section 11.5):
+    /// where to, and how many bytes of `reply`, which has [`MAX_REPLY`].
+    ///
+    /// # Errors
+    /// [`DropReason::Icmp`] for a type that is none of a client's business, and why the peer is none.
+    pub fn icmp_indication(
+        &mut self,
+        now: Instant,
+        via: AllocationId,
+        peer: PeerAddr,
+        icmp: Icmp,
+        reply: &mut [u8],
+    ) -> Result<(FiveTuple, usize), DropReason> {
+        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
+        let client = allocation.five_tuple;
+        // Unreachable and time exceeded; for IPv6, packet too big too.
+        let told: &[u8] = if peer.0.is_ipv4() { &[3, 11] } else { &[1, 2, 3] };
+        if !told.contains(&icmp.icmp_type) {
+            return Err(DropReason::Icmp);
+        }
+        if !allocation.is_permitted(peer.0.ip(), now) {
+            return Err(DropReason::NoPermission);
+        }
+        let written = Writer::new(reply, Class::Indication, Method::DATA, self.indication_id()).and_then(|mut w| {
+            w.attribute(&XorPeerAddress(peer.0))?.attribute(&icmp)?;
+            Ok(w.finish().len())
+        });
+        written.map(|len| (client, len)).map_err(|_| DropReason::TooLong)
+    }
+
+    /// Nobody answers an indication: its id need only differ from the others' (RFC 8489, section 6.1).
+    fn indication_id(&mut self) -> TransactionId {
         self.indications = self.indications.wrapping_add(1);
         let mut id = [0; 12];
         id[..4].copy_from_slice(b"data");
         id[4..].copy_from_slice(&self.indications.to_be_bytes());
-        DataPrefix::data(TransactionId(id), peer.0, payload_len).map_err(|_| DropReason::TooLong)
+        TransactionId(id)
     }
 
     /// When [`expire`](Self::expire) has something to do, at the earliest.

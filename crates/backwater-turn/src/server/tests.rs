@@ -399,6 +399,43 @@ fn data_indications_hold_what_the_peer_sent() {
 }
 
 #[test]
+fn a_client_is_told_of_icmp_about_its_peers() {
+    let mut b = Bench::new();
+    let id = b.allocate(CLIENT);
+    let mut reply = [0; MAX_REPLY];
+    let peer = PeerAddr(addr(PEER));
+    let icmp = |icmp_type, code, data| Icmp { icmp_type, code, data };
+    let mut tell = |b: &mut Bench, peer, icmp| {
+        let told = b.server.icmp_indication(b.now.instant, id, peer, icmp, &mut reply);
+        told.map(|(to, len)| (to, reply[..len].to_vec()))
+    };
+    let unreachable = icmp(3, 3, 0);
+    assert_eq!(tell(&mut b, peer, unreachable), Err(DropReason::NoPermission));
+    b.channel(CLIENT, 0x4000, PEER);
+    for (told, whether) in [
+        (unreachable, true),
+        (icmp(3, 4, 1280), true),
+        (icmp(11, 0, 0), true),
+        (icmp(12, 0, 0), false),
+        (icmp(5, 0, 0), false),
+    ] {
+        let result = tell(&mut b, peer, told);
+        if !whether {
+            assert_eq!(result, Err(DropReason::Icmp));
+            continue;
+        }
+        let (to, bytes) = result.unwrap();
+        let message = Message::parse(&bytes).unwrap();
+        assert!(message.is(Class::Indication, Method::DATA) && to == from(CLIENT));
+        assert_eq!(message.get::<XorPeerAddress>().unwrap().unwrap().0, peer.0);
+        assert_eq!(message.get::<Icmp>().unwrap(), Some(told));
+        assert!(!message.contains(AttributeType::DATA));
+    }
+    b.pass(300);
+    assert_eq!(tell(&mut b, peer, unreachable), Err(DropReason::NoPermission));
+}
+
+#[test]
 fn who_may_not_be_a_peer() {
     let mut b = Bench::new();
     b.server.config.peers.listeners.push(addr("203.0.113.250:3478"));
