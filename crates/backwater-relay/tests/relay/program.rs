@@ -170,6 +170,25 @@ fn a_port_in_use_is_one_line_and_exit_1() {
     assert_eq!(relay.terminate(), Some(0));
 }
 
+/// Many systems let a program have 1,024 descriptors unless it asks for more.
+#[test]
+fn a_low_limit_of_descriptors_is_raised() {
+    let script = r#"ulimit -Sn 64; exec "$0" "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_backwater-relay")]).args(QUIET).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut relay = Program { child, lines };
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");
+        client.allocate();
+        clients.push(client);
+    }
+    assert_eq!(relay.terminate(), Some(0));
+}
+
 #[test]
 fn sigterm_waits_for_clients_as_long_as_it_was_told() {
     let mut relay = Program::start(&["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "1"], 0);

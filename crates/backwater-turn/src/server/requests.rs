@@ -37,18 +37,20 @@ const MAX_DELETED: usize = 4096;
 #[derive(Default)]
 pub(super) struct Deleted {
     by_client: HashMap<FiveTuple, TransactionId>,
-    order: VecDeque<(Instant, FiveTuple)>,
+    order: VecDeque<(Instant, FiveTuple, TransactionId)>,
 }
 
 impl Deleted {
     fn remember(&mut self, now: Instant, client: FiveTuple, transaction_id: TransactionId) {
-        while self.order.len() >= MAX_DELETED || self.order.front().is_some_and(|(at, _)| *at + REMEMBERED <= now) {
-            if let Some((_, client)) = self.order.pop_front() {
+        while self.order.len() >= MAX_DELETED || self.order.front().is_some_and(|(at, ..)| *at + REMEMBERED <= now) {
+            let Some((_, client, transaction_id)) = self.order.pop_front() else { break };
+            // It may have deleted another one since.
+            if self.was(&client, transaction_id) {
                 self.by_client.remove(&client);
             }
         }
         self.by_client.insert(client, transaction_id);
-        self.order.push_back((now, client));
+        self.order.push_back((now, client, transaction_id));
     }
 
     pub(super) fn was(&self, client: &FiveTuple, transaction_id: TransactionId) -> bool {

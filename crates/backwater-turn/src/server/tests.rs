@@ -341,6 +341,23 @@ fn an_allocation_lives_as_long_as_it_is_refreshed() {
     assert_eq!(code(&b.request(CLIENT, Method::REFRESH, &lifetime(0)).1, true), 437);
 }
 
+/// A deletion is remembered for its own time, whatever was deleted before it.
+#[test]
+fn a_second_deletion_is_remembered_too() {
+    let mut b = Bench::new();
+    let delete: Fill<'_> = &|w| put(w, &Lifetime(0));
+    b.allocate(CLIENT);
+    b.request(CLIENT, Method::REFRESH, delete);
+    b.pass(30);
+    b.allocate(CLIENT);
+    let second = b.signed(CLIENT, "alice", Method::REFRESH, delete);
+    let (_, reply) = b.bytes(CLIENT, &second);
+    b.pass(11);
+    b.allocate("192.0.2.1:2");
+    b.request("192.0.2.1:2", Method::REFRESH, delete);
+    assert_eq!(b.bytes(CLIENT, &second).1, reply);
+}
+
 #[test]
 fn an_allocation_belongs_to_its_user() {
     let mut b = Bench::new();
