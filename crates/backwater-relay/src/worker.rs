@@ -216,7 +216,7 @@ impl Worker {
             }
             Action::Forbid(len, peer, why) => {
                 self.counters.forbidden.add(1);
-                self.log_refusal(now, from.client, peer, why);
+                self.log_refusal(now, from.client, peer, &why);
                 self.reply(listener, now, from, reply.get(..len));
             }
             Action::Move(request) => self.ask(listener, request),
@@ -369,7 +369,7 @@ impl Worker {
         }
     }
 
-    fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: PeerRefused) {
+    fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: &PeerRefused) {
         let (since, lines) = &mut *self.refusals.borrow_mut();
         if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
             (*since, *lines) = (now, 0);

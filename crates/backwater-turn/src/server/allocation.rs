@@ -8,7 +8,7 @@ use std::{
 
 use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionId};
 
-use super::mobility::Mobility;
+use super::{DropReason, mobility::Mobility};
 use crate::{
     Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr,
     auth::Identity,
@@ -135,15 +135,21 @@ impl Allocation {
 
     /// The peer of a channel.
     #[inline]
-    pub(super) fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Option<PeerAddr> {
+    pub(super) fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Option<&PeerAddr> {
         let at = self.channels.binary_search_by_key(&number, |c| c.number).ok()?;
-        self.channels.get(at).filter(|c| c.expires > now).map(|c| c.peer)
+        self.channels.get(at).filter(|c| c.expires > now).map(|c| &c.peer)
     }
 
     /// The channel of a peer.
     #[inline]
     pub(super) fn peer_channel(&self, peer: PeerAddr, now: Instant) -> Option<ChannelNumber> {
         self.channels.iter().find(|c| c.peer == peer && c.expires > now).map(|c| c.number)
+    }
+
+    /// Counts bytes that pass. Out of line: without a limit nothing of it is on the way of a datagram.
+    #[cold]
+    pub(super) fn spend(&self, now: Instant, bytes: usize) -> Result<(), DropReason> {
+        if self.claim.spend(now, bytes) { Ok(()) } else { Err(DropReason::Bandwidth) }
     }
 
     /// Installs or refreshes permissions, all of them or none.
@@ -299,7 +305,7 @@ mod tests {
         assert_eq!(a.bind(number(1), peer(2), now), Err(BindError::Conflict));
         assert_eq!(a.bind(number(2), peer(1), now), Err(BindError::Conflict));
         a.bind(number(1), peer(1), now + 599 * S).unwrap();
-        assert_eq!(a.channel_peer(number(1), now + 1198 * S), Some(peer(1)));
+        assert_eq!(a.channel_peer(number(1), now + 1198 * S), Some(&peer(1)));
         assert_eq!(a.peer_channel(peer(1), now + 1198 * S), Some(number(1)));
         assert_eq!(a.channel_peer(number(1), now + 1199 * S), None);
         assert_eq!(a.peer_channel(peer(1), now + 1199 * S), None);

@@ -70,7 +70,7 @@ impl Server {
             }
             Refusal::Forbidden(peer, why) => {
                 let result = answer.error(reply, Code::FORBIDDEN, |_| Ok(()));
-                return result.map_or_else(Action::Drop, |len| Action::Forbid(len, peer, why));
+                return result.map_or_else(Action::Drop, |len| Action::Forbid(len, peer, Box::new(why)));
             }
         };
         replied(result)

@@ -79,57 +79,60 @@ impl Server {
         TransactionId(id)
     }
 
-    pub(super) fn channel_data(
-        &mut self,
-        now: Instant,
-        from: FiveTuple,
-        datagram: &[u8],
-    ) -> Result<Action, DropReason> {
-        let message = ChannelData::parse(datagram).map_err(|_| DropReason::ChannelData)?;
-        let via = match self.recent {
-            Some((tuple, id)) if tuple == from => id,
-            _ => {
-                let id = *self.clients.get(&from).ok_or(DropReason::NoAllocation)?;
-                self.recent = Some((from, id));
-                id
+    // These two return the action itself and no result, each copy of which waits for the stores of the last one.
+
+    #[inline]
+    pub(super) fn channel_data(&mut self, now: Instant, from: &FiveTuple, datagram: &[u8]) -> Action {
+        let reason = 'drop: {
+            let Ok(message) = ChannelData::parse(datagram) else { break 'drop DropReason::ChannelData };
+            let via = match &self.recent {
+                Some((tuple, id)) if tuple == from => *id,
+                _ => {
+                    let Some(&id) = self.clients.get(from) else { break 'drop DropReason::NoAllocation };
+                    self.recent = Some((*from, id));
+                    id
+                }
+            };
+            let Some(allocation) = self.allocation(via) else { break 'drop DropReason::NoAllocation };
+            let Some(&to) = allocation.channel_peer(message.channel(), now) else { break 'drop DropReason::NoChannel };
+            if let Err(reason) = self.meter(allocation, now, message.data().len()) {
+                break 'drop reason;
             }
+            let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
+            return Action::Forward { via, to, range: start..start + message.data().len() };
         };
-        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
-        let to = allocation.channel_peer(message.channel(), now).ok_or(DropReason::NoChannel)?;
-        self.meter(allocation, now, message.data().len())?;
-        let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
-        Ok(Action::Forward { via, to, range: start..start + message.data().len() })
+        Action::Drop(reason)
     }
 
-    pub(super) fn send_indication(
-        &self,
-        now: Instant,
-        from: FiveTuple,
-        message: &Message<'_>,
-    ) -> Result<Action, DropReason> {
-        let via = *self.clients.get(&from).ok_or(DropReason::NoAllocation)?;
-        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
-        if message.check_fingerprint() == FingerprintCheck::Invalid {
-            return Err(DropReason::Fingerprint);
-        }
-        if message.unknown_required(UNDERSTOOD).next().is_some() {
-            return Err(DropReason::Indication);
-        }
-        let peer = message.get::<XorPeerAddress>().ok().flatten().ok_or(DropReason::Indication)?;
-        let range = message.value_range(AttributeType::DATA).ok_or(DropReason::Indication)?;
-        let to = PeerAddr(peer.0);
-        if !allocation.is_permitted(to.0.ip(), now) {
-            return Err(DropReason::NoPermission);
-        }
-        if self.config.peers.is_listener(to) {
-            return Err(DropReason::Peer);
-        }
-        self.meter(allocation, now, range.len())?;
-        Ok(Action::Forward { via, to, range })
+    pub(super) fn send_indication(&self, now: Instant, from: &FiveTuple, message: &Message<'_>) -> Action {
+        let reason = 'drop: {
+            let Some(&via) = self.clients.get(from) else { break 'drop DropReason::NoAllocation };
+            let Some(allocation) = self.allocation(via) else { break 'drop DropReason::NoAllocation };
+            if message.check_fingerprint() == FingerprintCheck::Invalid {
+                break 'drop DropReason::Fingerprint;
+            }
+            if message.unknown_required(UNDERSTOOD).next().is_some() {
+                break 'drop DropReason::Indication;
+            }
+            let Ok(Some(XorPeerAddress(peer))) = message.get() else { break 'drop DropReason::Indication };
+            let Some(range) = message.value_range(AttributeType::DATA) else { break 'drop DropReason::Indication };
+            let to = PeerAddr(peer);
+            if !allocation.is_permitted(peer.ip(), now) {
+                break 'drop DropReason::NoPermission;
+            }
+            if self.config.peers.is_listener(to) {
+                break 'drop DropReason::Peer;
+            }
+            if let Err(reason) = self.meter(allocation, now, range.len()) {
+                break 'drop reason;
+            }
+            return Action::Forward { via, to, range };
+        };
+        Action::Drop(reason)
     }
 
     #[inline]
     fn meter(&self, allocation: &Allocation, now: Instant, bytes: usize) -> Result<(), DropReason> {
-        if self.metered && !allocation.claim.spend(now, bytes) { Err(DropReason::Bandwidth) } else { Ok(()) }
+        if self.metered { allocation.spend(now, bytes) } else { Ok(()) }
     }
 }

@@ -94,7 +94,7 @@ pub enum Action {
     /// Nothing, but count it.
     Drop(DropReason),
     /// Refused with 403: reply as above, and tell the operator why.
-    Forbid(usize, PeerAddr, PeerRefused),
+    Forbid(usize, PeerAddr, Box<PeerRefused>),
 }
 
 /// Sockets to be bound.
@@ -271,7 +271,7 @@ impl Server {
     pub fn from_client(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
         match datagram.first() {
             // RFC 9443 leaves 0x50 to 0x7F to QUIC, which does not come to a relay; RFC 5766's clients have channels there.
-            Some(0x40..=0x7F) => self.channel_data(now.instant, from, datagram).unwrap_or_else(Action::Drop),
+            Some(0x40..=0x7F) => self.channel_data(now.instant, &from, datagram),
             Some(0..=3) => self.stun(now, from, datagram, reply),
             Some(_) | None => Action::Drop(DropReason::Protocol),
         }
@@ -309,9 +309,7 @@ impl Server {
             return Action::Drop(DropReason::Malformed);
         };
         match (message.class(), message.method()) {
-            (Class::Indication, Method::SEND) => {
-                self.send_indication(now.instant, from, &message).unwrap_or_else(Action::Drop)
-            }
+            (Class::Indication, Method::SEND) => self.send_indication(now.instant, &from, &message),
             (Class::Request, _) => match message.check_fingerprint() {
                 FingerprintCheck::Invalid => Action::Drop(DropReason::Fingerprint),
                 FingerprintCheck::Valid => self.request(now, from, &message, true, reply),

@@ -468,7 +468,8 @@ fn who_may_not_be_a_peer() {
         let reply = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| put(w, &XorPeerAddress(peer))).1;
         assert_eq!(code(&reply, true), 443, "{bad}");
     }
-    assert!(matches!(b.channel(CLIENT, 0x4001, "203.0.113.250:3478").0, Action::Forbid(_, _, PeerRefused::Listener)));
+    let (action, _) = b.channel(CLIENT, 0x4001, "203.0.113.250:3478");
+    assert!(matches!(action, Action::Forbid(_, _, why) if *why == PeerRefused::Listener));
     b.permit(CLIENT, "203.0.113.250:1");
     let send = plain(Class::Indication, Method::SEND, &|w| {
         w.attribute(&XorPeerAddress(addr("203.0.113.250:3478"))).unwrap().attribute(&Data(b"x")).unwrap();
@@ -519,6 +520,13 @@ fn allocations_that_come_and_go_leave_nothing_behind() {
     }
     assert!(b.server.expiries.len() <= 66, "{}", b.server.expiries.len());
     assert_eq!(b.server.clients.len(), 0);
+}
+
+/// What is returned for every datagram, and kept for every allocation.
+#[test]
+fn nothing_has_grown() {
+    assert!(size_of::<Action>() <= 64, "{}", size_of::<Action>());
+    assert!(size_of::<Allocation>() <= 352, "{}", size_of::<Allocation>());
 }
 
 #[test]
