@@ -34,6 +34,8 @@ pub(super) struct Allocation {
     pub(super) expires: PerFamily<Option<Instant>>,
     /// If its client may change its address.
     pub(super) mobility: Option<Box<Mobility>>,
+    /// When the server looks whether it has: that entry of its queue counts, and no other.
+    pub(super) looked_at: Option<Instant>,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
     /// By address.
@@ -95,6 +97,7 @@ impl Allocation {
             claim,
             expires: families.map(|asked| asked.then_some(now + granted.lifetime)),
             mobility: None,
+            looked_at: None,
             granted,
             permissions: Vec::new(),
             channels: Vec::new(),

@@ -225,7 +225,7 @@ pub struct Server {
     tickets: mobility::Tickets,
     clients: HashMap<FiveTuple, AllocationId, RandomState>,
     allocations: Slab<Allocation>,
-    /// When to look at an allocation. One that was refreshed meanwhile is put back.
+    /// When to look at an allocation.
     expiries: BinaryHeap<Reverse<(Instant, AllocationId)>>,
     deleted: requests::Deleted,
     generation: u32,
@@ -289,14 +289,13 @@ impl Server {
                 return None;
             }
             self.expiries.pop();
-            let Some(allocation) = self.allocation_mut(id) else { continue };
+            let Some(allocation) = self.allocation_mut(id).filter(|a| a.looked_at == Some(at)) else { continue };
+            allocation.looked_at = None;
             let due = allocation.expires.map(|at| at.is_some_and(|at| at <= now));
-            let left = due.any() && self.close(id, due);
-            if (left || !due.any())
-                && let Some(next) = self.allocation(id).and_then(Allocation::next_expiry)
-            {
-                self.expiries.push(Reverse((next, id)));
+            if due.any() {
+                self.close(id, due);
             }
+            self.look_in_time(id);
             if due.any() {
                 return Some((id, due));
             }
@@ -332,12 +331,26 @@ impl Server {
     fn insert(&mut self, mut allocation: Allocation) -> AllocationId {
         self.generation = self.generation.wrapping_add(1);
         allocation.generation = self.generation;
-        let (five_tuple, expiry) = (allocation.five_tuple, allocation.next_expiry());
+        // One that comes from another server was looked at there.
+        allocation.looked_at = None;
+        let five_tuple = allocation.five_tuple;
         let index = self.allocations.insert(allocation) as u32;
         let id = AllocationId { index, generation: self.generation };
         self.clients.insert(five_tuple, id);
-        self.expiries.extend(expiry.map(|at| Reverse((at, id))));
+        self.look_in_time(id);
         id
+    }
+
+    /// Sees to it that an allocation is looked at when it expires. One that is refreshed for longer is put back then; one
+    /// for less, which is never less than the default, gets an entry more: the next could only be later.
+    fn look_in_time(&mut self, id: AllocationId) {
+        if let Some(allocation) = self.allocation_mut(id)
+            && let Some(expiry) = allocation.next_expiry()
+            && allocation.looked_at.is_none_or(|at| expiry < at)
+        {
+            allocation.looked_at = Some(expiry);
+            self.expiries.push(Reverse((expiry, id)));
+        }
     }
 
     /// Takes these families from an allocation, and removes it when that was all. Returns whether something is left.
@@ -357,8 +370,10 @@ impl Server {
         // An entry of an allocation that was deleted early stays until its time. They must not pile up.
         if self.expiries.len() > 2 * self.allocations.len() + 64 {
             let allocations = &self.allocations;
-            let lives = |id: AllocationId| allocations.get(id.index()).is_some_and(|a| a.generation == id.generation);
-            self.expiries.retain(|Reverse((_, id))| lives(*id));
+            let counts = |at: Instant, id: AllocationId| {
+                allocations.get(id.index()).is_some_and(|a| a.generation == id.generation && a.looked_at == Some(at))
+            };
+            self.expiries.retain(|Reverse((at, id))| counts(*at, *id));
         }
         Some(allocation)
     }

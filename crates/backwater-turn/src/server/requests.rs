@@ -230,6 +230,7 @@ impl Server {
             }
             allocation.purge(now);
         }
+        self.look_in_time(id);
         Ok(Action::Reply(len))
     }
 
