@@ -36,26 +36,31 @@ impl Client {
         self.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     }
 
-    /// Sends a request, with credentials once there is a nonce, and returns the response.
-    pub fn exchange(&mut self, method: Method, fill: Fill<'_>) -> Vec<u8> {
+    /// A request, with credentials once there is a nonce.
+    pub fn encode(&self, method: Method, fill: Fill<'_>) -> Vec<u8> {
         let mut id = [0; 12];
         getrandom::fill(&mut id).unwrap();
         let mut buffer = [0; 2000];
         let mut w = Writer::new(&mut buffer, Class::Request, method, TransactionId(id)).unwrap();
         fill(&mut w);
-        let request = if self.nonce.is_empty() {
-            w.finish().to_vec()
-        } else {
-            w.attribute(&Username(&self.user)).unwrap().attribute(&Realm(&self.realm)).unwrap();
-            w.attribute(&Nonce(&self.nonce)).unwrap();
-            w.integrity_sha1(&self.key).unwrap().finish().to_vec()
-        };
+        if self.nonce.is_empty() {
+            return w.finish().to_vec();
+        }
+        w.attribute(&Username(&self.user)).unwrap().attribute(&Realm(&self.realm)).unwrap();
+        w.attribute(&Nonce(&self.nonce)).unwrap();
+        w.integrity_sha1(&self.key).unwrap().finish().to_vec()
+    }
+
+    /// Sends a request and returns the response.
+    pub fn exchange(&mut self, method: Method, fill: Fill<'_>) -> Vec<u8> {
+        let request = self.encode(method, fill);
+        let id = Message::parse(&request).unwrap().transaction_id();
         self.socket.send(&request).unwrap();
         let mut reply = [0; 2000];
         loop {
             let len = self.socket.recv(&mut reply).expect("an answer");
             let message = Message::parse(&reply[..len]);
-            if message.is_ok_and(|m| m.transaction_id() == TransactionId(id)) {
+            if message.is_ok_and(|m| m.transaction_id() == id) {
                 return reply[..len].to_vec();
             }
         }

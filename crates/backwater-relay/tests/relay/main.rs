@@ -11,5 +11,6 @@ mod clients;
 mod data_path;
 mod dual_stack;
 mod limits;
+mod hardship;
 mod mobility;
 mod program;
