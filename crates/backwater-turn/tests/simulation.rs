@@ -15,13 +15,14 @@ use std::{
 
 use backwater_stun::*;
 use backwater_turn::{
-    ClientAddr, Credentials, Families, FiveTuple, Now, PeerAddr, PeerRules, PerFamily, RelayedAddr,
+    ClientAddr, Credentials, Families, FiveTuple, Limits, Now, PeerAddr, PeerRules, PerFamily, Quotas, RelayedAddr,
     server::{Action, AllocationId, Bound, Config, Framing, MAX_REPLY, PortRequest, Server},
 };
 
 const REALM: &str = "example.org";
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
 const MAX_ALLOCATIONS: usize = 5;
+const PER_USER: usize = 2;
 const MAX_LIFETIME: u32 = 3600;
 
 /// Steps of one world, so that a seed that fails is soon replayed.
@@ -142,10 +143,14 @@ impl Model {
         }
         let held = self.held.get(&sent.from);
         if let Ask::Allocate { .. } = sent.ask {
+            let of_user = self.held.values().filter(|held| held.user == sent.user).count();
+            let (user_full, full) = (of_user >= PER_USER, self.held.len() >= MAX_ALLOCATIONS);
             return match held {
                 Some(held) if held.request == sent.id => vec![0],
                 Some(_) => vec![437],
-                None if self.held.len() >= MAX_ALLOCATIONS => vec![508],
+                None if user_full && full => vec![486, 508],
+                None if user_full => vec![486],
+                None if full => vec![508],
                 None => vec![0],
             };
         }
@@ -284,6 +289,7 @@ struct Count {
 impl World {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed);
+        let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
         let mut credentials = Credentials::new(REALM).unwrap();
         for user in USERS {
             credentials.add_user(user, "secret").unwrap();
@@ -298,7 +304,12 @@ impl World {
             },
             families: Families { v4: true, v6: true },
             max_lifetime: Duration::from_secs(MAX_LIFETIME.into()),
-            max_allocations: MAX_ALLOCATIONS,
+            quotas: Quotas::new(
+                Limits { allocations: PER_USER, ..Limits::default() },
+                Limits { allocations: MAX_ALLOCATIONS, ..Limits::default() },
+                now.instant,
+            ),
+            reply_limit: None,
             nonce_key: [random.below(256) as u8; 64],
             thread: 0,
         });
@@ -306,7 +317,7 @@ impl World {
         Self {
             clients: clients.collect(),
             random,
-            now: Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) },
+            now,
             server,
             model: Model::default(),
             flying: BinaryHeap::new(),
@@ -572,7 +583,7 @@ impl World {
             .iter()
             .find(|(_, (p, until))| *p == peer && *until > now)
             .map(|(n, _)| ChannelNumber::new(*n).unwrap());
-        let got = self.server.from_peer(now, id, PeerAddr(peer));
+        let got = self.server.from_peer(now, id, PeerAddr(peer), 12);
         if !self.model.permitted(from, peer, now) {
             assert!(got.is_err(), "{peer} has no permission, but {got:?}");
             self.count.refused_data += 1;
@@ -734,7 +745,7 @@ fn the_server_agrees_with_a_model_of_it() {
     println!("{} steps from seed {first}: {total:?}", worlds * STEPS as u64);
     // A simulation in which something never happens proves nothing about it.
     if fixed.is_none() {
-        for code in [0, 400, 401, 403, 437, 438, 441, 443, 508] {
+        for code in [0, 400, 401, 403, 437, 438, 441, 443, 486, 508] {
             assert!(total.codes.contains_key(&code), "{code} was never answered: {total:?}");
         }
         let Count { forwarded, to_channels, to_indications, refused_data, expired, repeated, .. } = total;

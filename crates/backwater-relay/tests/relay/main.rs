@@ -10,7 +10,7 @@ mod client;
 mod clients;
 mod data_path;
 mod dual_stack;
-mod limits;
 mod hardship;
+mod limits;
 mod mobility;
 mod program;
