@@ -37,6 +37,8 @@ pub struct Counters {
     pub to_peers: Counter,
     /// From peers to clients.
     pub to_clients: Counter,
+    /// Of both of these: from one client to another of the same thread, without a socket in between.
+    pub inside: Counter,
     /// ICMP messages about peers that clients were told about.
     pub icmp: Counter,
     /// Answers to requests.

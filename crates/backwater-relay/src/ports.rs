@@ -13,7 +13,7 @@ use std::{
 };
 
 use backwater_stun::AddressFamily;
-use backwater_turn::{Families, PerFamily, RelayedAddr, server::PortRequest};
+use backwater_turn::{Families, PeerAddr, PerFamily, RelayedAddr, server::PortRequest};
 use backwater_udp::{Builder, UdpSocket};
 
 /// Ports that others hold and that are come across before a client is told that there is none.
@@ -171,9 +171,22 @@ impl Ports {
         if full { Err(io::ErrorKind::QuotaExceeded.into()) } else { Ok(token) }
     }
 
+    /// What peers know a port as.
+    pub(crate) fn relayed(&self, lease: &Lease) -> Option<RelayedAddr> {
+        let ip = self.ips.get(lease.family).as_ref()?.advertise;
+        Some(RelayedAddr((ip, lease.port).into()))
+    }
+
+    /// Whether an address is one of the relay's own: its port, then, if it is in use.
+    #[inline]
+    pub(crate) fn own_port(&self, peer: PeerAddr) -> Option<u16> {
+        let own = self.ips.get(AddressFamily::of(&peer.0)).as_ref()?;
+        (own.advertise == peer.0.ip()).then(|| peer.0.port())
+    }
+
     fn bound(&self, socket: UdpSocket, lease: Lease) -> io::Result<Bound> {
-        let ip = self.ips.get(lease.family).ok_or(io::ErrorKind::AddrNotAvailable)?.advertise;
-        Ok(Bound { socket, relayed: RelayedAddr((ip, lease.port).into()), lease })
+        let relayed = self.relayed(&lease).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Bound { socket, relayed, lease })
     }
 
     fn reserved(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 8], Reserved>> {

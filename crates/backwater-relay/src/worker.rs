@@ -1,7 +1,8 @@
 //! One thread of the relay: its share of the clients, their sockets, and the way of a datagram between them.
 
 use std::{
-    cell::RefCell,
+    cell::{RefCell, RefMut},
+    collections::HashMap,
     future::poll_fn,
     io::{self, IoSlice},
     net::SocketAddr,
@@ -14,7 +15,7 @@ use std::{
 use arrayvec::ArrayVec;
 use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Icmp};
 use backwater_turn::{
-    ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily,
+    ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
 use backwater_udp::{Builder, Ecn, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
@@ -50,8 +51,12 @@ pub(crate) struct Worker {
     listeners: Vec<Listener>,
     /// By the index of the allocation.
     relayed: RefCell<Vec<Option<Relayed>>>,
+    /// The ports of the allocations, which other clients of this thread reach without a socket in between.
+    by_port: RefCell<PerFamily<HashMap<u16, AllocationId>>>,
     batch: RefCell<RecvBatch>,
     runs: RefCell<Runs>,
+    /// Where trains to clients are put together.
+    train: RefCell<Vec<u8>>,
     /// How relayed sockets are made.
     builder: Builder,
     ports: Arc<Ports>,
@@ -71,10 +76,13 @@ struct Listener {
 /// The sockets of an allocation.
 struct Relayed {
     id: AllocationId,
+    /// Where its client is answered from.
+    listener: usize,
     sockets: PerFamily<Option<Socket>>,
 }
 
 struct Socket {
+    relayed: RelayedAddr,
     endpoint: Rc<Endpoint>,
     task: AbortHandle,
 }
@@ -97,8 +105,10 @@ impl Worker {
             server: RefCell::new(server),
             listeners: listeners.collect(),
             relayed: RefCell::default(),
+            by_port: RefCell::default(),
             batch: RefCell::new(RecvBatch::new(BATCH)),
             runs: RefCell::default(),
+            train: RefCell::default(),
             builder,
             ports,
             counters,
@@ -190,14 +200,34 @@ impl Worker {
         }
         let relayed = self.relayed.borrow();
         for run in runs.iter() {
-            match relayed.get(run.via.index()).and_then(|r| r.as_ref()?.socket(run.via, AddressFamily::of(&run.to.0))) {
-                Some(socket) => {
-                    self.counters.to_peers.add(run.datagrams as u64);
-                    send_run(&socket.endpoint, now.instant, batch, &runs, run);
+            let family = AddressFamily::of(&run.to.0);
+            let Some(socket) = relayed.get(run.via.index()).and_then(|r| r.as_ref()?.socket(run.via, family)) else {
+                self.counters.count_drop(DropReason::NoAllocation, run.datagrams);
+                continue;
+            };
+            self.counters.to_peers.add(run.datagrams as u64);
+            match self.inside(run.to) {
+                Some(id) => {
+                    self.counters.inside.add(run.datagrams as u64);
+                    let listener = relayed.get(id.index()).and_then(|r| Some(r.as_ref()?.listener));
+                    let Some(mut down) = listener.and_then(|listener| self.down(listener, now.instant)) else {
+                        continue;
+                    };
+                    let peer = PeerAddr(socket.relayed.0);
+                    let payloads = runs.payloads(run, batch);
+                    self.deliver(&mut down, id, peer, run.ecn, run.datagrams, run.bytes, payloads);
+                    down.flush();
                 }
-                None => self.counters.count_drop(DropReason::NoAllocation, run.datagrams),
+                None => send_run(&socket.endpoint, now.instant, batch, &runs, run),
             }
         }
+    }
+
+    /// The allocation of this thread that a peer's address belongs to.
+    #[inline]
+    fn inside(&self, peer: PeerAddr) -> Option<AllocationId> {
+        let port = self.ports.own_port(peer)?;
+        self.by_port.borrow().get(AddressFamily::of(&peer.0)).get(&port).copied()
     }
 
     /// Everything but forwarding.
@@ -256,7 +286,9 @@ impl Worker {
     }
 
     fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket, lease: Lease) {
-        let family = AddressFamily::of(&socket.local_addr());
+        let Some(addr) = self.ports.relayed(&lease) else { return };
+        let family = AddressFamily::of(&addr.0);
+        self.by_port.borrow_mut().get_mut(family).insert(addr.0.port(), id);
         let endpoint = Rc::new(Endpoint::new(socket, Some(lease), self.counters.clone()));
         let worker = self.clone();
         // The table alone keeps the socket, so that it is closed at the moment the allocation is gone.
@@ -278,8 +310,8 @@ impl Worker {
         }
         if let Some(place) = relayed.get_mut(id.index()) {
             let relayed = place.take().filter(|relayed| relayed.id == id);
-            let mut relayed = relayed.unwrap_or_else(|| Relayed { id, sockets: PerFamily::default() });
-            *relayed.sockets.get_mut(family) = Some(Socket { endpoint, task: task.abort_handle() });
+            let mut relayed = relayed.unwrap_or_else(|| Relayed { id, listener, sockets: PerFamily::default() });
+            *relayed.sockets.get_mut(family) = Some(Socket { relayed: addr, endpoint, task: task.abort_handle() });
             *place = Some(relayed);
         }
     }
@@ -295,6 +327,7 @@ impl Worker {
         let Some(relayed) = place.as_mut().filter(|relayed| relayed.id == id) else { return };
         for family in families.iter() {
             if let Some(socket) = relayed.sockets.get_mut(family).take() {
+                self.by_port.borrow_mut().get_mut(family).remove(&socket.relayed.0.port());
                 socket.task.abort();
             }
         }
@@ -315,41 +348,61 @@ impl Worker {
 
     /// The way down: what peers have sent to an allocation's socket.
     fn peers_sent(&self, listener: usize, id: AllocationId, batch: &RecvBatch) {
-        let Some(listener) = self.listeners.get(listener) else { return };
-        let now = Instant::now();
-        let mut down = Down { listener, now, client: None, ecn: None, parts: ArrayVec::new(), bytes: 0 };
-        let mut server = self.server.borrow_mut();
+        let Some(mut down) = self.down(listener, Instant::now()) else { return };
         for train in batch.trains() {
-            let peer = PeerAddr(train.source);
-            let (client, framing) = match server.from_peer(now, id, peer, train.payload.len()) {
-                Ok(way) => way,
-                Err(reason) => {
-                    self.counters.count_drop(reason, train.datagram_count());
-                    continue;
-                }
-            };
-            self.counters.to_clients.add(train.datagram_count() as u64);
-            match framing {
-                Framing::Channel(channel) => {
-                    for payload in train.payloads() {
-                        down.channel_data(client, train.ecn, channel, payload);
-                    }
-                }
-                Framing::Indication => {
-                    down.flush();
-                    for payload in train.payloads() {
-                        match server.data_indication(peer, payload.len()) {
-                            Ok(prefix) => {
-                                let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
-                                listener.send(now, client, &parts, 0, train.ecn);
-                            }
-                            Err(reason) => self.counters.count_drop(reason, 1),
+            let (datagrams, bytes) = (train.datagram_count(), train.payload.len());
+            self.deliver(&mut down, id, PeerAddr(train.source), train.ecn, datagrams, bytes, train.payloads());
+        }
+        down.flush();
+    }
+
+    fn down(&self, listener: usize, now: Instant) -> Option<Down<'_>> {
+        let listener = self.listeners.get(listener)?;
+        Some(Down {
+            listener,
+            now,
+            client: None,
+            ecn: None,
+            train: self.train.borrow_mut(),
+            first: 0,
+            last: 0,
+            count: 0,
+        })
+    }
+
+    /// Datagrams of a peer's, which share all but their payloads, to the client of an allocation.
+    #[allow(clippy::too_many_arguments, reason = "a train in its parts")]
+    fn deliver<'p>(
+        &self,
+        down: &mut Down<'_>,
+        id: AllocationId,
+        peer: PeerAddr,
+        ecn: Option<Ecn>,
+        datagrams: usize,
+        bytes: usize,
+        payloads: impl Iterator<Item = &'p [u8]>,
+    ) {
+        let mut server = self.server.borrow_mut();
+        let (client, framing) = match server.from_peer(down.now, id, peer, bytes) {
+            Ok(way) => way,
+            Err(reason) => return self.counters.count_drop(reason, datagrams),
+        };
+        self.counters.to_clients.add(datagrams as u64);
+        match framing {
+            Framing::Channel(channel) => payloads.for_each(|payload| down.channel_data(client, ecn, channel, payload)),
+            Framing::Indication => {
+                down.flush();
+                for payload in payloads {
+                    match server.data_indication(peer, payload.len()) {
+                        Ok(prefix) => {
+                            let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
+                            down.listener.send(down.now, client, &parts, 0, ecn);
                         }
+                        Err(reason) => self.counters.count_drop(reason, 1),
                     }
                 }
             }
         }
-        down.flush();
     }
 
     /// What the network has said about datagrams to peers. As many as the socket keeps, at the most.
@@ -409,40 +462,49 @@ impl Listener {
     }
 }
 
-/// ChannelData messages on their way to one client, gathered into a train while they are of one length.
+/// ChannelData messages on their way to one client, put together into a train while they are of one length.
 struct Down<'a> {
     listener: &'a Listener,
     now: Instant,
     client: Option<FiveTuple>,
     ecn: Option<Ecn>,
-    parts: ArrayVec<([u8; CHANNEL_HEADER_LEN], &'a [u8]), MAX_SEGMENTS>,
-    bytes: usize,
+    train: RefMut<'a, Vec<u8>>,
+    /// The payloads' lengths.
+    first: usize,
+    last: usize,
+    count: usize,
 }
 
-impl<'a> Down<'a> {
-    fn channel_data(&mut self, client: FiveTuple, ecn: Option<Ecn>, channel: ChannelNumber, payload: &'a [u8]) {
-        let same = self.client == Some(client) && self.ecn == ecn;
-        let first = self.parts.first().map_or(payload.len(), |(_, first)| first.len());
-        let last = self.parts.last().map_or(first, |(_, last)| last.len());
+/// Bytes of one segmented send over IPv4.
+const MAX_TRAIN: usize = 65_507;
+
+impl Down<'_> {
+    fn channel_data(&mut self, client: FiveTuple, ecn: Option<Ecn>, channel: ChannelNumber, payload: &[u8]) {
         // A datagram shorter than the first may only be the last of its train.
-        let fits = payload.len() <= first && last == first && self.bytes + payload.len() < 60_000;
-        if !same || !fits || self.parts.is_full() {
+        let fits = payload.len() <= self.first
+            && self.last == self.first
+            && self.count < MAX_SEGMENTS
+            && self.train.len() + CHANNEL_HEADER_LEN + payload.len() <= MAX_TRAIN;
+        if self.count > 0 && !(fits && self.client == Some(client) && self.ecn == ecn) {
             self.flush();
         }
-        (self.client, self.ecn) = (Some(client), ecn);
+        if self.count == 0 {
+            (self.client, self.ecn, self.first) = (Some(client), ecn, payload.len());
+        }
+        self.last = payload.len();
+        self.count += 1;
         // A UDP payload is shorter than 65,536 bytes.
-        self.parts.push((ChannelData::header(channel, payload.len() as u16), payload));
-        self.bytes += CHANNEL_HEADER_LEN + payload.len();
+        self.train.extend_from_slice(&ChannelData::header(channel, payload.len() as u16));
+        self.train.extend_from_slice(payload);
     }
 
     fn flush(&mut self) {
-        if let (Some(client), Some((_, first))) = (self.client, self.parts.first()) {
-            let slices: ArrayVec<_, { 2 * MAX_SEGMENTS }> =
-                self.parts.iter().flat_map(|(header, data)| [IoSlice::new(header), IoSlice::new(data)]).collect();
-            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + first.len(), self.ecn);
+        if let (Some(client), 1..) = (self.client, self.count) {
+            let slices = [IoSlice::new(&self.train)];
+            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + self.first, self.ecn);
         }
-        self.parts.clear();
-        self.bytes = 0;
+        self.train.clear();
+        self.count = 0;
     }
 }
 
@@ -456,15 +518,7 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
 }
 
 fn send_run(endpoint: &Endpoint, now: Instant, batch: &RecvBatch, runs: &Runs, run: &Run) {
-    let slices: ArrayVec<_, MAX_SEGMENTS> = runs
-        .pieces(run)
-        .filter_map(|piece| {
-            let train = batch.train(piece.slot as usize)?;
-            let payload = train.payload.get(piece.start as usize..)?.get(..piece.len as usize)?;
-            Some(IoSlice::new(payload))
-        })
-        .take(MAX_SEGMENTS)
-        .collect();
+    let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
     let mut t = Transmit::new(run.to.0, &slices).segment_size(run.segment_size).ecn(run.ecn);
     endpoint.send(now, &mut t);
 }

@@ -80,7 +80,8 @@ impl Worker {
         let copies = copies.map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
         let moved = self.server.borrow_mut().give(request)?;
         let PerFamily { v4, v6 } = place.take().map(|relayed| relayed.sockets).unwrap_or_default();
-        let sockets = v4.into_iter().chain(v6).zip(copies).filter_map(|(Socket { endpoint, task }, copy)| {
+        let sockets = v4.into_iter().chain(v6).zip(copies).filter_map(|(Socket { relayed, endpoint, task }, copy)| {
+            self.by_port.borrow_mut().get_mut(AddressFamily::of(&relayed.0)).remove(&relayed.0.port());
             task.abort();
             Some((copy, Rc::into_inner(endpoint)?.into_lease()?))
         });

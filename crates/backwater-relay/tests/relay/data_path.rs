@@ -169,3 +169,60 @@ fn a_peer_that_is_not_allowed_is_403() {
     assert_eq!(relay.counters().iter().map(|c| c.forbidden.get()).sum::<u64>(), 11);
     relay.stop(Duration::ZERO);
 }
+
+/// Two clients of one relay reach each other as if their datagrams went through the kernel, on one thread and on several.
+#[test]
+fn one_client_reaches_another_by_the_same_rules() {
+    for threads in ["1", "4"] {
+        let mut relay = start(&["--threads", threads]);
+        let total =
+            |counter: fn(&backwater_relay::Counters) -> u64| relay.counters().iter().map(|c| counter(c)).sum::<u64>();
+        let (mut a, mut b) = (client(&relay), client(&relay));
+        let (relayed_a, relayed_b) = (a.allocate(), b.allocate());
+        a.bind_channel(0x4000, relayed_b).unwrap();
+        let mut buffer = [0; 2000];
+
+        a.socket.send(&channel_data(0x4000, b"not yet permitted")).unwrap();
+        let limit = Instant::now() + Duration::from_secs(5);
+        while total(|c| c.dropped(DropReason::NoPermission)) == 0 {
+            assert!(Instant::now() < limit, "the relay has not dropped it");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        b.permit(relayed_a).unwrap();
+        a.socket.send(&channel_data(0x4000, b"in an indication")).unwrap();
+        let len = b.socket.recv(&mut buffer).unwrap();
+        let message = Message::parse(&buffer[..len]).unwrap();
+        assert_eq!(message.get::<XorPeerAddress>().unwrap().unwrap().0, relayed_a);
+        assert_eq!(message.get::<Data<'_>>().unwrap().unwrap().0, b"in an indication");
+
+        b.bind_channel(0x4007, relayed_a).unwrap();
+        for len in [0, 1, 100, 100, 100, 40, 1200] {
+            let payload = vec![len as u8; len];
+            a.socket.send(&channel_data(0x4000, &payload)).unwrap();
+            let received = b.socket.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..received], channel_data(0x4007, &payload));
+            b.socket.send(&channel_data(0x4007, &payload)).unwrap();
+            let received = a.socket.recv(&mut buffer).unwrap();
+            let message = Message::parse(&buffer[..received]);
+            // A has a channel to B.
+            assert!(message.is_err() && buffer[..received] == channel_data(0x4000, &payload));
+        }
+        // As far as the kernel has put them onto the same thread.
+        let inside = total(|c| c.inside.get());
+        assert!(if threads == "1" { inside == 16 } else { inside == 0 || inside == 16 }, "{inside}");
+        assert_eq!((total(|c| c.to_peers.get()), total(|c| c.to_clients.get())), (16, 15));
+
+        b.request(Method::REFRESH, &|w| {
+            w.attribute(&Lifetime(0)).unwrap();
+        })
+        .unwrap();
+        a.socket.send(&channel_data(0x4000, b"nobody")).unwrap();
+        let limit = Instant::now() + Duration::from_secs(5);
+        while total(|c| c.to_peers.get()) < 17 {
+            assert!(Instant::now() < limit, "it went nowhere");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(total(|c| c.inside.get()), inside, "its port is nobody's");
+        relay.stop(Duration::ZERO);
+    }
+}
