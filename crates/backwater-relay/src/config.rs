@@ -6,91 +6,23 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     ops::RangeInclusive,
     str::FromStr,
+    sync::Arc,
     thread::available_parallelism,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use backwater_turn::{Credentials, PeerRules, server};
+use backwater_turn::{Credentials, Families, Limits as Quota, PeerRules, Quotas, ReplyLimit, server};
 use backwater_udp::{Limits, Policy};
 use clap::{Arg, ArgAction, Command};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::ports::RelayIp;
 
 mod file;
+mod keys;
 
 pub(crate) use file::{ConfigFile, Stamp};
-
-/// A key of the configuration: a flag `--name`, a variable `BACKWATER_RELAY_NAME`, and `name` in the file.
-struct Key {
-    name: &'static str,
-    value: &'static str,
-    /// May be given several times; separated by commas in the environment; an array in the file.
-    list: bool,
-    help: &'static str,
-}
-
-const fn one(name: &'static str, value: &'static str, help: &'static str) -> Key {
-    Key { name, value, list: false, help }
-}
-
-const fn many(name: &'static str, value: &'static str, help: &'static str) -> Key {
-    Key { name, value, list: true, help }
-}
-
-const KEYS: &[Key] = &[
-    many("listen", "IP:PORT", "Where clients reach the relay [default: 127.0.0.1:3478 and [::1]:3478]"),
-    many(
-        "relay-address",
-        "IP",
-        "Where peers reach the clients: one address of each family [default: the listeners' own]",
-    ),
-    many(
-        "external-address",
-        "IP",
-        "What peers see the relay-address of the same family as, behind a one-to-one NAT [default: the same]",
-    ),
-    one("ports", "FIRST-LAST", "Ports of relayed addresses [default: 49152-65535]"),
-    one("realm", "NAME", "The realm of the credentials [default: backwater]"),
-    many("user", "NAME:PASSWORD", "A user [default: one is made up when only loopback is listened on]"),
-    many(
-        "secret",
-        "SECRET",
-        "A shared secret for time-limited credentials: user EXPIRY:NAME, password base64(HMAC-SHA1(SECRET, user))",
-    ),
-    many(
-        "allow-peer",
-        "PREFIX",
-        "Peers to allow that are refused by default: loopback, link-local, multicast, unspecified, broadcast",
-    ),
-    many("deny-peer", "PREFIX", "Peers to refuse, whatever else is allowed"),
-    one("threads", "N", "Threads [default: one for each core on Linux, else 1]"),
-    one("max-allocations", "N", "Allocations there may be on each thread [default: 10000]"),
-    one(
-        "max-lifetime",
-        "SECONDS",
-        "The longest lifetime of an allocation between refreshes, 600 to 86400 [default: 3600]",
-    ),
-    one(
-        "backpressure",
-        "POLICY",
-        "What to do with a datagram that the system has no room for: wait (100 ms), wait:TIME such as wait:50ms, or \
-         drop; a change in the file is applied at once [default: wait]",
-    ),
-    one(
-        "breaker",
-        "LIMITS",
-        "When to switch to drop by itself: lost-edges=N/min, stall=TIME, or both with a comma, on any thread; or off \
-         [default: off]",
-    ),
-    one("admin", "IP:PORT", "Where to serve metrics and the policy over HTTP, on loopback [default: nowhere]"),
-    one("drain", "SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]"),
-    one(
-        "log-level",
-        "FILTER",
-        "error, warn, info, debug, trace, or a list such as info,backwater_turn=debug [default: info]",
-    ),
-];
+use keys::KEYS;
 
 /// What a relay is to do.
 #[derive(Clone, Debug)]
@@ -102,7 +34,10 @@ pub struct Config {
     credentials: Credentials,
     peers: PeerRules,
     pub(crate) threads: usize,
-    max_allocations: usize,
+    user_limits: Quota,
+    total_limits: Quota,
+    /// A second; 0 for none.
+    reply_limit: u32,
     max_lifetime: Duration,
     pub(crate) policy: Policy,
     pub(crate) breaker: Option<Limits>,
@@ -225,10 +160,20 @@ impl Config {
         let realm: String = r.one("realm", "a name").unwrap_or_else(|| "backwater".to_owned());
         let allow = r.list("allow-peer", PREFIX);
         let deny = r.list("deny-peer", PREFIX);
+        r.no_overlap(&allow, &deny);
+        let nat64 = r.nat64();
         let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
         let most_threads = if cfg!(target_os = "linux") { 1024 } else { 1 };
         let threads = r.number("threads", 1..=most_threads).unwrap_or(cores as u64) as usize;
-        let max_allocations = r.number("max-allocations", 1..=1_000_000).unwrap_or(10_000) as usize;
+        let total_limits = r.limits(&["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"]);
+        let user_limits = r.limits(&[
+            "max-allocations-per-user",
+            "max-permissions-per-user",
+            "max-channels-per-user",
+            "max-bytes-per-second-per-user",
+        ]);
+        r.no_more_than_all(&user_limits, &total_limits);
+        let reply_limit = r.number("reply-limit", 0..=1_000_000).unwrap_or(100) as u32;
         let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
         let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));
         let policy = r.parsed("backpressure").unwrap_or_default();
@@ -239,7 +184,7 @@ impl Config {
         let listen = if r.has("listen") { listen } else { loopback() };
         let mut credentials = r.credentials(&realm);
         let on_loopback = listen.iter().all(|l: &SocketAddr| l.ip().is_loopback());
-        let mut peers = PeerRules { allow, deny, listeners: vec![] };
+        let mut peers = PeerRules { allow, deny, nat64, listeners: vec![] };
         let mut first_run = None;
         if credentials.is_empty() && r.errors.is_empty() {
             if on_loopback {
@@ -254,6 +199,15 @@ impl Config {
         if relay_v4.is_none() && relay_v6.is_none() && r.errors.is_empty() {
             r.error("relay-address", "expected the address that peers reach, since listen names none");
         }
+        let families = usize::from(relay_v4.is_some()) + usize::from(relay_v6.is_some());
+        let sockets = families * ports.len();
+        if r.has("max-allocations") && sockets > 0 && total_limits.allocations > sockets {
+            let found = total_limits.allocations;
+            r.error(
+                "max-allocations",
+                &format!("expected at most {sockets}, as many as there are ports, found {found}"),
+            );
+        }
         let Reader { errors, .. } = r;
         if !errors.is_empty() {
             return Err(errors);
@@ -266,7 +220,9 @@ impl Config {
             credentials,
             peers,
             threads,
-            max_allocations,
+            user_limits,
+            total_limits,
+            reply_limit,
             max_lifetime,
             policy,
             breaker,
@@ -278,16 +234,36 @@ impl Config {
         })
     }
 
-    pub(crate) fn server(&self, nonce_key: [u8; 64]) -> server::Config {
+    /// What the servers of all threads have in common, from now on.
+    pub(crate) fn shared(&self, nonce_key: [u8; 64], now: Instant) -> Shared {
+        let limited = self.reply_limit > 0;
+        Shared {
+            nonce_key,
+            quotas: Quotas::new(self.user_limits, self.total_limits, now),
+            reply_limit: limited.then(|| Arc::new(ReplyLimit::new(self.reply_limit, now))),
+        }
+    }
+
+    pub(crate) fn server(&self, shared: &Shared, thread: u16) -> server::Config {
         server::Config {
             credentials: self.credentials.clone(),
             peers: self.peers.clone(),
-            families: server::Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
+            families: Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
             max_lifetime: self.max_lifetime,
-            max_allocations: self.max_allocations,
-            nonce_key,
+            quotas: shared.quotas.clone(),
+            reply_limit: shared.reply_limit.clone(),
+            nonce_key: shared.nonce_key,
+            thread,
         }
     }
+}
+
+/// What the servers of a relay share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    nonce_key: [u8; 64],
+    quotas: Arc<Quotas>,
+    reply_limit: Option<Arc<ReplyLimit>>,
 }
 
 const PREFIX: &str = "an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32";
@@ -339,6 +315,53 @@ impl Reader<'_> {
         let text: String = self.one(key, "")?;
         let value = text.trim().parse();
         value.map_err(|error| self.error(key, &format!("{error}, found {text:?}"))).ok()
+    }
+
+    /// Allocations, permissions, channels, bytes a second.
+    fn limits(&mut self, [allocations, permissions, channels, bytes]: &[&'static str; 4]) -> Quota {
+        let mut count = |key| self.number(key, 1..=1_000_000_000).map_or(usize::MAX, |n| n as usize);
+        Quota {
+            allocations: count(allocations),
+            permissions: count(permissions),
+            channels: count(channels),
+            bytes_per_second: self.number(bytes, 1000..=1_000_000_000_000),
+        }
+    }
+
+    /// A limit of one user's that is above that of all users would never be met.
+    fn no_more_than_all(&mut self, user: &Quota, total: &Quota) {
+        let [a, b] = [user, total].map(|q| {
+            let bytes = q.bytes_per_second.map_or(usize::MAX, |bytes| bytes as usize);
+            [q.allocations, q.permissions, q.channels, bytes]
+        });
+        let keys = ["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"];
+        for ((user, total), key) in a.into_iter().zip(b).zip(keys) {
+            if user != usize::MAX && user > total {
+                let problem = format!("expected at most the {total} of {key}, found {user}");
+                self.error(&format!("{key}-per-user"), &problem);
+            }
+        }
+    }
+
+    /// Denied wins: what is allowed inside it is a mistake.
+    fn no_overlap(&mut self, allow: &[IpNet], deny: &[IpNet]) {
+        for allowed in allow {
+            if let Some(denied) = deny.iter().find(|denied| denied.contains(allowed)) {
+                let problem = format!("{allowed} can never be allowed, since deny-peer has {denied}");
+                self.error("allow-peer", &problem);
+            }
+        }
+    }
+
+    fn nat64(&mut self) -> Vec<Ipv6Net> {
+        let expected = "an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits, such as 2001:db8:64::/96";
+        let nets: Vec<Ipv6Net> = self.list("nat64-prefix", expected);
+        for net in &nets {
+            if ![32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) {
+                self.error("nat64-prefix", &format!("expected {expected}, found {net}"));
+            }
+        }
+        nets
     }
 
     fn breaker(&mut self) -> Option<Limits> {
@@ -439,7 +462,7 @@ macro_rules! from_str {
     })* };
 }
 
-from_str!(SocketAddr, IpAddr, u64, String);
+from_str!(SocketAddr, IpAddr, Ipv6Net, u64, String);
 
 impl Value for IpNet {
     fn read(text: &str) -> Option<Self> {

@@ -27,6 +27,8 @@ pub struct Counters {
     pub allocations: Counter,
     /// Allocations that are gone again.
     pub closed: Counter,
+    /// Allocations that came from another thread, after their client (RFC 8016).
+    pub moved: Counter,
     /// Requests answered with 403.
     pub forbidden: Counter,
     /// Allocations that found no port: answered with 508.
@@ -35,6 +37,10 @@ pub struct Counters {
     pub to_peers: Counter,
     /// From peers to clients.
     pub to_clients: Counter,
+    /// Of both of these: from one client to another of the same thread, without a socket in between.
+    pub inside: Counter,
+    /// ICMP messages about peers that clients were told about.
+    pub icmp: Counter,
     /// Answers to requests.
     pub replies: Counter,
     /// Refused by the system and held back.

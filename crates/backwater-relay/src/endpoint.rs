@@ -12,7 +12,7 @@ use std::{
 
 use backwater_udp::{Cursor, Ecn, Policy, Receiver, Sender, Transmit, UdpSocket};
 
-use crate::counters::Counters;
+use crate::{counters::Counters, ports::Lease};
 
 /// Payload bytes that one socket may hold back.
 const MAX_BYTES: usize = 256 * 1024;
@@ -24,6 +24,8 @@ pub(crate) struct Endpoint {
     pub(crate) receiver: RefCell<Receiver>,
     state: RefCell<State>,
     counters: Arc<Counters>,
+    /// The last to go: the port is free once the socket is closed.
+    lease: Option<Lease>,
 }
 
 struct State {
@@ -47,9 +49,15 @@ struct Held {
 }
 
 impl Endpoint {
-    pub(crate) fn new(socket: UdpSocket, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(socket: UdpSocket, lease: Option<Lease>, counters: Arc<Counters>) -> Self {
         let state = State { sender: socket.sender(), queue: VecDeque::new(), bytes: 0, waker: None };
-        Self { receiver: RefCell::new(socket.receiver()), socket, state: RefCell::new(state), counters }
+        let receiver = RefCell::new(socket.receiver());
+        Self { receiver, socket, state: RefCell::new(state), counters, lease }
+    }
+
+    /// Closes it, and returns what keeps its port.
+    pub(crate) fn into_lease(self) -> Option<Lease> {
+        self.lease
     }
 
     /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already or the policy is to

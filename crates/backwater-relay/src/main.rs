@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Ok(terminated) => terminated,
         Err(error) => return fail(CANNOT_START, format_args!("cannot catch signals: {error}")),
     };
+    raise_descriptor_limit();
     let mut relay = match Relay::start(&config) {
         Ok(relay) => relay,
         Err(error) => return fail(CANNOT_START, error),
@@ -59,6 +60,19 @@ fn main() -> ExitCode {
     summarize(&relay);
     ExitCode::SUCCESS
 }
+
+/// Each allocation has a socket: as many as the system gives. The soft limit is low for the sake of programs that use `select`.
+#[cfg(unix)]
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        warn!(%error, "the limit of descriptors stays low");
+    }
+}
+
+#[cfg(not(unix))]
+fn raise_descriptor_limit() {}
 
 fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
     eprintln!("backwater-relay: {message}");

@@ -2,18 +2,21 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use backwater_stun::AddressFamily;
-use backwater_turn::{RelayedAddr, server::PortRequest};
+use backwater_turn::{Families, PeerAddr, PerFamily, RelayedAddr, server::PortRequest};
 use backwater_udp::{Builder, UdpSocket};
 
-/// Ports that are tried before a client is told that there is none.
+/// Ports that others hold and that are come across before a client is told that there is none.
 const ATTEMPTS: usize = 64;
 
 /// RFC 8656, section 7.2: how long a reserved port is kept.
@@ -31,54 +34,79 @@ pub(crate) struct RelayIp {
 
 /// Hands out ports. One for the process: a reservation may be claimed on another thread than it was made on.
 pub(crate) struct Ports {
-    pub(crate) v4: Option<RelayIp>,
-    pub(crate) v6: Option<RelayIp>,
-    pub(crate) range: RangeInclusive<u16>,
+    ips: PerFamily<Option<RelayIp>>,
+    range: RangeInclusive<u16>,
+    taken: PerFamily<Taken>,
     reserved: Mutex<HashMap<[u8; 8], Reserved>>,
+}
+
+/// A bit for each port that is not to be had: ours, or out of the range.
+struct Taken(Box<[AtomicU64]>);
+
+/// A port that is ours until this is dropped.
+pub(crate) struct Lease {
+    ports: Arc<Ports>,
+    family: AddressFamily,
+    port: u16,
 }
 
 struct Reserved {
     socket: std::net::UdpSocket,
+    lease: Lease,
     until: Instant,
 }
 
 /// A port that was handed out.
+#[derive(Debug)]
 pub(crate) struct Bound {
     pub(crate) socket: UdpSocket,
+    pub(crate) lease: Lease,
     pub(crate) relayed: RelayedAddr,
+}
+
+/// The sockets of an allocation, and what the next port is reserved under.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) sockets: PerFamily<Option<Bound>>,
     pub(crate) token: Option<[u8; 8]>,
 }
 
 impl Ports {
-    pub(crate) fn new(v4: Option<RelayIp>, v6: Option<RelayIp>, range: RangeInclusive<u16>) -> Self {
-        Self { v4, v6, range, reserved: Mutex::default() }
+    pub(crate) fn new(v4: Option<RelayIp>, v6: Option<RelayIp>, range: RangeInclusive<u16>) -> Arc<Self> {
+        let taken = PerFamily { v4: Taken::all_but(&range), v6: Taken::all_but(&range) };
+        Arc::new(Self { ips: PerFamily { v4, v6 }, range, taken, reserved: Mutex::default() })
     }
 
+    /// Binds a socket of each family, or of as many as can be had.
+    ///
+    /// # Errors
+    /// If it is none, what stood in the way of the last.
     pub(crate) fn bind(
-        &self,
+        self: &Arc<Self>,
         builder: &Builder,
-        family: AddressFamily,
+        families: Families,
         port: PortRequest,
         now: Instant,
-    ) -> io::Result<Bound> {
+    ) -> io::Result<Sockets> {
+        let mut found = Sockets { sockets: PerFamily::default(), token: None };
         if let PortRequest::Reserved(token) = port {
             let reserved = self.reserved().remove(&token).filter(|r| r.until > now);
-            let socket = reserved.ok_or(io::ErrorKind::NotFound)?.socket;
-            return self.bound(builder.from_std(socket)?, None);
+            let Reserved { socket, lease, .. } = reserved.ok_or(io::ErrorKind::NotFound)?;
+            let family = lease.family;
+            *found.sockets.get_mut(family) = Some(self.bound(builder.from_std(socket)?, lease)?);
+            return Ok(found);
         }
-        let ip = match family {
-            AddressFamily::Ipv4 => self.v4,
-            AddressFamily::Ipv6 => self.v6,
-        };
-        let ip = ip.ok_or(io::ErrorKind::AddrNotAvailable)?.bind;
-        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-        for _ in 0..ATTEMPTS {
-            match self.try_bind(builder, ip, port, now) {
-                Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = e,
-                result => return result,
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        for family in families.iter() {
+            match self.bind_one(builder, family, port, now) {
+                Ok((bound, token)) => {
+                    *found.sockets.get_mut(family) = Some(bound);
+                    found.token = token;
+                }
+                Err(error) => last = error,
             }
         }
-        Err(last)
+        if found.sockets.v4.is_none() && found.sockets.v6.is_none() { Err(last) } else { Ok(found) }
     }
 
     /// Closes the reserved ports that nobody has claimed.
@@ -86,41 +114,79 @@ impl Ports {
         self.reserved().retain(|_, r| r.until > now);
     }
 
-    fn try_bind(&self, builder: &Builder, ip: IpAddr, port: PortRequest, now: Instant) -> io::Result<Bound> {
-        let random = fastrand::u16(self.range.clone());
-        match port {
-            PortRequest::Any | PortRequest::Reserved(_) => self.bound(builder.bind(SocketAddr::new(ip, random))?, None),
-            PortRequest::Even { reserve_next } => {
-                let even = if random.is_multiple_of(2) { random } else { random ^ 1 };
-                let next = even | 1;
-                if !self.range.contains(&even) || !self.range.contains(&next) {
-                    return Err(io::ErrorKind::AddrInUse.into());
-                }
-                let socket = builder.bind(SocketAddr::new(ip, even))?;
-                let token = if reserve_next { Some(self.reserve(SocketAddr::new(ip, next), now)?) } else { None };
-                self.bound(socket, token)
+    fn bind_one(
+        self: &Arc<Self>,
+        builder: &Builder,
+        family: AddressFamily,
+        port: PortRequest,
+        now: Instant,
+    ) -> io::Result<(Bound, Option<[u8; 8]>)> {
+        let ip = self.ips.get(family).ok_or(io::ErrorKind::AddrNotAvailable)?.bind;
+        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+        // The first ports of a pair are looked for, when a pair is wanted.
+        let (even, pair) = match port {
+            PortRequest::Even { reserve_next } => (true, reserve_next),
+            PortRequest::Any | PortRequest::Reserved(_) => (false, false),
+        };
+        for _ in 0..ATTEMPTS {
+            let Some(lease) = self.lease(family, even, pair) else { break };
+            let result = builder.bind(SocketAddr::new(ip, lease.port)).and_then(|socket| {
+                let token = pair.then(|| self.reserve(ip, lease.port + 1, now)).transpose()?;
+                Ok((socket, token))
+            });
+            match result {
+                Ok((socket, token)) => return Ok((self.bound(socket, lease)?, token)),
+                Err(e) if e.kind() == io::ErrorKind::AddrInUse => last = e,
+                Err(e) => return Err(e),
             }
         }
+        Err(last)
     }
 
-    fn reserve(&self, addr: SocketAddr, now: Instant) -> io::Result<[u8; 8]> {
+    /// A free port: the first one from a random one on.
+    fn lease(self: &Arc<Self>, family: AddressFamily, even: bool, pair: bool) -> Option<Lease> {
+        let from = fastrand::u16(self.range.clone());
+        let port = self.taken.get(family).take(from, even, pair)?;
+        Some(Lease { ports: self.clone(), family, port })
+    }
+
+    fn reserve(self: &Arc<Self>, ip: IpAddr, port: u16, now: Instant) -> io::Result<[u8; 8]> {
         let mut token = [0; 8];
         getrandom::fill(&mut token)?;
-        let mut reserved = self.reserved();
-        reserved.retain(|_, r| r.until > now);
-        if reserved.len() >= MAX_RESERVED {
-            return Err(io::ErrorKind::QuotaExceeded.into());
+        let family = AddressFamily::of(&(ip, port).into());
+        if !self.taken.get(family).set(port) {
+            return Err(io::ErrorKind::AddrInUse.into());
         }
-        let socket = std::net::UdpSocket::bind(addr)?;
-        reserved.insert(token, Reserved { socket, until: now + RESERVED_FOR });
-        Ok(token)
+        let lease = Lease { ports: self.clone(), family, port };
+        // Bound before the lock, and what is closed is closed after it: a lease is given back there.
+        let socket = std::net::UdpSocket::bind((ip, port))?;
+        let mut reserved = self.reserved();
+        let old: Vec<_> = reserved.extract_if(|_, r| r.until <= now).collect();
+        let full = reserved.len() >= MAX_RESERVED;
+        if !full {
+            reserved.insert(token, Reserved { socket, lease, until: now + RESERVED_FOR });
+        }
+        drop(reserved);
+        drop(old);
+        if full { Err(io::ErrorKind::QuotaExceeded.into()) } else { Ok(token) }
     }
 
-    fn bound(&self, socket: UdpSocket, token: Option<[u8; 8]>) -> io::Result<Bound> {
-        let mut relayed = socket.local_addr();
-        let ip = if relayed.is_ipv4() { self.v4 } else { self.v6 };
-        relayed.set_ip(ip.ok_or(io::ErrorKind::AddrNotAvailable)?.advertise);
-        Ok(Bound { socket, relayed: RelayedAddr(relayed), token })
+    /// What peers know a port as.
+    pub(crate) fn relayed(&self, lease: &Lease) -> Option<RelayedAddr> {
+        let ip = self.ips.get(lease.family).as_ref()?.advertise;
+        Some(RelayedAddr((ip, lease.port).into()))
+    }
+
+    /// Whether an address is one of the relay's own: its port, then, if it is in use.
+    #[inline]
+    pub(crate) fn own_port(&self, peer: PeerAddr) -> Option<u16> {
+        let own = self.ips.get(AddressFamily::of(&peer.0)).as_ref()?;
+        (own.advertise == peer.0.ip()).then(|| peer.0.port())
+    }
+
+    fn bound(&self, socket: UdpSocket, lease: Lease) -> io::Result<Bound> {
+        let relayed = self.relayed(&lease).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Bound { socket, relayed, lease })
     }
 
     fn reserved(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 8], Reserved>> {
@@ -128,39 +194,108 @@ impl Ports {
     }
 }
 
+impl Taken {
+    const EVEN: u64 = 0x5555_5555_5555_5555;
+
+    fn all_but(range: &RangeInclusive<u16>) -> Self {
+        let word = |word: u16| {
+            let bit = |bit: u16| u64::from(!range.contains(&(word * 64 + bit))) << bit;
+            AtomicU64::new((0..64).map(bit).sum())
+        };
+        Self((0..1024).map(word).collect())
+    }
+
+    /// Takes the first port from `from` on, and then from the start; of a pair, only the lower one.
+    fn take(&self, from: u16, even: bool, pair: bool) -> Option<u16> {
+        let first = usize::from(from / 64);
+        // The word of `from` comes twice: at first without the ports before it, at last with them.
+        let words = (first..1024).chain(0..=first).enumerate();
+        for (step, index) in words {
+            let word = self.0.get(index)?;
+            let mut free = !word.load(Relaxed);
+            if pair {
+                // An even port's neighbour is in the same word.
+                free &= free >> 1;
+            }
+            if even || pair {
+                free &= Self::EVEN;
+            }
+            if step == 0 {
+                free &= u64::MAX << (from % 64);
+            }
+            while free != 0 {
+                let port = (index as u16) * 64 + free.trailing_zeros() as u16;
+                if self.set(port) {
+                    return Some(port);
+                }
+                free &= free - 1;
+            }
+        }
+        None
+    }
+
+    /// Returns whether it was free.
+    fn set(&self, port: u16) -> bool {
+        let bit = 1 << (port % 64);
+        self.0.get(usize::from(port / 64)).is_some_and(|word| word.fetch_or(bit, Relaxed) & bit == 0)
+    }
+
+    fn clear(&self, port: u16) {
+        if let Some(word) = self.0.get(usize::from(port / 64)) {
+            word.fetch_and(!(1 << (port % 64)), Relaxed);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.ports.taken.get(self.family).clear(self.port);
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lease").field(&self.port).finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn ports(range: RangeInclusive<u16>) -> Ports {
+    const V4: Families = Families { v4: true, v6: false };
+    const PAIR: PortRequest = PortRequest::Even { reserve_next: true };
+
+    fn ports(range: RangeInclusive<u16>) -> Arc<Ports> {
         let ip = IpAddr::from([127, 0, 0, 1]);
         Ports::new(Some(RelayIp { bind: ip, advertise: [192, 0, 2, 1].into() }), None, range)
     }
 
-    fn bind(p: &Ports, port: PortRequest, now: Instant) -> io::Result<Bound> {
-        p.bind(&UdpSocket::builder(), AddressFamily::Ipv4, port, now)
+    fn bind(p: &Arc<Ports>, port: PortRequest, now: Instant) -> io::Result<(Bound, Option<[u8; 8]>)> {
+        let Sockets { sockets, token } = p.bind(&UdpSocket::builder(), V4, port, now)?;
+        Ok((sockets.v4.unwrap(), token))
     }
 
     #[tokio::test]
     async fn an_even_port_and_the_one_above_it() {
         let (p, now) = (ports(40_001..=49_000), Instant::now());
-        let bound = bind(&p, PortRequest::Even { reserve_next: true }, now).unwrap();
+        let (bound, token) = bind(&p, PAIR, now).unwrap();
         let port = bound.relayed.0.port();
         assert_eq!((port % 2, bound.relayed.0.ip()), (0, [192, 0, 2, 1].into()));
         assert!(std::net::UdpSocket::bind(("127.0.0.1", port + 1)).is_err(), "set aside");
-        let token = bound.token.unwrap();
-        let next = bind(&p, PortRequest::Reserved(token), now).unwrap();
+        let (next, _) = bind(&p, PortRequest::Reserved(token.unwrap()), now).unwrap();
         assert_eq!(next.relayed.0.port(), port + 1);
-        assert!(bind(&p, PortRequest::Reserved(token), now).is_err(), "only once");
+        assert!(bind(&p, PortRequest::Reserved(token.unwrap()), now).is_err(), "only once");
     }
 
     #[tokio::test]
     async fn a_reservation_lasts_thirty_seconds() {
         let (p, now) = (ports(40_001..=49_000), Instant::now());
-        let bound = bind(&p, PortRequest::Even { reserve_next: true }, now).unwrap();
+        let (bound, token) = bind(&p, PAIR, now).unwrap();
         p.expire(now + RESERVED_FOR);
         std::net::UdpSocket::bind(("127.0.0.1", bound.relayed.0.port() + 1)).unwrap();
-        assert!(bind(&p, PortRequest::Reserved(bound.token.unwrap()), now).is_err());
+        assert!(p.taken.v4.set(bound.relayed.0.port() + 1), "given back");
+        assert!(bind(&p, PortRequest::Reserved(token.unwrap()), now).is_err());
     }
 
     #[tokio::test]
@@ -168,9 +303,22 @@ mod tests {
         let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let p = ports(port..=port);
-        assert_eq!(bind(&p, PortRequest::Any, Instant::now()).err().unwrap().kind(), io::ErrorKind::AddrInUse);
-        let v6 = p.bind(&UdpSocket::builder(), AddressFamily::Ipv6, PortRequest::Any, Instant::now());
-        assert_eq!(v6.err().unwrap().kind(), io::ErrorKind::AddrNotAvailable);
+        let now = Instant::now();
+        assert_eq!(bind(&p, PortRequest::Any, now).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(taken);
+        bind(&p, PortRequest::Any, now).unwrap();
+        bind(&p, PortRequest::Any, now).unwrap();
+        let v6 = p.bind(&UdpSocket::builder(), Families { v4: false, v6: true }, PortRequest::Any, now);
+        assert_eq!(v6.unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+    }
+
+    /// Of two families, the one that can be had.
+    #[tokio::test]
+    async fn one_family_of_two() {
+        let (p, now) = (ports(40_001..=49_000), Instant::now());
+        let both = Families { v4: true, v6: true };
+        let found = p.bind(&UdpSocket::builder(), both, PortRequest::Any, now).unwrap();
+        assert!(found.sockets.v4.is_some() && found.sockets.v6.is_none());
     }
 
     #[tokio::test]
@@ -178,9 +326,32 @@ mod tests {
         let (p, now) = (ports(30_000..=65_535), Instant::now());
         let mut sockets = Vec::new();
         for _ in 0..MAX_RESERVED {
-            sockets.push(bind(&p, PortRequest::Even { reserve_next: true }, now).unwrap());
+            sockets.push(bind(&p, PAIR, now).unwrap());
         }
-        assert!(bind(&p, PortRequest::Even { reserve_next: true }, now).is_err());
+        assert!(bind(&p, PAIR, now).is_err());
         assert!(bind(&p, PortRequest::Even { reserve_next: false }, now).is_ok());
+    }
+
+    /// Every port of a range is found, wherever the search begins, and nothing beside it.
+    #[test]
+    fn a_range_is_used_to_its_last_port() {
+        for range in [100..=100, 63..=64, 1..=1000, 60_000..=65_535] {
+            for from in [*range.start(), *range.end(), *range.start() / 2 + *range.end() / 2] {
+                let taken = Taken::all_but(&range);
+                let mut found: Vec<_> = std::iter::from_fn(|| taken.take(from, false, false)).collect();
+                found.sort_unstable();
+                assert_eq!(found, range.clone().collect::<Vec<_>>());
+                taken.clear(from);
+                assert_eq!(taken.take(*range.end(), false, false), Some(from));
+            }
+            let taken = Taken::all_but(&range);
+            let found: Vec<_> = std::iter::from_fn(|| taken.take(*range.start(), true, false)).collect();
+            assert_eq!(found.len(), range.clone().filter(|port| port % 2 == 0).count());
+            assert!(found.iter().all(|port| port % 2 == 0));
+        }
+        let taken = Taken::all_but(&(101..=106));
+        assert_eq!(taken.take(101, true, true), Some(102));
+        assert!(taken.set(105));
+        assert_eq!(taken.take(101, true, true), None, "106 has no neighbour, and that of 104 is gone");
     }
 }

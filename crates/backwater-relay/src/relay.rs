@@ -19,10 +19,13 @@ use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
     admin::{Admin, Control},
-    config::Config,
+    config::{Config, Shared},
     counters::Counters,
     ports::Ports,
-    worker::{Worker, listen},
+    worker::{
+        Worker, listen,
+        mobility::{self, Inbox, Mailbox},
+    },
 };
 
 /// A running relay. [`stop`](Self::stop) ends it in order; when this is dropped, it ends at once.
@@ -73,7 +76,8 @@ impl Relay {
         };
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
-        let ports = Arc::new(Ports::new(config.relay_v4, config.relay_v6, config.ports.clone()));
+        let shared_state = config.shared(nonce_key, Instant::now());
+        let ports = Ports::new(config.relay_v4, config.relay_v6, config.ports.clone());
         let busy = Arc::new(AtomicUsize::new(config.threads));
         let shared = config.threads > 1;
         if shared {
@@ -82,14 +86,17 @@ impl Relay {
                 std::net::UdpSocket::bind(addr).map_err(|e| StartError::Listen(addr, e))?;
             }
         }
-        for number in 0..config.threads {
+        let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.threads).map(|_| mobility::mailbox()).unzip();
+        for (number, inbox) in inboxes.into_iter().enumerate() {
             let counters = Arc::new(Counters::default());
             let stats = Arc::new(Stats::default());
             let thread = Thread {
+                number,
+                mailboxes: mailboxes.clone(),
                 addrs: relay.local_addrs.clone(),
                 shared,
                 config: config.clone(),
-                nonce_key,
+                shared_state: shared_state.clone(),
                 ports: ports.clone(),
                 counters: counters.clone(),
                 common: UdpSocket::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
@@ -99,7 +106,7 @@ impl Relay {
             let (ready, started) = mpsc::channel();
             let handle = std::thread::Builder::new()
                 .name(format!("relay-{number}"))
-                .spawn(move || thread.run(&ready))
+                .spawn(move || thread.run(inbox, &ready))
                 .map_err(StartError::System);
             relay.counters.push(counters);
             relay.stats.push(stats);
@@ -172,10 +179,12 @@ impl Relay {
 
 /// What a thread starts with.
 struct Thread {
+    number: usize,
+    mailboxes: Vec<Mailbox>,
     addrs: Vec<SocketAddr>,
     shared: bool,
     config: Config,
-    nonce_key: [u8; 64],
+    shared_state: Shared,
     ports: Arc<Ports>,
     counters: Arc<Counters>,
     /// What all its sockets have in common.
@@ -186,7 +195,7 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(self, ready: &mpsc::Sender<Result<Vec<SocketAddr>, StartError>>) {
+    fn run(self, inbox: Inbox, ready: &mpsc::Sender<Result<Vec<SocketAddr>, StartError>>) {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(e) => return drop(ready.send(Err(StartError::System(e)))),
@@ -198,7 +207,7 @@ impl Thread {
                 Err(error) => return drop(ready.send(Err(error))),
             };
             let addrs = listeners.iter().map(UdpSocket::local_addr).collect();
-            let mut server = self.config.server(self.nonce_key);
+            let mut server = self.config.server(&self.shared_state, self.number as u16);
             server.peers.listeners.clone_from(&addrs);
             let builder = self.common.clone().receive_buffer(1 << 20);
             let worker = Rc::new(Worker::new(
@@ -207,8 +216,11 @@ impl Thread {
                 builder,
                 self.ports.clone(),
                 self.counters.clone(),
+                self.number,
+                self.mailboxes.clone(),
             ));
             worker.start();
+            worker.start_moving(inbox);
             if ready.send(Ok(addrs)).is_ok() {
                 self.until_stopped(&worker).await;
             }

@@ -1,7 +1,7 @@
 //! Datagrams of a received batch that go the same way, gathered so that they leave in one call.
 
 use backwater_turn::{PeerAddr, server::AllocationId};
-use backwater_udp::{Ecn, MAX_SEGMENTS};
+use backwater_udp::{Ecn, MAX_SEGMENTS, RecvBatch};
 
 /// Bytes of a run: what one segmented send takes over IPv4.
 const MAX_BYTES: usize = 65_507;
@@ -24,7 +24,7 @@ pub(crate) struct Run {
     pub(crate) ecn: Option<Ecn>,
     pub(crate) segment_size: usize,
     pub(crate) datagrams: usize,
-    bytes: usize,
+    pub(crate) bytes: usize,
     /// Nothing may follow a datagram that is shorter than the others.
     closed: bool,
     first: u32,
@@ -32,10 +32,10 @@ pub(crate) struct Run {
 }
 
 /// Where a payload lies in the batch.
-pub(crate) struct Piece {
-    pub(crate) slot: u32,
-    pub(crate) start: u32,
-    pub(crate) len: u32,
+struct Piece {
+    slot: u32,
+    start: u32,
+    len: u32,
     next: u32,
 }
 
@@ -94,9 +94,12 @@ impl Runs {
     }
 
     /// The payloads of a run, in their order.
-    pub(crate) fn pieces(&self, run: &Run) -> impl Iterator<Item = &Piece> {
+    pub(crate) fn payloads<'b>(&self, run: &Run, batch: &'b RecvBatch) -> impl Iterator<Item = &'b [u8]> {
         let at = |index: u32| self.pieces.get(index as usize);
-        std::iter::successors(at(run.first), move |piece| at(piece.next))
+        std::iter::successors(at(run.first), move |piece| at(piece.next)).filter_map(move |piece| {
+            let train = batch.train(piece.slot as usize)?;
+            train.payload.get(piece.start as usize..)?.get(..piece.len as usize)
+        })
     }
 }
 

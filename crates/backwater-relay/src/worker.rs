@@ -1,7 +1,8 @@
 //! One thread of the relay: its share of the clients, their sockets, and the way of a datagram between them.
 
 use std::{
-    cell::RefCell,
+    cell::{RefCell, RefMut},
+    collections::HashMap,
     future::poll_fn,
     io::{self, IoSlice},
     net::SocketAddr,
@@ -12,21 +13,25 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData, ChannelNumber};
+use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Icmp};
 use backwater_turn::{
-    ClientAddr, FiveTuple, Now, PeerAddr, PeerRefused,
-    server::{Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Server},
+    ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
+    server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
-use backwater_udp::{Builder, Ecn, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
+use backwater_udp::{Builder, Ecn, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{debug, info, warn};
 
 use crate::{
     counters::Counters,
     endpoint::Endpoint,
-    ports::{Bound, Ports},
+    ports::{Bound, Lease, Ports, Sockets},
     runs::{Run, Runs},
 };
+
+pub(crate) mod mobility;
+
+use mobility::Mailbox;
 
 /// Trains that one system call receives.
 const BATCH: usize = 32;
@@ -46,12 +51,19 @@ pub(crate) struct Worker {
     listeners: Vec<Listener>,
     /// By the index of the allocation.
     relayed: RefCell<Vec<Option<Relayed>>>,
+    /// The ports of the allocations, which other clients of this thread reach without a socket in between.
+    by_port: RefCell<PerFamily<HashMap<u16, AllocationId>>>,
     batch: RefCell<RecvBatch>,
     runs: RefCell<Runs>,
+    /// Where trains to clients are put together.
+    train: RefCell<Vec<u8>>,
     /// How relayed sockets are made.
     builder: Builder,
     ports: Arc<Ports>,
     counters: Arc<Counters>,
+    number: usize,
+    /// Of all threads, by their number.
+    mailboxes: Vec<Mailbox>,
     refusals: RefCell<(Instant, u32)>,
 }
 
@@ -61,9 +73,16 @@ struct Listener {
     wildcard: bool,
 }
 
-/// The socket of an allocation.
+/// The sockets of an allocation.
 struct Relayed {
     id: AllocationId,
+    /// Where its client is answered from.
+    listener: usize,
+    sockets: PerFamily<Option<Socket>>,
+}
+
+struct Socket {
+    relayed: RelayedAddr,
     endpoint: Rc<Endpoint>,
     task: AbortHandle,
 }
@@ -75,20 +94,26 @@ impl Worker {
         builder: Builder,
         ports: Arc<Ports>,
         counters: Arc<Counters>,
+        number: usize,
+        mailboxes: Vec<Mailbox>,
     ) -> Self {
         let listeners = listeners.into_iter().map(|socket| Listener {
             wildcard: socket.local_addr().ip().is_unspecified(),
-            endpoint: Endpoint::new(socket, counters.clone()),
+            endpoint: Endpoint::new(socket, None, counters.clone()),
         });
         Self {
             server: RefCell::new(server),
             listeners: listeners.collect(),
             relayed: RefCell::default(),
+            by_port: RefCell::default(),
             batch: RefCell::new(RecvBatch::new(BATCH)),
             runs: RefCell::default(),
+            train: RefCell::default(),
             builder,
             ports,
             counters,
+            number,
+            mailboxes,
             refusals: RefCell::new((Instant::now(), 0)),
         }
     }
@@ -127,7 +152,7 @@ impl Worker {
     /// Whether nothing is held back by any socket.
     pub(crate) fn is_flushed(&self) -> bool {
         self.listeners.iter().all(|l| l.endpoint.is_idle())
-            && self.relayed.borrow().iter().flatten().all(|r| r.endpoint.is_idle())
+            && self.relayed.borrow().iter().flatten().flat_map(Relayed::sockets).all(|s| s.endpoint.is_idle())
     }
 
     /// Sends what the socket holds back and handles what has arrived at it, within a budget. Never ready: sockets are
@@ -175,14 +200,34 @@ impl Worker {
         }
         let relayed = self.relayed.borrow();
         for run in runs.iter() {
-            match relayed.get(run.via.index()) {
-                Some(Some(relayed)) if relayed.id == run.via => {
-                    self.counters.to_peers.add(run.datagrams as u64);
-                    send_run(&relayed.endpoint, now.instant, batch, &runs, run);
+            let family = AddressFamily::of(&run.to.0);
+            let Some(socket) = relayed.get(run.via.index()).and_then(|r| r.as_ref()?.socket(run.via, family)) else {
+                self.counters.count_drop(DropReason::NoAllocation, run.datagrams);
+                continue;
+            };
+            self.counters.to_peers.add(run.datagrams as u64);
+            match self.inside(run.to) {
+                Some(id) => {
+                    self.counters.inside.add(run.datagrams as u64);
+                    let listener = relayed.get(id.index()).and_then(|r| Some(r.as_ref()?.listener));
+                    let Some(mut down) = listener.and_then(|listener| self.down(listener, now.instant)) else {
+                        continue;
+                    };
+                    let peer = PeerAddr(socket.relayed.0);
+                    let payloads = runs.payloads(run, batch);
+                    self.deliver(&mut down, id, peer, run.ecn, run.datagrams, run.bytes, payloads);
+                    down.flush();
                 }
-                _ => self.counters.count_drop(DropReason::NoAllocation, run.datagrams),
+                None => send_run(&socket.endpoint, now.instant, batch, &runs, run),
             }
         }
+    }
+
+    /// The allocation of this thread that a peer's address belongs to.
+    #[inline]
+    fn inside(&self, peer: PeerAddr) -> Option<AllocationId> {
+        let port = self.ports.own_port(peer)?;
+        self.by_port.borrow().get(AddressFamily::of(&peer.0)).get(&port).copied()
     }
 
     /// Everything but forwarding.
@@ -194,16 +239,17 @@ impl Worker {
                 let action = self.bind(listener, now, bind, reply);
                 self.act(listener, now, from, action, reply);
             }
-            Action::Unbind(id, len) => {
-                self.close(id);
+            Action::Unbind(id, families, len) => {
+                self.close(id, families);
                 debug!(client = %from.client, "allocation deleted");
                 self.reply(listener, now, from, reply.get(..len));
             }
             Action::Forbid(len, peer, why) => {
                 self.counters.forbidden.add(1);
-                self.log_refusal(now, from.client, peer, why);
+                self.log_refusal(now, from.client, peer, &why);
                 self.reply(listener, now, from, reply.get(..len));
             }
+            Action::Move(request) => self.ask(listener, request),
             // `bind` answers with a reply or a drop, and forwarding is done by the caller.
             Action::Forward { .. } => {}
         }
@@ -217,32 +263,43 @@ impl Worker {
 
     fn bind(self: &Rc<Self>, listener: usize, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
         let mut server = self.server.borrow_mut();
-        match self.ports.bind(&self.builder, bind.family, bind.port, now) {
-            Ok(Bound { socket, relayed, token }) => {
-                let action = server.socket_bound(bind.id, relayed, token, reply);
+        match self.ports.bind(&self.builder, bind.families, bind.port, now) {
+            Ok(Sockets { sockets, token }) => {
+                let addr = |bound: &Option<Bound>| bound.as_ref().map(|bound| bound.relayed);
+                let relayed = PerFamily { v4: addr(&sockets.v4), v6: addr(&sockets.v6) };
+                let action = server.bound(bind.id, server::Bound { relayed, token }, reply);
                 if let Action::Reply(_) = action {
                     self.counters.allocations.add(1);
-                    debug!(%relayed, "allocation made");
-                    self.open(listener, bind.id, socket);
+                    for Bound { socket, lease, relayed } in sockets.v4.into_iter().chain(sockets.v6) {
+                        debug!(%relayed, "allocation made");
+                        self.open(listener, bind.id, socket, lease);
+                    }
                 }
                 action
             }
             Err(error) => {
                 self.counters.bind_failed.add(1);
                 debug!(%error, "no relayed port");
-                server.bind_failed(bind.id, reply)
+                server.bound(bind.id, server::Bound::default(), reply)
             }
         }
     }
 
-    fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket) {
-        let endpoint = Rc::new(Endpoint::new(socket, self.counters.clone()));
+    fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket, lease: Lease) {
+        let Some(addr) = self.ports.relayed(&lease) else { return };
+        let family = AddressFamily::of(&addr.0);
+        self.by_port.borrow_mut().get_mut(family).insert(addr.0.port(), id);
+        let endpoint = Rc::new(Endpoint::new(socket, Some(lease), self.counters.clone()));
         let worker = self.clone();
         // The table alone keeps the socket, so that it is closed at the moment the allocation is gone.
         let task = spawn_local(async move {
             let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
-            poll_fn(|cx| match worker.endpoint(id) {
-                Some(endpoint) => worker.poll_socket(cx, &endpoint, handle),
+            poll_fn(|cx| match worker.endpoint(id, family) {
+                Some(endpoint) => {
+                    let poll = worker.poll_socket(cx, &endpoint, handle);
+                    worker.network_said(listener, id, &endpoint.socket);
+                    poll
+                }
                 None => Poll::Ready(()),
             })
             .await;
@@ -252,73 +309,120 @@ impl Worker {
             relayed.resize_with(id.index() + 1, || None);
         }
         if let Some(place) = relayed.get_mut(id.index()) {
-            *place = Some(Relayed { id, endpoint, task: task.abort_handle() });
+            let relayed = place.take().filter(|relayed| relayed.id == id);
+            let mut relayed = relayed.unwrap_or_else(|| Relayed { id, listener, sockets: PerFamily::default() });
+            *relayed.sockets.get_mut(family) = Some(Socket { relayed: addr, endpoint, task: task.abort_handle() });
+            *place = Some(relayed);
         }
     }
 
-    fn endpoint(&self, id: AllocationId) -> Option<Rc<Endpoint>> {
+    fn endpoint(&self, id: AllocationId, family: AddressFamily) -> Option<Rc<Endpoint>> {
         let relayed = self.relayed.borrow();
-        relayed.get(id.index())?.as_ref().filter(|r| r.id == id).map(|r| r.endpoint.clone())
+        relayed.get(id.index())?.as_ref()?.socket(id, family).map(|socket| socket.endpoint.clone())
     }
 
-    fn close(&self, id: AllocationId) {
-        if let Some(place) = self.relayed.borrow_mut().get_mut(id.index())
-            && let Some(relayed) = place.take_if(|relayed| relayed.id == id)
-        {
-            relayed.task.abort();
+    fn close(&self, id: AllocationId, families: Families) {
+        let mut relayed = self.relayed.borrow_mut();
+        let Some(place) = relayed.get_mut(id.index()) else { return };
+        let Some(relayed) = place.as_mut().filter(|relayed| relayed.id == id) else { return };
+        for family in families.iter() {
+            if let Some(socket) = relayed.sockets.get_mut(family).take() {
+                self.by_port.borrow_mut().get_mut(family).remove(&socket.relayed.0.port());
+                socket.task.abort();
+            }
+        }
+        if relayed.sockets().next().is_none() {
+            *place = None;
             self.counters.closed.add(1);
         }
     }
 
     fn expire(&self, now: Instant) {
         loop {
-            let Some(id) = self.server.borrow_mut().expire(now) else { break };
+            let Some((id, families)) = self.server.borrow_mut().expire(now) else { break };
             debug!("allocation expired");
-            self.close(id);
+            self.close(id, families);
         }
         self.ports.expire(now);
     }
 
     /// The way down: what peers have sent to an allocation's socket.
     fn peers_sent(&self, listener: usize, id: AllocationId, batch: &RecvBatch) {
-        let Some(listener) = self.listeners.get(listener) else { return };
-        let now = Instant::now();
-        let mut down = Down { listener, now, client: None, ecn: None, parts: ArrayVec::new(), bytes: 0 };
-        let mut server = self.server.borrow_mut();
+        let Some(mut down) = self.down(listener, Instant::now()) else { return };
         for train in batch.trains() {
-            let peer = PeerAddr(train.source);
-            let (client, framing) = match server.from_peer(now, id, peer) {
-                Ok(way) => way,
-                Err(reason) => {
-                    self.counters.count_drop(reason, train.datagram_count());
-                    continue;
-                }
-            };
-            self.counters.to_clients.add(train.datagram_count() as u64);
-            match framing {
-                Framing::Channel(channel) => {
-                    for payload in train.payloads() {
-                        down.channel_data(client, train.ecn, channel, payload);
-                    }
-                }
-                Framing::Indication => {
-                    down.flush();
-                    for payload in train.payloads() {
-                        match server.data_indication(peer, payload.len()) {
-                            Ok(prefix) => {
-                                let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
-                                listener.send(now, client, &parts, 0, train.ecn);
-                            }
-                            Err(reason) => self.counters.count_drop(reason, 1),
-                        }
-                    }
-                }
-            }
+            let (datagrams, bytes) = (train.datagram_count(), train.payload.len());
+            self.deliver(&mut down, id, PeerAddr(train.source), train.ecn, datagrams, bytes, train.payloads());
         }
         down.flush();
     }
 
-    fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: PeerRefused) {
+    fn down(&self, listener: usize, now: Instant) -> Option<Down<'_>> {
+        let listener = self.listeners.get(listener)?;
+        Some(Down {
+            listener,
+            now,
+            client: None,
+            ecn: None,
+            train: self.train.borrow_mut(),
+            first: 0,
+            last: 0,
+            count: 0,
+        })
+    }
+
+    /// Datagrams of a peer's, which share all but their payloads, to the client of an allocation.
+    #[allow(clippy::too_many_arguments, reason = "a train in its parts")]
+    fn deliver<'p>(
+        &self,
+        down: &mut Down<'_>,
+        id: AllocationId,
+        peer: PeerAddr,
+        ecn: Option<Ecn>,
+        datagrams: usize,
+        bytes: usize,
+        payloads: impl Iterator<Item = &'p [u8]>,
+    ) {
+        let mut server = self.server.borrow_mut();
+        let (client, framing) = match server.from_peer(down.now, id, peer, bytes) {
+            Ok(way) => way,
+            Err(reason) => return self.counters.count_drop(reason, datagrams),
+        };
+        self.counters.to_clients.add(datagrams as u64);
+        match framing {
+            Framing::Channel(channel) => payloads.for_each(|payload| down.channel_data(client, ecn, channel, payload)),
+            Framing::Indication => {
+                down.flush();
+                for payload in payloads {
+                    match server.data_indication(peer, payload.len()) {
+                        Ok(prefix) => {
+                            let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
+                            down.listener.send(down.now, client, &parts, 0, ecn);
+                        }
+                        Err(reason) => self.counters.count_drop(reason, 1),
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the network has said about datagrams to peers. As many as the socket keeps, at the most.
+    fn network_said(&self, listener: usize, id: AllocationId, socket: &UdpSocket) {
+        while let Some(error) = socket.next_icmp_error() {
+            let Some(listener) = self.listeners.get(listener) else { return };
+            let Some(icmp) = icmp(&error) else { continue };
+            let (mut reply, now, peer) = ([0; MAX_REPLY], Instant::now(), PeerAddr(error.destination));
+            let told = self.server.borrow_mut().icmp_indication(now, id, peer, icmp, &mut reply);
+            match told {
+                Ok((client, len)) => {
+                    self.counters.icmp.add(1);
+                    listener.send(now, client, &[IoSlice::new(&reply[..len])], 0, None);
+                }
+                Err(reason) => self.counters.count_drop(reason, 1),
+            }
+        }
+    }
+
+    fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: &PeerRefused) {
         let (since, lines) = &mut *self.refusals.borrow_mut();
         if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
             (*since, *lines) = (now, 0);
@@ -327,6 +431,16 @@ impl Worker {
             *lines += 1;
             info!(%client, %peer, %why, remedy = why.remedy(), "peer refused with 403");
         }
+    }
+}
+
+impl Relayed {
+    fn socket(&self, id: AllocationId, family: AddressFamily) -> Option<&Socket> {
+        if self.id == id { self.sockets.get(family).as_ref() } else { None }
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.sockets.v4.iter().chain(&self.sockets.v6)
     }
 }
 
@@ -348,53 +462,63 @@ impl Listener {
     }
 }
 
-/// ChannelData messages on their way to one client, gathered into a train while they are of one length.
+/// ChannelData messages on their way to one client, put together into a train while they are of one length.
 struct Down<'a> {
     listener: &'a Listener,
     now: Instant,
     client: Option<FiveTuple>,
     ecn: Option<Ecn>,
-    parts: ArrayVec<([u8; CHANNEL_HEADER_LEN], &'a [u8]), MAX_SEGMENTS>,
-    bytes: usize,
+    train: RefMut<'a, Vec<u8>>,
+    /// The payloads' lengths.
+    first: usize,
+    last: usize,
+    count: usize,
 }
 
-impl<'a> Down<'a> {
-    fn channel_data(&mut self, client: FiveTuple, ecn: Option<Ecn>, channel: ChannelNumber, payload: &'a [u8]) {
-        let same = self.client == Some(client) && self.ecn == ecn;
-        let first = self.parts.first().map_or(payload.len(), |(_, first)| first.len());
-        let last = self.parts.last().map_or(first, |(_, last)| last.len());
+/// Bytes of one segmented send over IPv4.
+const MAX_TRAIN: usize = 65_507;
+
+impl Down<'_> {
+    fn channel_data(&mut self, client: FiveTuple, ecn: Option<Ecn>, channel: ChannelNumber, payload: &[u8]) {
         // A datagram shorter than the first may only be the last of its train.
-        let fits = payload.len() <= first && last == first && self.bytes + payload.len() < 60_000;
-        if !same || !fits || self.parts.is_full() {
+        let fits = payload.len() <= self.first
+            && self.last == self.first
+            && self.count < MAX_SEGMENTS
+            && self.train.len() + CHANNEL_HEADER_LEN + payload.len() <= MAX_TRAIN;
+        if self.count > 0 && !(fits && self.client == Some(client) && self.ecn == ecn) {
             self.flush();
         }
-        (self.client, self.ecn) = (Some(client), ecn);
+        if self.count == 0 {
+            (self.client, self.ecn, self.first) = (Some(client), ecn, payload.len());
+        }
+        self.last = payload.len();
+        self.count += 1;
         // A UDP payload is shorter than 65,536 bytes.
-        self.parts.push((ChannelData::header(channel, payload.len() as u16), payload));
-        self.bytes += CHANNEL_HEADER_LEN + payload.len();
+        self.train.extend_from_slice(&ChannelData::header(channel, payload.len() as u16));
+        self.train.extend_from_slice(payload);
     }
 
     fn flush(&mut self) {
-        if let (Some(client), Some((_, first))) = (self.client, self.parts.first()) {
-            let slices: ArrayVec<_, { 2 * MAX_SEGMENTS }> =
-                self.parts.iter().flat_map(|(header, data)| [IoSlice::new(header), IoSlice::new(data)]).collect();
-            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + first.len(), self.ecn);
+        if let (Some(client), 1..) = (self.client, self.count) {
+            let slices = [IoSlice::new(&self.train)];
+            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + self.first, self.ecn);
         }
-        self.parts.clear();
-        self.bytes = 0;
+        self.train.clear();
+        self.count = 0;
+    }
+}
+
+fn icmp(error: &IcmpError) -> Option<Icmp> {
+    match (error.kind, error.destination.is_ipv4()) {
+        (IcmpKind::Unreachable { icmp_type, code }, _) => Some(Icmp { icmp_type, code: code.into(), data: 0 }),
+        (IcmpKind::PacketTooBig { mtu }, true) => Some(Icmp { icmp_type: 3, code: 4, data: mtu }),
+        (IcmpKind::PacketTooBig { mtu }, false) => Some(Icmp { icmp_type: 2, code: 0, data: mtu }),
+        _ => None,
     }
 }
 
 fn send_run(endpoint: &Endpoint, now: Instant, batch: &RecvBatch, runs: &Runs, run: &Run) {
-    let slices: ArrayVec<_, MAX_SEGMENTS> = runs
-        .pieces(run)
-        .filter_map(|piece| {
-            let train = batch.train(piece.slot as usize)?;
-            let payload = train.payload.get(piece.start as usize..)?.get(..piece.len as usize)?;
-            Some(IoSlice::new(payload))
-        })
-        .take(MAX_SEGMENTS)
-        .collect();
+    let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
     let mut t = Transmit::new(run.to.0, &slices).segment_size(run.segment_size).ecn(run.ecn);
     endpoint.send(now, &mut t);
 }

@@ -1,8 +1,8 @@
 //! Who may use the server: long-term credentials and the nonces that go with them.
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
-use backwater_stun::{HmacKey, LongTermKey};
+use backwater_stun::{HmacKey, LongTermKey, PasswordAlgorithms, SecurityFeatures, Userhash, opaque_string};
 use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
@@ -21,9 +21,36 @@ use crate::ClientAddr;
 #[derive(Clone)]
 pub struct Credentials {
     realm: String,
-    users: HashMap<String, HmacKey>,
+    users: HashMap<Box<str>, [Arc<Identity>; 2]>,
+    /// The names of those users by their USERHASH.
+    hashes: HashMap<[u8; 32], Box<str>>,
     secrets: Vec<String>,
 }
+
+/// A user, and the key that one password algorithm makes: what a request is verified with. Shared by all that the user has.
+pub(crate) struct Identity {
+    pub(crate) name: Box<str>,
+    pub(crate) algorithm: Algorithm,
+    /// The secret that the password was made with, by its place.
+    secret: Option<u16>,
+    pub(crate) key: HmacKey,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// How a password becomes a key (RFC 8489, section 18.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Algorithm {
+    Md5,
+    Sha256,
+}
+
+/// What is offered to clients, best first.
+pub(crate) const ALGORITHMS: PasswordAlgorithms<'static> = PasswordAlgorithms::SHA256_MD5;
 
 /// What cannot be a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +62,9 @@ pub enum CredentialsError {
     /// RFC 8489, section 14.3: a username has fewer than 509 bytes; a colon would be ambiguous in the key.
     #[error("a user name has 1 to 508 bytes, and neither a colon nor control characters")]
     Username,
+    /// OpaqueString (RFC 8265) does not allow it.
+    #[error("a password has no control characters and nothing else that RFC 8265 forbids")]
+    Password,
     /// Nothing would be secret.
     #[error("it is empty")]
     Empty,
@@ -50,23 +80,24 @@ impl Credentials {
         if !ok {
             return Err(CredentialsError::Realm);
         }
-        Ok(Self { realm: realm.to_owned(), users: HashMap::new(), secrets: Vec::new() })
+        Ok(Self { realm: realm.to_owned(), users: HashMap::new(), hashes: HashMap::new(), secrets: Vec::new() })
     }
 
     /// Adds a user, or changes the password of one.
     ///
     /// # Errors
-    /// [`CredentialsError::Username`] or [`CredentialsError::Empty`].
+    /// [`CredentialsError::Username`], [`CredentialsError::Password`] or [`CredentialsError::Empty`].
     pub fn add_user(&mut self, username: &str, password: &str) -> Result<(), CredentialsError> {
         let ok = (1..509).contains(&username.len()) && !username.chars().any(|c| c.is_control() || c == ':');
-        if !ok {
-            return Err(CredentialsError::Username);
-        }
+        let username = opaque_string(username).ok().filter(|_| ok).ok_or(CredentialsError::Username)?;
         if password.is_empty() {
             return Err(CredentialsError::Empty);
         }
-        let key = LongTermKey::md5(username, &self.realm, password);
-        self.users.insert(username.to_owned(), HmacKey::from(&key));
+        let password = opaque_string(password).map_err(|_| CredentialsError::Password)?;
+        let identities =
+            Algorithm::ALL.map(|algorithm| Arc::new(Identity::new(algorithm, &username, &self.realm, &password, None)));
+        self.hashes.insert(Userhash::new(&username, &self.realm).0, username.as_ref().into());
+        self.users.insert(username.as_ref().into(), identities);
         Ok(())
     }
 
@@ -92,18 +123,52 @@ impl Credentials {
         &self.realm
     }
 
-    /// The keys that a user's request may be made with: none for a user who is unknown or expired.
-    pub(crate) fn keys(&self, username: &str, unix: Duration) -> impl Iterator<Item = HmacKey> {
-        let known = self.users.get(username).cloned();
+    /// Who a request with this name may come from: nobody for a user who is unknown or expired.
+    pub(crate) fn identities(
+        &self,
+        username: &str,
+        algorithm: Algorithm,
+        unix: Duration,
+    ) -> impl Iterator<Item = Arc<Identity>> {
+        let known = self.users.get(username).map(|identities| identities[algorithm as usize].clone());
         let expiry = username.split(':').next().and_then(|expiry| expiry.parse().ok());
         let in_time = known.is_none() && expiry.is_some_and(|expiry: u64| expiry > unix.as_secs());
         let secrets = if in_time { self.secrets.as_slice() } else { &[] };
-        let limited = secrets.iter().map(move |secret| {
+        let limited = secrets.iter().zip(0..).map(move |(secret, place)| {
             let password = time_limited_password(secret, username);
-            HmacKey::from(&LongTermKey::md5(username, &self.realm, &password))
+            Arc::new(Identity::new(algorithm, username, &self.realm, &password, Some(place)))
         });
         known.into_iter().chain(limited)
     }
+
+    /// The name of a static user. A time-limited one cannot be found by its hash.
+    pub(crate) fn by_hash(&self, Userhash(hash): &Userhash) -> Option<&str> {
+        self.hashes.get(hash).map(|name| &**name)
+    }
+
+    /// What the nonces say: user names may be hashed if every user can be found so.
+    pub(crate) fn features(&self) -> SecurityFeatures {
+        SecurityFeatures { password_algorithms: true, username_anonymity: self.secrets.is_empty() }
+    }
+}
+
+impl Identity {
+    fn new(algorithm: Algorithm, name: &str, realm: &str, password: &str, secret: Option<u16>) -> Self {
+        let key = match algorithm {
+            Algorithm::Md5 => LongTermKey::md5(name, realm, password),
+            Algorithm::Sha256 => LongTermKey::sha256(name, realm, password),
+        };
+        Self { name: name.into(), algorithm, secret, key: HmacKey::from(&key) }
+    }
+
+    /// Whether it is the same user with the same key.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        (&self.name, self.algorithm, self.secret) == (&other.name, other.algorithm, other.secret)
+    }
+}
+
+impl Algorithm {
+    const ALL: [Self; 2] = [Self::Md5, Self::Sha256];
 }
 
 impl fmt::Debug for Credentials {
@@ -119,9 +184,11 @@ pub(crate) fn time_limited_password(secret: &str, username: &str) -> String {
     BASE64_STANDARD.encode(mac.chain_update(username).finalize().into_bytes())
 }
 
-/// Nonces that need not be remembered: the time, and a keyed code over the time and the client's address.
+/// Nonces that need not be remembered: what RFC 8489 has in front of them, the time, and a keyed code over both and the
+/// client's address.
 pub(crate) struct Nonces {
     key: Hmac<Sha256>,
+    cookie: [u8; COOKIE_LEN],
 }
 
 /// What a nonce is worth.
@@ -132,48 +199,62 @@ pub(crate) enum NonceCheck {
     Stale,
 }
 
-/// Bytes of the code that are kept: guessing one takes 2^95 attempts.
-const CODE_LEN: usize = 12;
+const COOKIE_LEN: usize = 13;
+
+/// The last two bytes of the time in seconds: which 18 hours it was is found by the code.
+const STAMP_LEN: usize = 2;
+
+/// Bytes of the code that are kept: guessing one takes 2^71 attempts, each of them a datagram. More would not fit into
+/// a 401 that is at most 4.5 times as long as what it answers.
+const CODE_LEN: usize = 9;
 
 /// The length of a nonce in characters.
-pub(crate) const NONCE_LEN: usize = (4 + CODE_LEN) * 8 / 6 + 1;
+pub(crate) const NONCE_LEN: usize = COOKIE_LEN + ((STAMP_LEN + CODE_LEN) * 8).div_ceil(6);
 
 impl Nonces {
     /// How long a nonce is good for (RFC 8656, section 5 suggests an hour).
     const LIFETIME: Duration = Duration::from_secs(3600);
 
-    pub(crate) fn new(key: &[u8; 64]) -> Self {
-        Self { key: KeyInit::new(&(*key).into()) }
+    pub(crate) fn new(key: &[u8; 64], features: SecurityFeatures) -> Self {
+        Self { key: KeyInit::new(&(*key).into()), cookie: features.nonce_cookie() }
     }
 
-    pub(crate) fn make(&self, client: ClientAddr, unix: Duration) -> String {
-        let stamp = (unix.as_secs() as u32).to_be_bytes();
-        let mut bytes = [0; 4 + CODE_LEN];
-        bytes[..4].copy_from_slice(&stamp);
-        bytes[4..].copy_from_slice(&self.code(stamp, client));
-        BASE64_URL_SAFE_NO_PAD.encode(bytes)
+    pub(crate) fn make(&self, client: ClientAddr, unix: Duration) -> [u8; NONCE_LEN] {
+        let seconds = unix.as_secs();
+        let mut bytes = [0; STAMP_LEN + CODE_LEN];
+        bytes[..STAMP_LEN].copy_from_slice(&(seconds as u16).to_be_bytes());
+        bytes[STAMP_LEN..].copy_from_slice(&self.code(seconds, client));
+        let mut nonce = [0; NONCE_LEN];
+        nonce[..COOKIE_LEN].copy_from_slice(&self.cookie);
+        // It has room for exactly that.
+        let _ = BASE64_URL_SAFE_NO_PAD.encode_slice(bytes, &mut nonce[COOKIE_LEN..]);
+        nonce
     }
 
     pub(crate) fn check(&self, nonce: &[u8], client: ClientAddr, unix: Duration) -> NonceCheck {
-        let mut bytes = [0; 4 + CODE_LEN];
-        if nonce.len() != NONCE_LEN || BASE64_URL_SAFE_NO_PAD.decode_slice_unchecked(nonce, &mut bytes).is_err() {
+        let mut bytes = [0; STAMP_LEN + CODE_LEN];
+        let rest = nonce.strip_prefix(&self.cookie).filter(|rest| rest.len() == NONCE_LEN - COOKIE_LEN);
+        let decoded = rest.map(|rest| BASE64_URL_SAFE_NO_PAD.decode_slice_unchecked(rest, &mut bytes));
+        if !matches!(decoded, Some(Ok(len)) if len == bytes.len()) {
             return NonceCheck::Stale;
         }
-        let (stamp, code) = bytes.split_at(4);
-        let stamp: [u8; 4] = stamp.try_into().unwrap_or_default();
-        // Wraps in 2106. A clock that is set back a little must not make fresh nonces stale.
-        let age = (unix.as_secs() as u32).wrapping_sub(u32::from_be_bytes(stamp)) as i32;
-        let fresh = age.unsigned_abs() as u64 <= Self::LIFETIME.as_secs();
+        let (stamp, code) = bytes.split_at(STAMP_LEN);
+        let stamp = u16::from_be_bytes(stamp.try_into().unwrap_or_default());
+        let now = unix.as_secs();
+        // A clock that is set back a little must not make fresh nonces stale.
+        let age = i64::from((now as u16).wrapping_sub(stamp) as i16);
+        let fresh = age.unsigned_abs() <= Self::LIFETIME.as_secs();
         // Nobody gains by timing this: a valid code is given to anyone who asks.
-        if fresh && code == self.code(stamp, client) { NonceCheck::Valid } else { NonceCheck::Stale }
+        let valid = fresh && code == self.code(now.wrapping_sub_signed(age), client);
+        if valid { NonceCheck::Valid } else { NonceCheck::Stale }
     }
 
-    fn code(&self, stamp: [u8; 4], client: ClientAddr) -> [u8; CODE_LEN] {
+    fn code(&self, seconds: u64, client: ClientAddr) -> [u8; CODE_LEN] {
         let ip = match client.0.ip() {
             std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
             std::net::IpAddr::V6(ip) => ip,
         };
-        let mac = self.key.clone().chain_update(stamp).chain_update(ip.octets());
+        let mac = self.key.clone().chain_update(seconds.to_be_bytes()).chain_update(ip.octets());
         let mac = mac.chain_update(client.0.port().to_be_bytes()).finalize().into_bytes();
         std::array::from_fn(|i| mac.get(i).copied().unwrap_or_default())
     }
@@ -189,27 +270,33 @@ mod tests {
         ClientAddr(addr.parse().unwrap())
     }
 
+    const FEATURES: SecurityFeatures = SecurityFeatures { password_algorithms: true, username_anonymity: false };
+
     #[test]
     fn a_nonce_is_good_for_its_client_and_its_hour() {
-        let nonces = Nonces::new(&[7; 64]);
+        let nonces = Nonces::new(&[7; 64], FEATURES);
         let a = client("192.0.2.1:4000");
         let nonce = nonces.make(a, NOW);
-        assert_eq!(nonce.len(), NONCE_LEN);
-        let check = |client, unix| nonces.check(nonce.as_bytes(), client, unix);
+        assert_eq!(backwater_stun::Nonce(&nonce).security_features(), Some(FEATURES));
+        let check = |client, unix| nonces.check(&nonce, client, unix);
         let s = Duration::from_secs;
         assert_eq!(check(a, NOW), NonceCheck::Valid);
         assert_eq!(check(a, NOW + s(3600)), NonceCheck::Valid);
         assert_eq!(check(a, NOW - s(5)), NonceCheck::Valid);
         assert_eq!(check(a, NOW + s(3601)), NonceCheck::Stale);
+        // Two bytes of the time come again: the code does not.
+        assert_eq!(check(a, NOW + s(1 << 16)), NonceCheck::Stale);
         assert_eq!(check(client("192.0.2.1:4001"), NOW), NonceCheck::Stale);
         assert_eq!(check(client("192.0.2.2:4000"), NOW), NonceCheck::Stale);
-        assert_eq!(Nonces::new(&[8; 64]).check(nonce.as_bytes(), a, NOW), NonceCheck::Stale);
+        for (key, features) in [(8, FEATURES), (7, SecurityFeatures::default())] {
+            assert_eq!(Nonces::new(&[key; 64], features).check(&nonce, a, NOW), NonceCheck::Stale);
+        }
         for i in 0..nonce.len() {
-            let mut forged = nonce.clone().into_bytes();
+            let mut forged = nonce;
             forged[i] = if forged[i] == b'A' { b'Q' } else { b'A' };
             assert_eq!(nonces.check(&forged, a, NOW), NonceCheck::Stale, "character {i}");
         }
-        for other in [&b""[..], b"x", &[0xFF; NONCE_LEN], &[b'A'; 200]] {
+        for other in [&b""[..], b"x", &nonce[1..], &[0xFF; NONCE_LEN], &[b'A'; NONCE_LEN], &[b'A'; 200]] {
             assert_eq!(nonces.check(other, a, NOW), NonceCheck::Stale);
         }
     }
@@ -219,14 +306,29 @@ mod tests {
         let mut c = Credentials::new("example.org").unwrap();
         c.add_secret("north").unwrap();
         c.add_secret("south").unwrap();
-        let future = format!("{}:alice", NOW.as_secs() + 1);
-        assert_eq!(c.keys(&future, NOW).count(), 2);
-        assert_eq!(c.keys(&(NOW.as_secs() + 1).to_string(), NOW).count(), 2);
-        assert_eq!(c.keys(&format!("{}:alice", NOW.as_secs()), NOW).count(), 0);
-        assert_eq!(c.keys("alice", NOW).count(), 0);
-        assert_eq!(c.keys("", NOW).count(), 0);
+        let count = |name: &str| c.identities(name, Algorithm::Sha256, NOW).count();
+        assert_eq!(count(&format!("{}:alice", NOW.as_secs() + 1)), 2);
+        assert_eq!(count(&(NOW.as_secs() + 1).to_string()), 2);
+        assert_eq!(count(&format!("{}:alice", NOW.as_secs())), 0);
+        assert_eq!(count("alice"), 0);
+        assert_eq!(count(""), 0);
+        assert!(!c.features().username_anonymity);
         // printf 1433895918:1 | openssl dgst -sha1 -hmac north -binary | base64
         assert_eq!(time_limited_password("north", "1433895918:1"), "FVvRuEpfqU2aWPC2GTK78NIG77I=");
+    }
+
+    #[test]
+    fn static_users_are_found_by_name_and_by_hash_and_share_their_keys() {
+        let mut c = Credentials::new("example.org").unwrap();
+        // A full-width space becomes a plain one (RFC 8265).
+        c.add_user("alice", "pass\u{3000}word").unwrap();
+        let of = |algorithm| c.identities("alice", algorithm, NOW).next().unwrap();
+        assert!(Arc::ptr_eq(&of(Algorithm::Md5), &of(Algorithm::Md5)));
+        assert_eq!(of(Algorithm::Sha256).algorithm, Algorithm::Sha256);
+        assert_eq!(c.by_hash(&Userhash::new("alice", "example.org")), Some("alice"));
+        assert_eq!(c.by_hash(&Userhash::new("bob", "example.org")), None);
+        assert!(c.features().username_anonymity);
+        assert!(size_of::<Identity>() <= 128);
     }
 
     #[test]
@@ -239,9 +341,10 @@ mod tests {
         assert_eq!(c.add_user("", "p"), Err(E::Username));
         assert_eq!(c.add_user("a:b", "p"), Err(E::Username));
         assert_eq!(c.add_user("a", ""), Err(E::Empty));
+        assert_eq!(c.add_user("a", "p\u{ad}"), Err(E::Password));
         assert_eq!(c.add_secret(""), Err(E::Empty));
         c.add_user("a", "p").unwrap();
-        assert_eq!(c.keys("a", NOW).count(), 1);
+        assert_eq!(c.identities("a", Algorithm::Md5, NOW).count(), 1);
         assert!(!format!("{c:?}").contains('p'));
     }
 }

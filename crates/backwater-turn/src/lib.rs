@@ -7,12 +7,17 @@
 
 mod address;
 mod auth;
+mod bucket;
 mod peers;
+mod quota;
+mod reply_limit;
 pub mod server;
 
-pub use address::{ClientAddr, FiveTuple, PeerAddr, RelayedAddr};
+pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr};
 pub use auth::{Credentials, CredentialsError};
-pub use peers::{PeerRefused, PeerRules};
+pub use peers::{PeerRefused, PeerRules, Subject};
+pub use quota::{Limits, Quotas};
+pub use reply_limit::ReplyLimit;
 
 use std::time::{Duration, Instant};
 

@@ -124,6 +124,14 @@ impl UdpSocket {
         caught
     }
 
+    /// Another descriptor of the same socket, to be taken over by [`Builder::from_std`] on another runtime.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn try_clone_std(&self) -> io::Result<std::net::UdpSocket> {
+        Ok(self.0.sock_ref().try_clone()?.into())
+    }
+
     /// Whom it is connected to.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
         self.0.peer

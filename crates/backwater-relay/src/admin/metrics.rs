@@ -65,7 +65,10 @@ type Field = fn(&Counters) -> &Counter;
 const COUNTERS: &[(&str, &str, Field)] = &[
     ("backwater_relay_to_peers_total", "Datagrams on their way to peers.", |c| &c.to_peers),
     ("backwater_relay_to_clients_total", "Datagrams on their way to clients.", |c| &c.to_clients),
+    ("backwater_relay_inside_total", "Of both: from one client to another without a socket in between.", |c| &c.inside),
+    ("backwater_relay_icmp_total", "ICMP messages about peers that clients were told about.", |c| &c.icmp),
     ("backwater_relay_replies_total", "Answers to requests.", |c| &c.replies),
+    ("backwater_relay_moved_total", "Allocations that followed their client to another thread.", |c| &c.moved),
     ("backwater_relay_forbidden_total", "Requests answered with 403.", |c| &c.forbidden),
     ("backwater_relay_bind_failed_total", "Allocations that found no port.", |c| &c.bind_failed),
     ("backwater_relay_queued_total", "Datagrams that the system refused and a queue took.", |c| &c.held),

@@ -112,6 +112,61 @@ fn a_file_that_is_wrong_is_named_with_the_line_or_the_key() {
 }
 
 #[test]
+fn rules_that_cannot_be_met_are_all_named() {
+    let all = problems(&[
+        "--allow-peer",
+        "10.1.0.0/16",
+        "--deny-peer",
+        "10.0.0.0/8",
+        "--nat64-prefix",
+        "2001:db8::/33",
+        "--nat64-prefix",
+        "10.0.0.0/8",
+    ]);
+    assert_eq!(all.len(), 3, "{all:?}");
+    assert!(all[0].contains("10.1.0.0/16 can never be allowed, since deny-peer has 10.0.0.0/8"), "{all:?}");
+    assert!(all[1].starts_with("--nat64-prefix: expected an IPv6 prefix") && all[1].contains("10.0.0.0/8"), "{all:?}");
+    assert!(all[2].contains("found 2001:db8::/33"), "{all:?}");
+    config(&["--allow-peer", "10.0.0.0/8", "--deny-peer", "10.1.0.0/16", "--nat64-prefix", "2001:db8::/96"], &[])
+        .unwrap();
+}
+
+#[test]
+fn limits_that_cannot_be_met_are_all_named() {
+    let all = problems(&[
+        "--ports",
+        "50000-50009",
+        "--listen",
+        "127.0.0.1:3478",
+        "--max-allocations",
+        "11",
+        "--max-channels",
+        "5",
+        "--max-channels-per-user",
+        "6",
+        "--max-bytes-per-second",
+        "1000",
+        "--max-bytes-per-second-per-user",
+        "1001",
+        "--max-permissions",
+        "0",
+        "--reply-limit",
+        "-1",
+    ]);
+    for part in [
+        "--max-permissions: expected a number from 1",
+        "--max-channels-per-user: expected at most the 5 of max-channels, found 6",
+        "--max-bytes-per-second-per-user: expected at most the 1000 of max-bytes-per-second, found 1001",
+        "--reply-limit: expected a number from 0",
+        "--max-allocations: expected at most 10, as many as there are ports, found 11",
+    ] {
+        assert!(all.iter().any(|line| line.starts_with(part)), "{part}: {all:?}");
+    }
+    assert_eq!(all.len(), 5, "{all:?}");
+    config(&["--max-allocations", "10", "--max-allocations-per-user", "10", "--reply-limit", "0"], &[]).unwrap();
+}
+
+#[test]
 fn what_to_do_without_room() {
     use std::time::Duration;
     let wait = |ms| Policy::Wait { deadline: Duration::from_millis(ms) };

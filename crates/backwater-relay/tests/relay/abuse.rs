@@ -2,7 +2,12 @@
 
 use std::{net::UdpSocket, time::Duration};
 
-use crate::client::{client, start};
+use backwater_stun::*;
+
+use crate::{
+    client::{client, start},
+    support::skip,
+};
 
 /// Bytes that are random, or nearly a message.
 fn noise(state: &mut u64, valid: &[u8]) -> Vec<u8> {
@@ -69,5 +74,60 @@ fn a_port_range_that_is_used_up_is_508_and_recovers() {
     })
     .unwrap();
     assert_eq!(c.allocate().port(), ports[0]);
+    relay.stop(Duration::ZERO);
+}
+
+/// Nine in ten ports of a range, which are not found by chance. Four listeners, since each 5-tuple has one allocation; ports
+/// that the clients' own sockets do not take.
+#[test]
+fn fifteen_thousand_allocations_are_held_by_one_relay() {
+    const EACH: usize = 3750;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    if limit.is_some_and(|limit| limit < 19_500) {
+        return skip("fewer than 19,500 descriptors are allowed (ulimit -n)");
+    }
+    let more = ["--listen", "127.0.0.2:0", "--listen", "127.0.0.3:0", "--listen", "127.0.0.4:0"];
+    let mut relay = start(&[&more[..], &["--ports", "10000-26383", "--threads", "1"]].concat());
+    let addrs = relay.local_addrs().to_vec();
+    assert_eq!(addrs.len(), 4);
+    let sockets: Vec<_> = (0..EACH).map(|_| UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let key = HmacKey::from(&LongTermKey::md5("alice", "backwater", "secret"));
+    let mut ports = std::collections::HashSet::new();
+    let (mut request, mut reply) = ([0; 300], [0; 300]);
+    for addr in addrs {
+        for socket in &sockets {
+            socket.connect(addr).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut nonce = Vec::new();
+            let relayed = loop {
+                let id = TransactionId([nonce.len() as u8; 12]);
+                let mut w = Writer::new(&mut request, Class::Request, Method::ALLOCATE, id).unwrap();
+                w.attribute(&RequestedTransport::UDP).unwrap();
+                let request = if nonce.is_empty() {
+                    w.finish()
+                } else {
+                    w.attribute(&Username("alice")).unwrap().attribute(&Realm("backwater")).unwrap();
+                    w.attribute(&Nonce(&nonce)).unwrap();
+                    w.integrity_sha1(&key).unwrap().finish()
+                };
+                socket.send(request).unwrap();
+                let len = socket.recv(&mut reply).unwrap();
+                let message = Message::parse(&reply[..len]).unwrap();
+                match message.get::<Nonce<'_>>().unwrap() {
+                    Some(Nonce(fresh)) => nonce = fresh.to_vec(),
+                    None => break message.get::<XorRelayedAddress>().unwrap().expect("an address").0,
+                }
+            };
+            assert!(ports.insert(relayed.port()), "{relayed} twice");
+        }
+    }
+    assert_eq!(ports.len(), 4 * EACH);
+    // And the way of a datagram is there still.
+    let mut last = client(&relay);
+    let relayed = last.allocate();
+    let (peer, peer_addr) = crate::client::peer();
+    last.bind_channel(0x4000, peer_addr).unwrap();
+    last.socket.send(&crate::client::channel_data(0x4000, b"x")).unwrap();
+    assert_eq!(peer.recv_from(&mut reply).unwrap(), (1, relayed));
     relay.stop(Duration::ZERO);
 }

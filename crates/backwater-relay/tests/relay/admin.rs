@@ -261,7 +261,8 @@ fn a_switch_releases_a_sender_that_waits() {
         ip("link set v1 up");
         ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev v0 nud permanent");
         tc("qdisc add dev v0 root tbf rate 8kbit burst 10k limit 10mb");
-        let args = ["--backpressure", "wait:60s", "--relay-address", "10.9.0.1", "--threads", "1"];
+        let args =
+            ["--backpressure", "wait:60s", "--relay-address", "10.9.0.1", "--allow-peer", "10.9.0.2", "--threads", "1"];
         let (mut relay, admin) = start_with_admin(&args);
         let mut client = client(&relay);
         client.allocate();
@@ -309,7 +310,7 @@ fn the_breaker_switches_to_drop_when_nothing_can_be_sent() {
         ip("link set v1 up");
         ip("neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev v0 nud permanent");
         tc("qdisc add dev v0 root tbf rate 8bit burst 2k limit 10mb");
-        let args = "--listen 127.0.0.1:0 --user alice:secret --threads 1 --drain 0 --relay-address 10.9.0.1 \
+        let args = "--listen 127.0.0.1:0 --user alice:secret --threads 1 --drain 0 --relay-address 10.9.0.1 --allow-peer 10.9.0.2 \
                     --breaker stall=1s --backpressure wait:60s";
         let mut relay = Program::start(&args.split_whitespace().collect::<Vec<_>>(), 0);
         let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();

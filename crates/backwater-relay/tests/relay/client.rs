@@ -28,26 +28,39 @@ impl Client {
         Self { socket, user: user.to_owned(), key, realm: realm.to_owned(), nonce: Vec::new() }
     }
 
-    /// Sends a request, with credentials once there is a nonce, and returns the response.
-    pub fn exchange(&mut self, method: Method, fill: Fill<'_>) -> Vec<u8> {
+    /// Goes on from another address, as after a change of networks.
+    pub fn move_elsewhere(&mut self) {
+        let server = self.socket.peer_addr().unwrap();
+        self.socket = UdpSocket::bind(if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }).unwrap();
+        self.socket.connect(server).unwrap();
+        self.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    }
+
+    /// A request, with credentials once there is a nonce.
+    pub fn encode(&self, method: Method, fill: Fill<'_>) -> Vec<u8> {
         let mut id = [0; 12];
         getrandom::fill(&mut id).unwrap();
         let mut buffer = [0; 2000];
         let mut w = Writer::new(&mut buffer, Class::Request, method, TransactionId(id)).unwrap();
         fill(&mut w);
-        let request = if self.nonce.is_empty() {
-            w.finish().to_vec()
-        } else {
-            w.attribute(&Username(&self.user)).unwrap().attribute(&Realm(&self.realm)).unwrap();
-            w.attribute(&Nonce(&self.nonce)).unwrap();
-            w.integrity_sha1(&self.key).unwrap().finish().to_vec()
-        };
+        if self.nonce.is_empty() {
+            return w.finish().to_vec();
+        }
+        w.attribute(&Username(&self.user)).unwrap().attribute(&Realm(&self.realm)).unwrap();
+        w.attribute(&Nonce(&self.nonce)).unwrap();
+        w.integrity_sha1(&self.key).unwrap().finish().to_vec()
+    }
+
+    /// Sends a request and returns the response.
+    pub fn exchange(&mut self, method: Method, fill: Fill<'_>) -> Vec<u8> {
+        let request = self.encode(method, fill);
+        let id = Message::parse(&request).unwrap().transaction_id();
         self.socket.send(&request).unwrap();
         let mut reply = [0; 2000];
         loop {
             let len = self.socket.recv(&mut reply).expect("an answer");
             let message = Message::parse(&reply[..len]);
-            if message.is_ok_and(|m| m.transaction_id() == TransactionId(id)) {
+            if message.is_ok_and(|m| m.transaction_id() == id) {
                 return reply[..len].to_vec();
             }
         }
@@ -110,6 +123,19 @@ pub fn client(relay: &Relay) -> Client {
 
 pub fn peer() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let addr = socket.local_addr().unwrap();
+    (socket, addr)
+}
+
+/// A relay on IPv4 and IPv6 loopback.
+pub fn start_dual(args: &[&str]) -> Relay {
+    let both = ["--listen", "[::1]:0", "--allow-peer", "::1"];
+    start(&[&both[..], args].concat())
+}
+
+pub fn peer6() -> (UdpSocket, SocketAddr) {
+    let socket = UdpSocket::bind("[::1]:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let addr = socket.local_addr().unwrap();
     (socket, addr)

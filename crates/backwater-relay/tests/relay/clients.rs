@@ -56,29 +56,60 @@ fn coturns_client_loses_nothing() {
     in_namespace("clients::coturns_client_loses_nothing", || {
         let relay = Program::start(&RELAY, 2);
         let _peer = Running::start("turnutils_peer", "-p 3480 -L 127.0.0.1 -L ::1");
-        let mut running = Vec::new();
+        let mut modes = Vec::new();
         for (family, host) in [("", "127.0.0.1"), ("-x ", "::1")] {
             for indications in ["", "-s "] {
                 for rtcp in ["", "-c "] {
                     for to in ["-y".to_owned(), format!("-e {host} -r 3480")] {
-                        let args =
-                            format!("{family}{indications}{rtcp}{to} -n 1000 -m 10 -l 200 -u alice -w secret {host}");
-                        let mut command = Command::new("turnutils_uclient");
-                        command.args(args.split_whitespace()).stdout(Stdio::piped()).stderr(Stdio::piped());
-                        running.push((args, command.spawn().unwrap()));
+                        modes.push(format!("{family}{indications}{rtcp}{to} -n 1000 -m 10 -l 200 {host}"));
                     }
                 }
             }
         }
-        assert_eq!(running.len(), 16);
-        for (args, child) in running {
-            let out = child.wait_with_output().unwrap();
-            let text = String::from_utf8_lossy(&out.stdout).into_owned();
-            assert!(out.status.success(), "turnutils_uclient {args}: {text}");
-            assert!(text.contains("Total lost packets 0 (0.000000%)"), "turnutils_uclient {args}: {text}");
-        }
+        assert_eq!(modes.len(), 16);
+        lose_nothing(&modes);
         assert_eq!(relay.terminate(), Some(0));
     });
+}
+
+/// Dual allocations, mobility (four clients at once, so that some move to another thread), invalid requests on the way, more
+/// requests than are needed, padding and DONT-FRAGMENT. Its test of protocol errors never ends, and goes on meanwhile.
+#[test]
+fn coturns_client_loses_nothing_in_its_other_modes() {
+    if !installed("turnutils_uclient") {
+        return skip("turnutils_uclient is not installed (package coturn)");
+    }
+    in_namespace("clients::coturns_client_loses_nothing_in_its_other_modes", || {
+        let relay = Program::start(&RELAY, 2);
+        let _peer = Running::start("turnutils_peer", "-p 3480 -L 127.0.0.1 -L ::1");
+        let _hostile = Running::start("turnutils_uclient", "-R -y -u alice -w secret 127.0.0.1");
+        let mut modes: Vec<_> =
+            ["-Z -y", "-Z -s -y", "-Z -e 127.0.0.1 -r 3480", "-M -Z -y", "-N -y", "-G -y", "-g -D -y"]
+                .map(|mode| format!("{mode} -n 200 -m 4 127.0.0.1"))
+                .into();
+        for mode in ["-M -y", "-M -s -c -y", "-M -e 127.0.0.1 -r 3480", "-M -x -y"] {
+            let host = if mode.contains("-x") { "::1" } else { "127.0.0.1" };
+            modes.extend(vec![format!("{mode} -n 200 -m 4 {host}"); 4]);
+        }
+        lose_nothing(&modes);
+        assert_eq!(relay.terminate(), Some(0));
+    });
+}
+
+/// Runs coturn's client with each of these arguments, all at once.
+fn lose_nothing(modes: &[String]) {
+    let start = |args: &String| {
+        let mut command = Command::new("turnutils_uclient");
+        command.args(["-u", "alice", "-w", "secret"]).args(args.split_whitespace());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let running: Vec<_> = modes.iter().map(|args| (args, start(args))).collect();
+    for (args, child) in running {
+        let out = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success(), "turnutils_uclient {args}: {text}");
+        assert!(text.contains("Total lost packets 0 (0.000000%)"), "turnutils_uclient {args}: {text}");
+    }
 }
 
 /// An ICE agent in Python: two of them connect through the relay only, and exchange 1,000 messages each way.

@@ -54,6 +54,34 @@ fn every_framing_goes_both_ways() {
     relay.stop(Duration::ZERO);
 }
 
+/// A peer's port that nobody listens on: the client learns of it, by IPv4 and by IPv6, and data goes on.
+#[test]
+fn a_client_learns_that_a_peer_is_unreachable() {
+    let mut relay = crate::client::start_dual(&["--threads", "1"]);
+    let mut client = client(&relay);
+    client
+        .try_allocate(&|w| {
+            w.attribute(&AdditionalAddressFamily(AddressFamily::Ipv6)).unwrap();
+        })
+        .unwrap();
+    let (there, there_addr) = peer();
+    client.bind_channel(0x4001, there_addr).unwrap();
+    let mut buffer = [0; 2000];
+    for (channel, (gone, addr), icmp_type, code) in [(0x4002, peer(), 3, 3), (0x4003, crate::client::peer6(), 1, 4)] {
+        drop(gone);
+        client.bind_channel(channel, addr).unwrap();
+        client.socket.send(&channel_data(channel, b"anyone?")).unwrap();
+        let len = client.socket.recv(&mut buffer).unwrap();
+        let message = Message::parse(&buffer[..len]).unwrap();
+        assert_eq!(message.get::<XorPeerAddress>().unwrap().unwrap().0, addr);
+        assert_eq!(message.get::<Icmp>().unwrap(), Some(Icmp { icmp_type, code, data: 0 }));
+        client.socket.send(&channel_data(0x4001, b"and you?")).unwrap();
+        assert_eq!(there.recv(&mut buffer).unwrap(), 8);
+    }
+    assert_eq!(relay.counters().iter().map(|c| c.icmp.get()).sum::<u64>(), 2);
+    relay.stop(Duration::ZERO);
+}
+
 /// Trains whose datagrams differ in length, channel and owner come out as what went in, in order within a flow.
 #[test]
 fn a_mixed_burst_keeps_every_flow_in_order() {
@@ -82,21 +110,27 @@ fn a_mixed_burst_keeps_every_flow_in_order() {
 #[test]
 fn a_reservation_is_good_on_every_thread() {
     let mut relay = start(&["--threads", "4"]);
+    // They stay: a port that is used again would be the 5-tuple of an allocation that is there already.
+    let mut clients = Vec::new();
+    let mut allocate = |fill: crate::client::Fill<'_>| {
+        clients.push(client(&relay));
+        clients.last_mut().unwrap().try_allocate(fill)
+    };
     for _ in 0..20 {
         let reserve: crate::client::Fill<'_> = &|w| {
             w.attribute(&EvenPort { reserve_next: true }).unwrap();
         };
-        let reply = client(&relay).try_allocate(reserve).unwrap();
+        let reply = allocate(reserve).unwrap();
         let message = Message::parse(&reply).unwrap();
         let port = message.get::<XorRelayedAddress>().unwrap().unwrap().0.port();
         let token = message.get::<ReservationToken>().unwrap().unwrap();
-        let reply = client(&relay).try_allocate(&|w| {
+        let reply = allocate(&|w| {
             w.attribute(&token).unwrap();
         });
         let reply = reply.unwrap();
         let next = Message::parse(&reply).unwrap().get::<XorRelayedAddress>().unwrap().unwrap().0.port();
         assert_eq!((port % 2, next), (0, port + 1));
-        let again = client(&relay).try_allocate(&|w| {
+        let again = allocate(&|w| {
             w.attribute(&token).unwrap();
         });
         assert_eq!(again.unwrap_err(), 508);
@@ -134,4 +168,61 @@ fn a_peer_that_is_not_allowed_is_403() {
     assert_eq!(client.permit("[::ffff:127.0.0.1]:9".parse().unwrap()).unwrap_err(), 443);
     assert_eq!(relay.counters().iter().map(|c| c.forbidden.get()).sum::<u64>(), 11);
     relay.stop(Duration::ZERO);
+}
+
+/// Two clients of one relay reach each other as if their datagrams went through the kernel, on one thread and on several.
+#[test]
+fn one_client_reaches_another_by_the_same_rules() {
+    for threads in ["1", "4"] {
+        let mut relay = start(&["--threads", threads]);
+        let total =
+            |counter: fn(&backwater_relay::Counters) -> u64| relay.counters().iter().map(|c| counter(c)).sum::<u64>();
+        let (mut a, mut b) = (client(&relay), client(&relay));
+        let (relayed_a, relayed_b) = (a.allocate(), b.allocate());
+        a.bind_channel(0x4000, relayed_b).unwrap();
+        let mut buffer = [0; 2000];
+
+        a.socket.send(&channel_data(0x4000, b"not yet permitted")).unwrap();
+        let limit = Instant::now() + Duration::from_secs(5);
+        while total(|c| c.dropped(DropReason::NoPermission)) == 0 {
+            assert!(Instant::now() < limit, "the relay has not dropped it");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        b.permit(relayed_a).unwrap();
+        a.socket.send(&channel_data(0x4000, b"in an indication")).unwrap();
+        let len = b.socket.recv(&mut buffer).unwrap();
+        let message = Message::parse(&buffer[..len]).unwrap();
+        assert_eq!(message.get::<XorPeerAddress>().unwrap().unwrap().0, relayed_a);
+        assert_eq!(message.get::<Data<'_>>().unwrap().unwrap().0, b"in an indication");
+
+        b.bind_channel(0x4007, relayed_a).unwrap();
+        for len in [0, 1, 100, 100, 100, 40, 1200] {
+            let payload = vec![len as u8; len];
+            a.socket.send(&channel_data(0x4000, &payload)).unwrap();
+            let received = b.socket.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..received], channel_data(0x4007, &payload));
+            b.socket.send(&channel_data(0x4007, &payload)).unwrap();
+            let received = a.socket.recv(&mut buffer).unwrap();
+            let message = Message::parse(&buffer[..received]);
+            // A has a channel to B.
+            assert!(message.is_err() && buffer[..received] == channel_data(0x4000, &payload));
+        }
+        // As far as the kernel has put them onto the same thread.
+        let inside = total(|c| c.inside.get());
+        assert!(if threads == "1" { inside == 16 } else { inside == 0 || inside == 16 }, "{inside}");
+        assert_eq!((total(|c| c.to_peers.get()), total(|c| c.to_clients.get())), (16, 15));
+
+        b.request(Method::REFRESH, &|w| {
+            w.attribute(&Lifetime(0)).unwrap();
+        })
+        .unwrap();
+        a.socket.send(&channel_data(0x4000, b"nobody")).unwrap();
+        let limit = Instant::now() + Duration::from_secs(5);
+        while total(|c| c.to_peers.get()) < 17 {
+            assert!(Instant::now() < limit, "it went nowhere");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(total(|c| c.inside.get()), inside, "its port is nobody's");
+        relay.stop(Duration::ZERO);
+    }
 }

@@ -9,4 +9,8 @@ mod admin;
 mod client;
 mod clients;
 mod data_path;
+mod dual_stack;
+mod hardship;
+mod limits;
+mod mobility;
 mod program;

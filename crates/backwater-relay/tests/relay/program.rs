@@ -170,6 +170,81 @@ fn a_port_in_use_is_one_line_and_exit_1() {
     assert_eq!(relay.terminate(), Some(0));
 }
 
+/// "Forbidden" that nobody can explain is what users of relays complain of: the log has the rule and the remedy.
+#[test]
+fn a_403_is_explained_in_the_log() {
+    let args = ["--listen", "[::1]:0", "--user", "alice:secret", "--deny-peer", "8.8.8.0/24", "--drain", "0"];
+    let mut relay = Program::start(&args, 0);
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");
+    client
+        .try_allocate(&|w| {
+            w.attribute(&backwater_stun::RequestedAddressFamily(backwater_stun::AddressFamily::Ipv6)).unwrap();
+        })
+        .unwrap();
+    for (peer, why, remedy) in [
+        ("[fd00::1]:9", "it is in fc00::/7 (unique local), which is refused unless allowed", "add the address"),
+        ("[2002:a00:1::]:9", "it stands for 10.0.0.1, which is in 10.0.0.0/8 (private use), which is", "add the IPv4"),
+        (
+            "[64:ff9b::808:808]:9",
+            "it stands for 8.8.8.8, which is in the denied prefix 8.8.8.0/24",
+            "take the prefix out",
+        ),
+    ] {
+        assert_eq!(client.permit(peer.parse().unwrap()).unwrap_err(), 403);
+        let line = relay.line("peer refused with 403");
+        assert_eq!(line["peer"], peer);
+        assert!(line["why"].as_str().unwrap().starts_with(why), "{line}");
+        assert!(line["remedy"].as_str().unwrap().starts_with(remedy), "{line}");
+    }
+    assert_eq!(relay.terminate(), Some(0));
+}
+
+/// Starts the relay with such a limit of descriptors, and returns where it listens.
+fn with_limit(limit: &str) -> (Program, std::net::SocketAddr) {
+    let script = format!(r#"ulimit {limit}; exec "$0" "$@""#);
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_backwater-relay")]).args(QUIET).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut relay = Program { child, lines };
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    (relay, addr)
+}
+
+/// Many systems let a program have 1,024 descriptors unless it asks for more.
+#[test]
+fn a_low_limit_of_descriptors_is_raised() {
+    let (relay, addr) = with_limit("-Sn 64");
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");
+        client.allocate();
+        clients.push(client);
+    }
+    assert_eq!(relay.terminate(), Some(0));
+}
+
+/// Without a descriptor a new client gets 508, the others go on, and what one gives back another one gets.
+#[test]
+fn descriptors_that_run_out_are_508() {
+    let (relay, addr) = with_limit("-n 64");
+    let mut clients: Vec<_> =
+        (0..100).map(|_| crate::client::Client::new(addr, "alice", "secret", "backwater")).collect();
+    let results: Vec<_> = clients.iter_mut().map(|client| client.try_allocate(&|_| ()).map(drop)).collect();
+    let allocated = results.iter().filter(|result| result.is_ok()).count();
+    assert!((20..64).contains(&allocated), "{allocated}");
+    assert!(results[allocated..].iter().all(|result| *result == Err(508)), "{results:?}");
+    clients[0]
+        .request(backwater_stun::Method::REFRESH, &|w| {
+            w.attribute(&backwater_stun::Lifetime(0)).unwrap();
+        })
+        .unwrap();
+    clients[99].allocate();
+    clients[1].request(backwater_stun::Method::REFRESH, &|_| ()).unwrap();
+    assert_eq!(relay.terminate(), Some(0));
+}
+
 #[test]
 fn sigterm_waits_for_clients_as_long_as_it_was_told() {
     let mut relay = Program::start(&["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "1"], 0);

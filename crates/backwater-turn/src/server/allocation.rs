@@ -2,12 +2,18 @@
 
 use std::{
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use backwater_stun::{AddressFamily, ChannelNumber, HmacKey, TransactionId};
+use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionId};
 
-use crate::{FiveTuple, PeerAddr, RelayedAddr};
+use super::{DropReason, mobility::Mobility};
+use crate::{
+    Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr,
+    auth::Identity,
+    quota::{Claim, Kind},
+};
 
 /// RFC 8656, section 9: permissions last five minutes.
 const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
@@ -21,10 +27,15 @@ pub const MAX_PEERS: usize = 256;
 pub(super) struct Allocation {
     pub(super) generation: u32,
     pub(super) five_tuple: FiveTuple,
-    pub(super) family: AddressFamily,
-    pub(super) username: Box<str>,
-    pub(super) key: HmacKey,
-    pub(super) expires: Instant,
+    pub(super) user: Arc<Identity>,
+    /// The quotas that it counts against.
+    pub(super) claim: Claim,
+    /// Until when it has a relayed address of each family.
+    pub(super) expires: PerFamily<Option<Instant>>,
+    /// If its client may change its address.
+    pub(super) mobility: Option<Box<Mobility>>,
+    /// When the server looks whether it has: that entry of its queue counts, and no other.
+    pub(super) looked_at: Option<Instant>,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
     /// By address.
@@ -36,11 +47,14 @@ pub(super) struct Allocation {
 /// The answer to an Allocate request.
 pub(super) struct Granted {
     pub(super) transaction_id: TransactionId,
+    pub(super) integrity: Integrity,
     pub(super) fingerprint: bool,
     pub(super) lifetime: Duration,
-    /// `None` until the socket is bound.
-    pub(super) relayed: Option<RelayedAddr>,
+    /// Neither until the sockets are bound.
+    pub(super) relayed: PerFamily<Option<RelayedAddr>>,
     pub(super) token: Option<[u8; 8]>,
+    /// Why the other of two families was not allocated.
+    pub(super) refused: Option<(AddressFamily, Code)>,
 }
 
 struct Permission {
@@ -68,26 +82,51 @@ pub(super) enum BindError {
 pub(super) struct Full;
 
 impl Allocation {
+    /// Without permissions, and without a place yet in the server.
     pub(super) fn new(
-        generation: u32,
         five_tuple: FiveTuple,
-        family: AddressFamily,
-        username: &str,
-        key: HmacKey,
-        expires: Instant,
+        families: Families,
+        (user, claim): (Arc<Identity>, Claim),
         granted: Granted,
+        now: Instant,
     ) -> Self {
         Self {
-            generation,
+            generation: 0,
             five_tuple,
-            family,
-            username: username.into(),
-            key,
-            expires,
+            user,
+            claim,
+            expires: families.map(|asked| asked.then_some(now + granted.lifetime)),
+            mobility: None,
+            looked_at: None,
             granted,
             permissions: Vec::new(),
             channels: Vec::new(),
         }
+    }
+
+    /// Whether its sockets are bound.
+    pub(super) fn is_bound(&self) -> bool {
+        self.granted.relayed.v4.is_some() || self.granted.relayed.v6.is_some()
+    }
+
+    /// The families that it has a relayed address of.
+    pub(super) fn families(&self) -> Families {
+        self.expires.map(|at| at.is_some())
+    }
+
+    /// When the first of its relayed addresses expires.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.expires.v4.into_iter().chain(self.expires.v6).min()
+    }
+
+    /// Takes these families from it, with their permissions and channels. Returns whether one is left.
+    pub(super) fn close(&mut self, families: Families) -> bool {
+        let stays = |ip: IpAddr| !if ip.is_ipv4() { families.v4 } else { families.v6 };
+        self.retain(|p| stays(p.ip), |c| stays(c.peer.0.ip()));
+        for family in families.iter() {
+            *self.expires.get_mut(family) = None;
+        }
+        self.families().any()
     }
 
     pub(super) fn is_permitted(&self, peer: IpAddr, now: Instant) -> bool {
@@ -99,9 +138,9 @@ impl Allocation {
 
     /// The peer of a channel.
     #[inline]
-    pub(super) fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Option<PeerAddr> {
+    pub(super) fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Option<&PeerAddr> {
         let at = self.channels.binary_search_by_key(&number, |c| c.number).ok()?;
-        self.channels.get(at).filter(|c| c.expires > now).map(|c| c.peer)
+        self.channels.get(at).filter(|c| c.expires > now).map(|c| &c.peer)
     }
 
     /// The channel of a peer.
@@ -110,63 +149,108 @@ impl Allocation {
         self.channels.iter().find(|c| c.peer == peer && c.expires > now).map(|c| c.number)
     }
 
+    /// Counts bytes that pass. Out of line: without a limit nothing of it is on the way of a datagram.
+    #[cold]
+    pub(super) fn spend(&self, now: Instant, bytes: usize) -> Result<(), DropReason> {
+        if self.claim.spend(now, bytes) { Ok(()) } else { Err(DropReason::Bandwidth) }
+    }
+
     /// Installs or refreshes permissions, all of them or none.
     pub(super) fn permit(&mut self, peers: &[IpAddr], now: Instant) -> Result<(), Full> {
-        let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
-        if self.permissions.len() + new > MAX_PEERS {
-            self.permissions.retain(|p| p.expires > now);
-            let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
-            if self.permissions.len() + new > MAX_PEERS {
-                return Err(Full);
-            }
-        }
+        let reserved = self.reserve_permissions(peers).or_else(|Full| {
+            self.purge(now);
+            self.reserve_permissions(peers)
+        })?;
         let expires = now + PERMISSION_LIFETIME;
+        let before = self.permissions.len();
         for &ip in peers {
             match self.permissions.binary_search_by_key(&ip, |p| p.ip) {
                 Ok(at) => self.permissions[at].expires = expires,
                 Err(at) => self.permissions.insert(at, Permission { ip, expires }),
             }
         }
+        self.claim.give_back(Kind::Permissions, before + reserved - self.permissions.len());
         Ok(())
     }
 
     /// Binds or refreshes a channel, and with it the permission (RFC 8656, section 12.2).
     pub(super) fn bind(&mut self, number: ChannelNumber, peer: PeerAddr, now: Instant) -> Result<(), BindError> {
-        self.channels.retain(|c| c.expires > now);
+        self.purge(now);
         let conflict = self.channels.iter().any(|c| (c.number == number) != (c.peer == peer));
         if conflict {
             return Err(BindError::Conflict);
         }
-        let at = self.channels.binary_search_by_key(&number, |c| c.number);
-        if at.is_err() && self.channels.len() >= MAX_PEERS {
-            return Err(BindError::Full);
-        }
-        self.permit(&[peer.0.ip()], now).map_err(|Full| BindError::Full)?;
         let expires = now + CHANNEL_LIFETIME;
-        match at {
-            Ok(at) => self.channels[at].expires = expires,
-            Err(at) => self.channels.insert(at, Channel { number, peer, expires }),
+        match self.channels.binary_search_by_key(&number, |c| c.number) {
+            Ok(at) => {
+                self.permit(&[peer.0.ip()], now).map_err(|Full| BindError::Full)?;
+                self.channels[at].expires = expires;
+            }
+            Err(_) if self.channels.len() >= MAX_PEERS => return Err(BindError::Full),
+            Err(at) => {
+                self.claim.take(Kind::Channels, 1).map_err(|_| BindError::Full)?;
+                if self.permit(&[peer.0.ip()], now) == Err(Full) {
+                    self.claim.give_back(Kind::Channels, 1);
+                    return Err(BindError::Full);
+                }
+                self.channels.insert(at, Channel { number, peer, expires });
+            }
         }
         Ok(())
+    }
+
+    /// Forgets what has expired.
+    pub(super) fn purge(&mut self, now: Instant) {
+        self.retain(|p| p.expires > now, |c| c.expires > now);
+    }
+
+    /// Returns how many: one that is there twice counts twice.
+    fn reserve_permissions(&self, peers: &[IpAddr]) -> Result<usize, Full> {
+        let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
+        if self.permissions.len() + new > MAX_PEERS {
+            return Err(Full);
+        }
+        self.claim.take(Kind::Permissions, new).map(|()| new).map_err(|_| Full)
+    }
+
+    fn retain(&mut self, permission: impl Fn(&Permission) -> bool, channel: impl Fn(&Channel) -> bool) {
+        let (permissions, channels) = (self.permissions.len(), self.channels.len());
+        self.permissions.retain(permission);
+        self.channels.retain(channel);
+        self.claim.give_back(Kind::Permissions, permissions - self.permissions.len());
+        self.claim.give_back(Kind::Channels, channels - self.channels.len());
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.retain(|_| false, |_| false);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ClientAddr;
+    use crate::{ClientAddr, Limits, Quotas};
 
     fn allocation(now: Instant) -> Allocation {
         let client = ClientAddr("192.0.2.1:1".parse().unwrap());
         let five_tuple = FiveTuple { client, server: "192.0.2.2:3478".parse().unwrap() };
         let granted = Granted {
             transaction_id: TransactionId([0; 12]),
+            integrity: Integrity::Sha1,
             fingerprint: false,
             lifetime: Duration::ZERO,
-            relayed: None,
+            relayed: PerFamily::default(),
             token: None,
+            refused: None,
         };
-        Allocation::new(1, five_tuple, AddressFamily::Ipv4, "u", HmacKey::new(b"k"), now, granted)
+        let mut credentials = crate::Credentials::new("r").unwrap();
+        credentials.add_user("u", "p").unwrap();
+        let user = credentials.identities("u", crate::auth::Algorithm::Md5, Duration::ZERO).next().unwrap();
+        let claim = Quotas::new(Limits::default(), Limits::default(), now).claim(user).unwrap();
+        let user = (claim.1, claim.0);
+        Allocation::new(five_tuple, Families::only(AddressFamily::Ipv4), user, granted, now)
     }
 
     fn ip(last: u32) -> IpAddr {
@@ -224,7 +308,7 @@ mod tests {
         assert_eq!(a.bind(number(1), peer(2), now), Err(BindError::Conflict));
         assert_eq!(a.bind(number(2), peer(1), now), Err(BindError::Conflict));
         a.bind(number(1), peer(1), now + 599 * S).unwrap();
-        assert_eq!(a.channel_peer(number(1), now + 1198 * S), Some(peer(1)));
+        assert_eq!(a.channel_peer(number(1), now + 1198 * S), Some(&peer(1)));
         assert_eq!(a.peer_channel(peer(1), now + 1198 * S), Some(number(1)));
         assert_eq!(a.channel_peer(number(1), now + 1199 * S), None);
         assert_eq!(a.peer_channel(peer(1), now + 1199 * S), None);

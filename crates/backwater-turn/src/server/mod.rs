@@ -4,28 +4,33 @@
 //! peer ([`Server::from_peer`]); it acts on the [`Action`] that comes back, and closes the sockets that
 //! [`Server::expire`] names when [`Server::poll_timeout`] is due.
 
+mod allocate;
 mod allocation;
+mod answer;
+mod data;
+mod mobility;
 mod requests;
 
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap},
-    net::IpAddr,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use backwater_stun::{
-    AddressFamily, AttributeSet, AttributeType, ChannelData, ChannelNumber, Class, DataPrefix, FingerprintCheck,
-    HmacKey, Message, Method, TransactionId, XorPeerAddress,
-};
+use backwater_stun::{AttributeSet, AttributeType, ChannelNumber, Class, FingerprintCheck, Message, Method};
 use foldhash::fast::RandomState;
 use slab::Slab;
 
+use allocation::Allocation;
 pub use allocation::MAX_PEERS;
-use allocation::{Allocation, Granted};
+pub use mobility::{Move, Moved};
 
-use crate::{Credentials, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, auth::Nonces};
+use crate::{
+    Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, Quotas, RelayedAddr,
+    ReplyLimit, auth::Nonces,
+};
 
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
 pub const MAX_REPLY: usize = 1232;
@@ -37,23 +42,18 @@ pub struct Config {
     pub credentials: Credentials,
     /// Whom its users may talk to.
     pub peers: PeerRules,
-    /// The families that it can relay: IPv4, IPv6.
+    /// The families that it can relay.
     pub families: Families,
     /// The longest lifetime of an allocation; never less than the default of ten minutes.
     pub max_lifetime: Duration,
-    /// How many allocations there may be.
-    pub max_allocations: usize,
-    /// Keys the nonces. Servers that share it take each other's.
+    /// What users may have. Shared by the servers of a relay.
+    pub quotas: Arc<Quotas>,
+    /// How many answers a source gets that has not authenticated; shared too. `None`: as many as it asks for.
+    pub reply_limit: Option<Arc<ReplyLimit>>,
+    /// Keys the nonces and tickets. Servers that share it take each other's.
     pub nonce_key: [u8; 64],
-}
-
-/// Address families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Families {
-    /// IPv4.
-    pub v4: bool,
-    /// IPv6.
-    pub v6: bool,
+    /// Which of the servers that share the key this is: what a ticket (RFC 8016) says.
+    pub thread: u16,
 }
 
 /// Names an allocation. Never used again for another one.
@@ -84,25 +84,37 @@ pub enum Action {
     },
     /// Send so many bytes of the reply buffer to where the datagram came from.
     Reply(usize),
-    /// Bind a socket, then call [`Server::socket_bound`] or [`Server::bind_failed`]; the client is answered then.
+    /// Bind sockets, then call [`Server::bound`]; the client is answered then.
     Bind(Bind),
-    /// Close the socket of an allocation that is gone, and reply as above.
-    Unbind(AllocationId, usize),
+    /// Close these sockets of an allocation, and reply as above.
+    Unbind(AllocationId, Families, usize),
+    /// Have [`Move::thread`] give an allocation to this server: [`Server::give`] there, then [`Server::take`] here, which
+    /// answers. It may be this thread.
+    Move(Box<Move>),
     /// Nothing, but count it.
     Drop(DropReason),
     /// Refused with 403: reply as above, and tell the operator why.
-    Forbid(usize, PeerAddr, PeerRefused),
+    Forbid(usize, PeerAddr, Box<PeerRefused>),
 }
 
-/// A socket to be bound.
+/// Sockets to be bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bind {
     /// For this allocation.
     pub id: AllocationId,
-    /// Of this family.
-    pub family: AddressFamily,
+    /// One of each of these families; none if the port was reserved, which brings its own.
+    pub families: Families,
     /// On which port.
     pub port: PortRequest,
+}
+
+/// What came of [`Action::Bind`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// The addresses of the sockets that could be bound.
+    pub relayed: PerFamily<Option<RelayedAddr>>,
+    /// What the next port was set aside under, if it was asked for.
+    pub token: Option<[u8; 8]>,
 }
 
 /// Which port a client wants.
@@ -175,8 +187,14 @@ drop_reasons! {
     NoPermission "no_permission",
     /// The peer is of the other address family, or the relay's own listener.
     Peer "peer",
+    /// An ICMP message of a type that clients are not told about.
+    Icmp "icmp",
     /// The same request is being worked on.
     InProgress "in_progress",
+    /// Over the limit of bytes a second, the user's or the relay's.
+    Bandwidth "bandwidth",
+    /// A request from a source that has had its share of answers and has not authenticated.
+    ReplyLimit "reply_limit",
     /// The reply would not fit; or the payload would not, into an indication.
     TooLong "too_long",
 }
@@ -184,7 +202,8 @@ drop_reasons! {
 /// The attributes that the server understands in what it is sent.
 const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
     AttributeType::USERNAME,
-    AttributeType::MESSAGE_INTEGRITY,
+    AttributeType::USERHASH,
+    AttributeType::PASSWORD_ALGORITHM,
     AttributeType::REALM,
     AttributeType::NONCE,
     AttributeType::CHANNEL_NUMBER,
@@ -203,22 +222,29 @@ const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
 pub struct Server {
     config: Config,
     nonces: Nonces,
+    tickets: mobility::Tickets,
     clients: HashMap<FiveTuple, AllocationId, RandomState>,
     allocations: Slab<Allocation>,
-    /// When to look at an allocation. One that was refreshed meanwhile is put back.
+    /// When to look at an allocation.
     expiries: BinaryHeap<Reverse<(Instant, AllocationId)>>,
     deleted: requests::Deleted,
     generation: u32,
     indications: u64,
     /// The client of the last ChannelData: they come in runs.
     recent: Option<(FiveTuple, AllocationId)>,
+    /// Whether bytes are counted at all.
+    metered: bool,
+    refuses_new: bool,
 }
 
 impl Server {
     /// A server without allocations.
     pub fn new(config: Config) -> Self {
         Self {
-            nonces: Nonces::new(&config.nonce_key),
+            nonces: Nonces::new(&config.nonce_key, config.credentials.features()),
+            metered: config.quotas.is_metered(),
+            refuses_new: false,
+            tickets: mobility::Tickets::new(&config.nonce_key),
             config,
             clients: HashMap::default(),
             allocations: Slab::new(),
@@ -237,7 +263,7 @@ impl Server {
 
     /// Answers every new Allocate request with 508 from here on. Allocations that exist go on.
     pub fn refuse_new(&mut self) {
-        self.config.max_allocations = 0;
+        self.refuses_new = true;
     }
 
     /// What to do with a datagram from a client. A reply is written into `reply`, of [`MAX_REPLY`] bytes.
@@ -245,42 +271,10 @@ impl Server {
     pub fn from_client(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
         match datagram.first() {
             // RFC 9443 leaves 0x50 to 0x7F to QUIC, which does not come to a relay; RFC 5766's clients have channels there.
-            Some(0x40..=0x7F) => self.channel_data(now.instant, from, datagram).unwrap_or_else(Action::Drop),
+            Some(0x40..=0x7F) => self.channel_data(now.instant, &from, datagram),
             Some(0..=3) => self.stun(now, from, datagram, reply),
             Some(_) | None => Action::Drop(DropReason::Protocol),
         }
-    }
-
-    /// Where a peer's datagram goes, and how; the same for all of a train.
-    ///
-    /// # Errors
-    /// Why it goes nowhere.
-    #[inline]
-    pub fn from_peer(
-        &self,
-        now: Instant,
-        via: AllocationId,
-        peer: PeerAddr,
-    ) -> Result<(FiveTuple, Framing), DropReason> {
-        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
-        if !allocation.is_permitted(peer.0.ip(), now) {
-            return Err(DropReason::NoPermission);
-        }
-        let framing = allocation.peer_channel(peer, now).map_or(Framing::Indication, Framing::Channel);
-        Ok((allocation.five_tuple, framing))
-    }
-
-    /// What goes around a payload in a Data indication.
-    ///
-    /// # Errors
-    /// [`DropReason::TooLong`].
-    pub fn data_indication(&mut self, peer: PeerAddr, payload_len: usize) -> Result<DataPrefix, DropReason> {
-        // Nobody answers an indication: its id need only differ from the others' (RFC 8489, section 6.1).
-        self.indications = self.indications.wrapping_add(1);
-        let mut id = [0; 12];
-        id[..4].copy_from_slice(b"data");
-        id[4..].copy_from_slice(&self.indications.to_be_bytes());
-        DataPrefix::data(TransactionId(id), peer.0, payload_len).map_err(|_| DropReason::TooLong)
     }
 
     /// When [`expire`](Self::expire) has something to do, at the earliest.
@@ -288,39 +282,25 @@ impl Server {
         self.expiries.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Removes an allocation that has expired; its socket is to be closed. Call it until there is none.
-    pub fn expire(&mut self, now: Instant) -> Option<AllocationId> {
+    /// Removes what has expired of an allocation; these sockets of it are to be closed. Call it until there is none.
+    pub fn expire(&mut self, now: Instant) -> Option<(AllocationId, Families)> {
         while let Some(&Reverse((at, id))) = self.expiries.peek() {
             if at > now {
                 return None;
             }
             self.expiries.pop();
-            match self.allocation(id).map(|a| a.expires) {
-                Some(expires) if expires > now => self.expiries.push(Reverse((expires, id))),
-                Some(_) => {
-                    self.remove(id);
-                    return Some(id);
-                }
-                None => {}
+            let Some(allocation) = self.allocation_mut(id).filter(|a| a.looked_at == Some(at)) else { continue };
+            allocation.looked_at = None;
+            let due = allocation.expires.map(|at| at.is_some_and(|at| at <= now));
+            if due.any() {
+                self.close(id, due);
+            }
+            self.look_in_time(id);
+            if due.any() {
+                return Some((id, due));
             }
         }
         None
-    }
-
-    fn channel_data(&mut self, now: Instant, from: FiveTuple, datagram: &[u8]) -> Result<Action, DropReason> {
-        let message = ChannelData::parse(datagram).map_err(|_| DropReason::ChannelData)?;
-        let via = match self.recent {
-            Some((tuple, id)) if tuple == from => id,
-            _ => {
-                let id = *self.clients.get(&from).ok_or(DropReason::NoAllocation)?;
-                self.recent = Some((from, id));
-                id
-            }
-        };
-        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
-        let to = allocation.channel_peer(message.channel(), now).ok_or(DropReason::NoChannel)?;
-        let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
-        Ok(Action::Forward { via, to, range: start..start + message.data().len() })
     }
 
     fn stun(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
@@ -328,38 +308,16 @@ impl Server {
             return Action::Drop(DropReason::Malformed);
         };
         match (message.class(), message.method()) {
-            (Class::Indication, Method::SEND) => {
-                self.send_indication(now.instant, from, &message).unwrap_or_else(Action::Drop)
-            }
+            (Class::Indication, Method::SEND) => self.send_indication(now.instant, &from, &message),
             (Class::Request, _) => match message.check_fingerprint() {
                 FingerprintCheck::Invalid => Action::Drop(DropReason::Fingerprint),
-                FingerprintCheck::Valid | FingerprintCheck::Absent => self.request(now, from, &message, reply),
+                FingerprintCheck::Valid => self.request(now, from, &message, true, reply),
+                FingerprintCheck::Absent => self.request(now, from, &message, false, reply),
             },
             (Class::Indication | Class::SuccessResponse | Class::ErrorResponse, _) => {
                 Action::Drop(DropReason::Unexpected)
             }
         }
-    }
-
-    fn send_indication(&self, now: Instant, from: FiveTuple, message: &Message<'_>) -> Result<Action, DropReason> {
-        let via = *self.clients.get(&from).ok_or(DropReason::NoAllocation)?;
-        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
-        if message.check_fingerprint() == FingerprintCheck::Invalid {
-            return Err(DropReason::Fingerprint);
-        }
-        if message.unknown_required(UNDERSTOOD).next().is_some() {
-            return Err(DropReason::Indication);
-        }
-        let peer = message.get::<XorPeerAddress>().ok().flatten().ok_or(DropReason::Indication)?;
-        let range = message.value_range(AttributeType::DATA).ok_or(DropReason::Indication)?;
-        let to = PeerAddr(peer.0);
-        if !allocation.is_permitted(to.0.ip(), now) {
-            return Err(DropReason::NoPermission);
-        }
-        if self.config.peers.is_listener(to) {
-            return Err(DropReason::Peer);
-        }
-        Ok(Action::Forward { via, to, range })
     }
 
     fn allocation(&self, id: AllocationId) -> Option<&Allocation> {
@@ -370,22 +328,38 @@ impl Server {
         self.allocations.get_mut(id.index()).filter(|a| a.generation == id.generation)
     }
 
-    fn insert(
-        &mut self,
-        five_tuple: FiveTuple,
-        family: AddressFamily,
-        username: &str,
-        key: HmacKey,
-        expires: Instant,
-        granted: Granted,
-    ) -> AllocationId {
+    fn insert(&mut self, mut allocation: Allocation) -> AllocationId {
         self.generation = self.generation.wrapping_add(1);
-        let allocation = Allocation::new(self.generation, five_tuple, family, username, key, expires, granted);
+        allocation.generation = self.generation;
+        // One that comes from another server was looked at there.
+        allocation.looked_at = None;
+        let five_tuple = allocation.five_tuple;
         let index = self.allocations.insert(allocation) as u32;
         let id = AllocationId { index, generation: self.generation };
         self.clients.insert(five_tuple, id);
-        self.expiries.push(Reverse((expires, id)));
+        self.look_in_time(id);
         id
+    }
+
+    /// Sees to it that an allocation is looked at when it expires. One that is refreshed for longer is put back then; one
+    /// for less, which is never less than the default, gets an entry more: the next could only be later.
+    fn look_in_time(&mut self, id: AllocationId) {
+        if let Some(allocation) = self.allocation_mut(id)
+            && let Some(expiry) = allocation.next_expiry()
+            && allocation.looked_at.is_none_or(|at| expiry < at)
+        {
+            allocation.looked_at = Some(expiry);
+            self.expiries.push(Reverse((expiry, id)));
+        }
+    }
+
+    /// Takes these families from an allocation, and removes it when that was all. Returns whether something is left.
+    fn close(&mut self, id: AllocationId, families: Families) -> bool {
+        let left = self.allocation_mut(id).is_some_and(|allocation| allocation.close(families));
+        if !left {
+            self.remove(id);
+        }
+        left
     }
 
     fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
@@ -396,16 +370,13 @@ impl Server {
         // An entry of an allocation that was deleted early stays until its time. They must not pile up.
         if self.expiries.len() > 2 * self.allocations.len() + 64 {
             let allocations = &self.allocations;
-            let lives = |id: AllocationId| allocations.get(id.index()).is_some_and(|a| a.generation == id.generation);
-            self.expiries.retain(|Reverse((_, id))| lives(*id));
+            let counts = |at: Instant, id: AllocationId| {
+                allocations.get(id.index()).is_some_and(|a| a.generation == id.generation && a.looked_at == Some(at))
+            };
+            self.expiries.retain(|Reverse((at, id))| counts(*at, *id));
         }
         Some(allocation)
     }
-}
-
-/// The family that an address belongs to.
-fn family_of(ip: IpAddr) -> AddressFamily {
-    AddressFamily::of(&(ip, 0).into())
 }
 
 #[cfg(test)]

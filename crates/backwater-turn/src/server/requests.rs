@@ -3,23 +3,26 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use arrayvec::ArrayVec;
 use backwater_stun::{
-    AddressFamily, AttributeError, AttributeErrorKind, AttributeType, ChannelNumber, Class, Code, ErrorCode, EvenPort,
-    FingerprintCheck, HmacKey, Lifetime, Message, Method, Nonce, Realm, RequestedAddressFamily, RequestedTransport,
-    ReservationToken, TransactionId, UnknownAttributes, Username, Verified, WriteError, Writer, XorMappedAddress,
-    XorPeerAddress, XorRelayedAddress,
+    AddressFamily, AlgorithmMismatch, AttributeType, ChannelNumber, Code, IntegrityError, Lifetime, Message, Method,
+    MobilityTicket, Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, TransactionId, Userhash, Username,
+    Verified, XorMappedAddress, XorPeerAddress,
 };
 
 use super::{
-    Action, AllocationId, Bind, DropReason, MAX_PEERS, PortRequest, Server, UNDERSTOOD,
-    allocation::{BindError, Full, Granted},
-    family_of,
+    Action, AllocationId, DropReason, MAX_PEERS, Server, UNDERSTOOD,
+    allocation::{BindError, Full},
+    answer::{Answer, MAX_UNKNOWN, Refusal},
 };
-use crate::{FiveTuple, Now, PeerAddr, PeerRefused, RelayedAddr, auth::NonceCheck};
+use crate::{
+    Families, FiveTuple, Now, PeerAddr, ReplyLimit,
+    auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
+};
 
 /// RFC 8656, section 3.2: the lifetime of an allocation unless the client asks for more.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
@@ -30,119 +33,70 @@ const REMEMBERED: Duration = Duration::from_secs(40);
 /// Deleted allocations that are remembered at once.
 const MAX_DELETED: usize = 4096;
 
-/// Unknown attributes that a 420 lists; RFC 8489 does not demand all.
-const MAX_UNKNOWN: usize = 16;
-
-/// Why a request is not granted.
-enum Refusal {
-    Code(Code),
-    /// 401 or 438, with what the client needs to try again.
-    Challenge(Code),
-    Unknown(ArrayVec<AttributeType, MAX_UNKNOWN>),
-    Forbidden(PeerAddr, PeerRefused),
-    Drop(DropReason),
-}
-
-impl From<Code> for Refusal {
-    fn from(code: Code) -> Self {
-        Self::Code(code)
-    }
-}
-
-impl From<DropReason> for Refusal {
-    fn from(reason: DropReason) -> Self {
-        Self::Drop(reason)
-    }
-}
-
-impl From<AttributeError> for Refusal {
-    fn from(error: AttributeError) -> Self {
-        let family = error.kind == AttributeErrorKind::Family;
-        Self::Code(if family { Code::ADDRESS_FAMILY_NOT_SUPPORTED } else { Code::BAD_REQUEST })
-    }
-}
-
 /// The allocations that were deleted by a Refresh a moment ago: a retransmission of it is answered alike.
 #[derive(Default)]
 pub(super) struct Deleted {
     by_client: HashMap<FiveTuple, TransactionId>,
-    order: VecDeque<(Instant, FiveTuple)>,
+    order: VecDeque<(Instant, FiveTuple, TransactionId)>,
 }
 
 impl Deleted {
     fn remember(&mut self, now: Instant, client: FiveTuple, transaction_id: TransactionId) {
-        while self.order.len() >= MAX_DELETED || self.order.front().is_some_and(|(at, _)| *at + REMEMBERED <= now) {
-            if let Some((_, client)) = self.order.pop_front() {
+        while self.order.len() >= MAX_DELETED || self.order.front().is_some_and(|(at, ..)| *at + REMEMBERED <= now) {
+            let Some((_, client, transaction_id)) = self.order.pop_front() else { break };
+            // It may have deleted another one since.
+            if self.was(&client, transaction_id) {
                 self.by_client.remove(&client);
             }
         }
         self.by_client.insert(client, transaction_id);
-        self.order.push_back((now, client));
+        self.order.push_back((now, client, transaction_id));
     }
 
-    fn was(&self, client: &FiveTuple, transaction_id: TransactionId) -> bool {
+    pub(super) fn was(&self, client: &FiveTuple, transaction_id: TransactionId) -> bool {
         self.by_client.get(client) == Some(&transaction_id)
     }
 }
 
 /// A request that is known to come from a user.
-struct Authenticated<'a> {
-    message: Verified<'a>,
-    username: &'a str,
-    key: HmacKey,
+pub(super) struct Authenticated<'a> {
+    pub(super) message: Verified<'a>,
+    pub(super) user: Arc<Identity>,
+}
+
+/// What a Refresh request asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refresh {
+    /// Zero deletes.
+    lifetime: Duration,
+    /// Only this one.
+    pub(super) family: Option<AddressFamily>,
+    /// Whether the client wants a ticket.
+    ticket: bool,
 }
 
 impl Server {
-    /// Tells that the socket for [`Action::Bind`] is bound, and writes the success into `reply`. `token` is what the
-    /// next port was set aside under, if it was asked for.
-    ///
-    /// The answer is [`Action::Reply`], or [`Action::Drop`] if there is no such allocation any more: close the socket
-    /// then.
-    pub fn socket_bound(
+    pub(super) fn request(
         &mut self,
-        id: AllocationId,
-        relayed: RelayedAddr,
-        token: Option<[u8; 8]>,
+        now: Now,
+        from: FiveTuple,
+        message: &Message<'_>,
+        fingerprint: bool,
         reply: &mut [u8],
     ) -> Action {
-        let Some(allocation) = self.allocation_mut(id) else {
-            return Action::Drop(DropReason::NoAllocation);
-        };
-        allocation.granted.relayed = Some(relayed);
-        allocation.granted.token = token;
-        self.allocate_success(id, reply)
-    }
-
-    /// Tells that there is no socket to be had: the client gets 508, and the allocation is gone.
-    pub fn bind_failed(&mut self, id: AllocationId, reply: &mut [u8]) -> Action {
-        let Some(allocation) = self.remove(id) else {
-            return Action::Drop(DropReason::NoAllocation);
-        };
-        let answer = Answer {
-            method: Method::ALLOCATE,
-            transaction_id: allocation.granted.transaction_id,
-            key: Some(allocation.key.clone()),
-            fingerprint: allocation.granted.fingerprint,
-        };
-        replied(answer.error(reply, Code::INSUFFICIENT_CAPACITY, |_| Ok(())))
-    }
-
-    pub(super) fn request(&mut self, now: Now, from: FiveTuple, message: &Message<'_>, reply: &mut [u8]) -> Action {
-        let mut answer = Answer {
-            method: message.method(),
-            transaction_id: message.transaction_id(),
-            key: None,
-            fingerprint: message.check_fingerprint() == FingerprintCheck::Valid,
-        };
+        let mut answer =
+            Answer { method: message.method(), transaction_id: message.transaction_id(), user: None, fingerprint };
         let result = match message.method() {
-            Method::BINDING => binding(from, message, &answer, reply),
+            Method::BINDING => {
+                self.may_answer_stranger(now.instant, from).and_then(|()| binding(from, message, &answer, reply))
+            }
             Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND => {
                 match self.authenticate(now, from, message) {
                     Ok(user) => {
-                        answer.key = Some(user.key.clone());
+                        answer.user = Some((user.user.clone(), user.message.integrity()));
                         self.authenticated(now.instant, from, user, &answer, reply)
                     }
-                    Err(refusal) => Err(refusal),
+                    Err(refusal) => self.may_answer_stranger(now.instant, from).and(Err(refusal)),
                 }
             }
             _ => Err(Refusal::Drop(DropReason::Method)),
@@ -150,31 +104,50 @@ impl Server {
         result.unwrap_or_else(|refusal| self.refuse(now, from, refusal, &answer, reply))
     }
 
+    /// Whether to answer what is not authenticated. Who has an allocation is no stranger.
+    fn may_answer_stranger(&self, now: Instant, from: FiveTuple) -> Result<(), Refusal> {
+        let allowed = |limit: &ReplyLimit| limit.allows(from.client.0.ip(), now) || self.clients.contains_key(&from);
+        let limit = self.config.reply_limit.as_ref();
+        if limit.is_none_or(|limit| allowed(limit)) { Ok(()) } else { Err(DropReason::ReplyLimit.into()) }
+    }
+
     /// RFC 8489, section 9.2.4. The nonce comes first: it costs least, and tells a spoofed source from a real one.
     fn authenticate<'a>(&self, now: Now, from: FiveTuple, message: &Message<'a>) -> Result<Authenticated<'a>, Refusal> {
-        if !message.contains(AttributeType::MESSAGE_INTEGRITY) {
+        if !message.contains(AttributeType::MESSAGE_INTEGRITY)
+            && !message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256)
+        {
             return Err(Refusal::Challenge(Code::UNAUTHENTICATED));
         }
-        let (Some(Username(username)), Some(Realm(realm)), Some(Nonce(nonce))) =
-            (message.get()?, message.get()?, message.get()?)
-        else {
+        let (name, hash) = (message.get::<Username<'_>>()?, message.get::<Userhash>()?);
+        let (Some(Realm(realm)), Some(Nonce(nonce))) = (message.get()?, message.get()?) else {
             return Err(Code::BAD_REQUEST.into());
         };
+        if name.is_none() && hash.is_none() {
+            return Err(Code::BAD_REQUEST.into());
+        }
         match self.nonces.check(nonce, from.client, now.unix) {
             NonceCheck::Valid => {}
             NonceCheck::Stale => return Err(Refusal::Challenge(Code::STALE_NONCE)),
         }
-        if realm != self.config.credentials.realm() {
-            return Err(Refusal::Challenge(Code::UNAUTHENTICATED));
-        }
+        let algorithm = match ALGORITHMS.accept(message.get()?, message.get()?) {
+            Ok(PasswordAlgorithm::SHA256) => Algorithm::Sha256,
+            Ok(_) => Algorithm::Md5,
+            Err(AlgorithmMismatch) => return Err(Code::BAD_REQUEST.into()),
+        };
+        let credentials = &self.config.credentials;
+        let hashed = hash.and_then(|hash| credentials.by_hash(&hash));
+        let name = name.map(|Username(name)| name).or(hashed).filter(|_| realm == credentials.realm());
+        let name = name.ok_or(Refusal::Challenge(Code::UNAUTHENTICATED))?;
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
-        let known = known.filter(|a| *a.username == *username).map(|a| a.key.clone());
-        let looked_up = self.config.credentials.keys(username, now.unix);
-        known
-            .into_iter()
-            .chain(looked_up)
-            .find_map(|key| message.verify(&key).ok().map(|message| Authenticated { message, username, key }))
-            .ok_or(Refusal::Challenge(Code::UNAUTHENTICATED))
+        let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm).cloned();
+        for user in known.into_iter().chain(credentials.identities(name, algorithm, now.unix)) {
+            match message.verify(&user.key) {
+                Ok(message) => return Ok(Authenticated { message, user }),
+                Err(IntegrityError::Mismatch) => {}
+                Err(_) => return Err(Code::BAD_REQUEST.into()),
+            }
+        }
+        Err(Refusal::Challenge(Code::UNAUTHENTICATED))
     }
 
     fn authenticated(
@@ -190,6 +163,11 @@ impl Server {
         if answer.method == Method::ALLOCATE {
             return self.allocate(now, from, id, user, answer, reply);
         }
+        if answer.method == Method::REFRESH
+            && let Some(moves) = self.moves(from, id, &user, answer)?
+        {
+            return Ok(moves);
+        }
         let Some(id) = id else {
             let again = answer.method == Method::REFRESH && self.deleted.was(&from, answer.transaction_id);
             return match again {
@@ -198,135 +176,69 @@ impl Server {
             };
         };
         match self.allocation(id) {
-            Some(a) if *a.username != *user.username => return Err(Code::WRONG_CREDENTIALS.into()),
-            Some(a) if a.granted.relayed.is_none() => return Err(Refusal::Drop(DropReason::InProgress)),
+            Some(a) if *a.user.name != *user.user.name => return Err(Code::WRONG_CREDENTIALS.into()),
+            Some(a) if !a.is_bound() => return Err(Refusal::Drop(DropReason::InProgress)),
             Some(_) => {}
             None => return Err(Code::ALLOCATION_MISMATCH.into()),
         }
         match answer.method {
-            Method::REFRESH => self.refresh(now, from, id, &user.message, answer, reply),
-            Method::CREATE_PERMISSION => self.create_permission(now, id, &user.message, answer, reply),
-            _ => self.channel_bind(now, id, &user.message, answer, reply),
+            Method::REFRESH => return self.refresh(now, id, self.refresh_wanted(&user.message)?, answer, reply),
+            Method::CREATE_PERMISSION => self.create_permission(now, id, &user.message)?,
+            _ => self.channel_bind(now, id, &user.message)?,
         }
-    }
-
-    /// RFC 8656, section 7.2.
-    fn allocate(
-        &mut self,
-        now: Instant,
-        from: FiveTuple,
-        existing: Option<AllocationId>,
-        user: Authenticated<'_>,
-        answer: &Answer,
-        reply: &mut [u8],
-    ) -> Result<Action, Refusal> {
-        let message = &user.message;
-        if let Some((id, granted)) = existing.and_then(|id| self.allocation(id).map(|a| (id, &a.granted))) {
-            return match granted {
-                Granted { transaction_id, .. } if *transaction_id != message.transaction_id() => {
-                    Err(Code::ALLOCATION_MISMATCH.into())
-                }
-                Granted { relayed: None, .. } => Err(Refusal::Drop(DropReason::InProgress)),
-                Granted { .. } => Ok(self.allocate_success(id, reply)),
-            };
-        }
-        match message.get::<RequestedTransport>()? {
-            None => return Err(Code::BAD_REQUEST.into()),
-            Some(RequestedTransport::UDP) => {}
-            Some(_) => return Err(Code::UNSUPPORTED_TRANSPORT_PROTOCOL.into()),
-        }
-        let family = message.get::<RequestedAddressFamily>()?.map(|RequestedAddressFamily(family)| family);
-        let even = message.get::<EvenPort>()?;
-        let token = message.get::<ReservationToken>()?;
-        let port = match (even, token) {
-            (Some(_), Some(_)) => return Err(Code::BAD_REQUEST.into()),
-            (_, Some(_)) if family.is_some() => return Err(Code::BAD_REQUEST.into()),
-            (None, Some(ReservationToken(token))) => PortRequest::Reserved(token),
-            (Some(EvenPort { reserve_next }), None) => PortRequest::Even { reserve_next },
-            (None, None) => PortRequest::Any,
-        };
-        let family = family.unwrap_or(AddressFamily::Ipv4);
-        let supported = match family {
-            AddressFamily::Ipv4 => self.config.families.v4,
-            AddressFamily::Ipv6 => self.config.families.v6,
-        };
-        if !supported && !matches!(port, PortRequest::Reserved(_)) {
-            return Err(Code::ADDRESS_FAMILY_NOT_SUPPORTED.into());
-        }
-        if self.allocations.len() >= self.config.max_allocations {
-            return Err(Code::INSUFFICIENT_CAPACITY.into());
-        }
-        let lifetime = self.lifetime(message.get::<Lifetime>()?);
-        let Answer { transaction_id, fingerprint, .. } = *answer;
-        let granted = Granted { transaction_id, fingerprint, lifetime, relayed: None, token: None };
-        let id = self.insert(from, family, user.username, user.key, now + lifetime, granted);
-        Ok(Action::Bind(Bind { id, family, port }))
-    }
-
-    fn allocate_success(&mut self, id: AllocationId, reply: &mut [u8]) -> Action {
-        let Some(allocation) = self.allocation_mut(id) else {
-            return Action::Drop(DropReason::NoAllocation);
-        };
-        let Granted { transaction_id, fingerprint, lifetime, relayed: Some(relayed), token } = allocation.granted
-        else {
-            return Action::Drop(DropReason::InProgress);
-        };
-        // A reserved port brings its own family.
-        allocation.family = family_of(relayed.0.ip());
-        let answer =
-            Answer { method: Method::ALLOCATE, transaction_id, key: Some(allocation.key.clone()), fingerprint };
-        let client = allocation.five_tuple.client.0;
-        replied(answer.success(reply, |w| {
-            w.attribute(&XorRelayedAddress(relayed.0))?;
-            w.attribute(&Lifetime(lifetime.as_secs() as u32))?;
-            if let Some(token) = token {
-                w.attribute(&ReservationToken(token))?;
-            }
-            w.attribute(&XorMappedAddress(client)).map(drop)
-        }))
+        Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
     }
 
     /// RFC 8656, section 8.2.
-    fn refresh(
+    pub(super) fn refresh(
         &mut self,
         now: Instant,
-        from: FiveTuple,
         id: AllocationId,
-        message: &Verified<'_>,
+        wanted: Refresh,
         answer: &Answer,
         reply: &mut [u8],
     ) -> Result<Action, Refusal> {
-        let wanted = message.get::<Lifetime>()?;
-        let family = message.get::<RequestedAddressFamily>()?;
-        let lifetime = if wanted == Some(Lifetime(0)) { Duration::ZERO } else { self.lifetime(wanted) };
-        let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        if family.is_some_and(|RequestedAddressFamily(family)| family != allocation.family) {
-            return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into());
+        let Refresh { lifetime, family, ticket } = wanted;
+        let ticket = if ticket { self.sealed_ticket(id) } else { None };
+        let success = |reply: &mut [u8]| {
+            answer.success(reply, |w| {
+                w.attribute(&Lifetime(lifetime.as_secs() as u32))?;
+                if let Some(ticket) = ticket {
+                    w.attribute(&MobilityTicket(&ticket))?;
+                }
+                Ok(())
+            })
+        };
+        let allocation = self.allocation(id).ok_or(Code::ALLOCATION_MISMATCH)?;
+        let from = allocation.five_tuple;
+        let again = lifetime.is_zero() && self.deleted.was(&from, answer.transaction_id);
+        let families = match family {
+            None => allocation.families(),
+            Some(family) if *allocation.families().get(family) => Families::only(family),
+            Some(_) if again => return Ok(Action::Reply(success(reply)?)),
+            Some(_) => return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
+        };
+        let len = success(reply)?;
+        if lifetime.is_zero() {
+            self.close(id, families);
+            self.deleted.remember(now, from, answer.transaction_id);
+            return Ok(Action::Unbind(id, families, len));
         }
-        let granted = Lifetime(lifetime.as_secs() as u32);
-        let len = answer.success(reply, |w| w.attribute(&granted).map(drop))?;
-        if lifetime > Duration::ZERO {
-            allocation.expires = now + lifetime;
-            return Ok(Action::Reply(len));
+        if let Some(allocation) = self.allocation_mut(id) {
+            for family in families.iter() {
+                *allocation.expires.get_mut(family) = Some(now + lifetime);
+            }
+            allocation.purge(now);
         }
-        self.remove(id);
-        self.deleted.remember(now, from, answer.transaction_id);
-        Ok(Action::Unbind(id, len))
+        self.look_in_time(id);
+        Ok(Action::Reply(len))
     }
 
     /// RFC 8656, section 10.2.
-    fn create_permission(
-        &mut self,
-        now: Instant,
-        id: AllocationId,
-        message: &Verified<'_>,
-        answer: &Answer,
-        reply: &mut [u8],
-    ) -> Result<Action, Refusal> {
+    fn create_permission(&mut self, now: Instant, id: AllocationId, message: &Verified<'_>) -> Result<(), Refusal> {
         let mut peers = ArrayVec::<IpAddr, MAX_PEERS>::new();
         for peer in message.all::<XorPeerAddress>() {
-            let peer = PeerAddr(peer.map_err(|_| Code::BAD_REQUEST)?.0);
-            self.check_family(id, peer)?;
+            let peer = self.own_family(id, peer.map_err(|_| Code::BAD_REQUEST)?)?;
             self.config.peers.check_ip(peer.0.ip()).map_err(|why| Refusal::Forbidden(peer, why))?;
             peers.try_push(peer.0.ip()).map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
         }
@@ -334,62 +246,44 @@ impl Server {
             return Err(Code::BAD_REQUEST.into());
         }
         let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        allocation.permit(&peers, now).map_err(|Full| Code::INSUFFICIENT_CAPACITY)?;
-        Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
+        Ok(allocation.permit(&peers, now).map_err(|Full| Code::INSUFFICIENT_CAPACITY)?)
     }
 
     /// RFC 8656, section 12.2.
-    fn channel_bind(
-        &mut self,
-        now: Instant,
-        id: AllocationId,
-        message: &Verified<'_>,
-        answer: &Answer,
-        reply: &mut [u8],
-    ) -> Result<Action, Refusal> {
+    fn channel_bind(&mut self, now: Instant, id: AllocationId, message: &Verified<'_>) -> Result<(), Refusal> {
         let number = message.get::<ChannelNumber>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
         let peer = message.get::<XorPeerAddress>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
-        let peer = PeerAddr(peer.0);
-        self.check_family(id, peer)?;
+        let peer = self.own_family(id, peer)?;
         self.config.peers.check(peer).map_err(|why| Refusal::Forbidden(peer, why))?;
         let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
         allocation.bind(number, peer, now).map_err(|error| match error {
             BindError::Conflict => Code::BAD_REQUEST,
             BindError::Full => Code::INSUFFICIENT_CAPACITY,
         })?;
-        Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
+        Ok(())
     }
 
-    fn check_family(&self, id: AllocationId, peer: PeerAddr) -> Result<(), Refusal> {
+    /// A peer that the allocation has a socket for.
+    fn own_family(&self, id: AllocationId, XorPeerAddress(peer): XorPeerAddress) -> Result<PeerAddr, Refusal> {
         match self.allocation(id) {
-            Some(a) if a.family == family_of(peer.0.ip()) => Ok(()),
+            Some(a) if *a.families().get(AddressFamily::of(&peer)) => Ok(PeerAddr(peer)),
             _ => Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
         }
     }
 
-    /// RFC 8656, section 7.2: between the default and the server's limit.
-    fn lifetime(&self, wanted: Option<Lifetime>) -> Duration {
-        let wanted = wanted.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| Duration::from_secs(seconds.into()));
-        wanted.min(self.config.max_lifetime).max(DEFAULT_LIFETIME)
+    pub(super) fn refresh_wanted(&self, message: &Verified<'_>) -> Result<Refresh, Refusal> {
+        let wanted = message.get::<Lifetime>()?;
+        Ok(Refresh {
+            lifetime: if wanted == Some(Lifetime(0)) { Duration::ZERO } else { self.lifetime(wanted) },
+            family: message.get()?.map(|RequestedAddressFamily(family)| family),
+            ticket: message.contains(AttributeType::MOBILITY_TICKET),
+        })
     }
 
-    fn refuse(&self, now: Now, from: FiveTuple, refusal: Refusal, answer: &Answer, reply: &mut [u8]) -> Action {
-        let result = match refusal {
-            Refusal::Drop(reason) => Err(reason),
-            Refusal::Code(code) => answer.error(reply, code, |_| Ok(())),
-            Refusal::Challenge(code) => answer.error(reply, code, |w| {
-                w.attribute(&Realm(self.config.credentials.realm()))?;
-                w.attribute(&Nonce(self.nonces.make(from.client, now.unix).as_bytes())).map(drop)
-            }),
-            Refusal::Unknown(types) => {
-                answer.error(reply, Code::UNKNOWN_ATTRIBUTE, |w| w.attribute(&UnknownAttributes::new(&types)).map(drop))
-            }
-            Refusal::Forbidden(peer, why) => {
-                let result = answer.error(reply, Code::FORBIDDEN, |_| Ok(()));
-                return result.map_or_else(Action::Drop, |len| Action::Forbid(len, peer, why));
-            }
-        };
-        replied(result)
+    /// RFC 8656, section 7.2: between the default and the server's limit.
+    pub(super) fn lifetime(&self, wanted: Option<Lifetime>) -> Duration {
+        let wanted = wanted.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| Duration::from_secs(seconds.into()));
+        wanted.min(self.config.max_lifetime).max(DEFAULT_LIFETIME)
     }
 }
 
@@ -402,59 +296,4 @@ fn binding(from: FiveTuple, message: &Message<'_>, answer: &Answer, reply: &mut 
 fn refuse_unknown(message: &Message<'_>) -> Result<(), Refusal> {
     let unknown: ArrayVec<_, MAX_UNKNOWN> = message.unknown_required(UNDERSTOOD).take(MAX_UNKNOWN).collect();
     if unknown.is_empty() { Ok(()) } else { Err(Refusal::Unknown(unknown)) }
-}
-
-/// How a request is answered, whatever the answer is.
-struct Answer {
-    method: Method,
-    transaction_id: TransactionId,
-    /// Present once the user is known.
-    key: Option<HmacKey>,
-    /// Whether the request had a FINGERPRINT: the answer then has one too.
-    fingerprint: bool,
-}
-
-impl Answer {
-    /// Writes a success and returns its length.
-    fn success(
-        &self,
-        reply: &mut [u8],
-        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
-    ) -> Result<usize, DropReason> {
-        self.write(Class::SuccessResponse, reply, attributes).map_err(|_| DropReason::TooLong)
-    }
-
-    /// Writes an error with its code and what else belongs to it, and returns its length.
-    fn error(
-        &self,
-        reply: &mut [u8],
-        code: Code,
-        more: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
-    ) -> Result<usize, DropReason> {
-        let attributes = |w: &mut Writer<'_>| {
-            w.attribute(&ErrorCode::from(code))?;
-            more(w)
-        };
-        self.write(Class::ErrorResponse, reply, attributes).map_err(|_| DropReason::TooLong)
-    }
-
-    fn write(
-        &self,
-        class: Class,
-        reply: &mut [u8],
-        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
-    ) -> Result<usize, WriteError> {
-        let mut writer = Writer::new(reply, class, self.method, self.transaction_id)?;
-        attributes(&mut writer)?;
-        Ok(match (&self.key, self.fingerprint) {
-            (Some(key), true) => writer.integrity_sha1(key)?.fingerprint()?.finish().len(),
-            (Some(key), false) => writer.integrity_sha1(key)?.finish().len(),
-            (None, true) => writer.fingerprint()?.finish().len(),
-            (None, false) => writer.finish().len(),
-        })
-    }
-}
-
-fn replied(result: Result<usize, DropReason>) -> Action {
-    result.map_or_else(Action::Drop, Action::Reply)
 }

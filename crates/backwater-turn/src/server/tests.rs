@@ -3,18 +3,26 @@ use std::net::SocketAddr;
 use backwater_stun::*;
 
 use super::*;
-use crate::{ClientAddr, RelayedAddr};
+use crate::{ClientAddr, Limits, RelayedAddr};
+
+mod authentication;
+mod dual_stack;
+mod limits;
+mod mobility;
 
 const REALM: &str = "example.org";
 const CLIENT: &str = "192.0.2.1:40000";
 const RELAYED: &str = "198.51.100.1:50000";
+const V4: Families = Families { v4: true, v6: false };
+const V6: Families = Families { v4: false, v6: true };
+const BOTH: Families = Families { v4: true, v6: true };
 const PEER: &str = "203.0.113.7:7000";
 
 /// A server and the time.
 struct Bench {
     server: Server,
     now: Now,
-    nonce: String,
+    nonce: Vec<u8>,
     next_id: u8,
 }
 
@@ -42,19 +50,34 @@ fn udp(w: &mut Writer<'_>) {
 
 impl Bench {
     fn new() -> Self {
+        Self::on_thread(0)
+    }
+
+    fn on_thread(thread: u16) -> Self {
+        Self::with_limits(thread, Limits::default(), Limits { allocations: 3, ..Limits::default() })
+    }
+
+    fn with_limits(thread: u16, user: Limits, total: Limits) -> Self {
         let mut credentials = Credentials::new(REALM).unwrap();
         credentials.add_user("alice", "secret").unwrap();
         credentials.add_user("bob", "secret").unwrap();
+        credentials.add_user("carol", "secret").unwrap();
+        let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
         let server = Server::new(Config {
             credentials,
-            peers: PeerRules::default(),
+            // What the tests have for the public internet is documentation's.
+            peers: PeerRules {
+                allow: ["203.0.113.0/24", "2001:db8::/32"].iter().map(|net| net.parse().unwrap()).collect(),
+                ..PeerRules::default()
+            },
             families: Families { v4: true, v6: true },
             max_lifetime: Duration::from_secs(3600),
-            max_allocations: 3,
+            quotas: Quotas::new(user, total, now.instant),
+            reply_limit: Some(Arc::new(ReplyLimit::new(100, now.instant))),
             nonce_key: [1; 64],
+            thread,
         });
-        let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
-        Self { server, now, nonce: String::new(), next_id: 0 }
+        Self { server, now, nonce: Vec::new(), next_id: 0 }
     }
 
     fn pass(&mut self, seconds: u64) {
@@ -66,8 +89,8 @@ impl Bench {
         let mut reply = [0; MAX_REPLY];
         let action = self.server.from_client(self.now, from(client), bytes, &mut reply);
         let len = match action {
-            Action::Reply(len) | Action::Unbind(_, len) | Action::Forbid(len, ..) => len,
-            Action::Forward { .. } | Action::Bind(_) | Action::Drop(_) => 0,
+            Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) => len,
+            Action::Forward { .. } | Action::Bind(_) | Action::Move(_) | Action::Drop(_) => 0,
         };
         (action, reply[..len].to_vec())
     }
@@ -88,7 +111,7 @@ impl Bench {
         let (action, _) = self.request(client, Method::ALLOCATE, &udp);
         let Action::Bind(bind) = action else { panic!("{action:?}") };
         let mut reply = [0; MAX_REPLY];
-        let bound = self.server.socket_bound(bind.id, RelayedAddr(addr(RELAYED)), None, &mut reply);
+        let bound = self.server.bound(bind.id, relayed(RELAYED, None), &mut reply);
         assert!(matches!(bound, Action::Reply(_)));
         bind.id
     }
@@ -106,13 +129,21 @@ impl Bench {
     }
 }
 
-fn signed(id: TransactionId, user: &str, nonce: &str, method: Method, fill: Fill<'_>) -> Vec<u8> {
+fn signed(id: TransactionId, user: &str, nonce: &[u8], method: Method, fill: Fill<'_>) -> Vec<u8> {
     let mut buffer = [0; 2000];
     let mut w = Writer::new(&mut buffer, Class::Request, method, id).unwrap();
     fill(&mut w);
     w.attribute(&Username(user)).unwrap().attribute(&Realm(REALM)).unwrap();
-    w.attribute(&Nonce(nonce.as_bytes())).unwrap();
+    w.attribute(&Nonce(nonce)).unwrap();
     w.integrity_sha1(&key(user)).unwrap().finish().to_vec()
+}
+
+fn relayed(addrs: &str, token: Option<[u8; 8]>) -> Bound {
+    let mut bound = Bound { token, ..Bound::default() };
+    for relayed in addrs.split_whitespace().map(addr) {
+        *bound.relayed.get_mut(AddressFamily::of(&relayed)) = Some(RelayedAddr(relayed));
+    }
+    bound
 }
 
 fn plain(class: Class, method: Method, fill: Fill<'_>) -> Vec<u8> {
@@ -160,7 +191,10 @@ fn a_stranger_is_challenged_and_leaves_nothing_behind() {
     assert!(reply.len() as f64 / request.len() as f64 <= 4.5, "{}", reply.len());
     let message = Message::parse(&reply).unwrap();
     assert_eq!(message.get::<Realm<'_>>().unwrap().unwrap().0, REALM);
-    b.nonce = String::from_utf8(message.get::<Nonce<'_>>().unwrap().unwrap().0.to_vec()).unwrap();
+    b.nonce = message.get::<Nonce<'_>>().unwrap().unwrap().0.to_vec();
+    let features = Nonce(&b.nonce).security_features().unwrap();
+    assert!(features.password_algorithms && features.username_anonymity);
+    assert_eq!(message.get::<PasswordAlgorithms<'_>>().unwrap(), Some(PasswordAlgorithms::SHA256_MD5));
     for method in [Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
         assert_eq!(code(&b.bytes(CLIENT, &plain(Class::Request, method, &|_| ())).1, false), 401);
     }
@@ -194,11 +228,11 @@ fn the_client_is_told_after_the_port_is_bound_and_again_when_it_asks_again() {
     let request = b.signed(CLIENT, "alice", Method::ALLOCATE, &udp);
     let (action, _) = b.bytes(CLIENT, &request);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
-    assert_eq!((bind.family, bind.port), (AddressFamily::Ipv4, PortRequest::Any));
+    assert_eq!((bind.families, bind.port), (Families::only(AddressFamily::Ipv4), PortRequest::Any));
     assert_eq!(b.bytes(CLIENT, &request).0, Action::Drop(DropReason::InProgress));
 
     let mut reply = [0; MAX_REPLY];
-    let bound = b.server.socket_bound(bind.id, RelayedAddr(addr(RELAYED)), Some([5; 8]), &mut reply);
+    let bound = b.server.bound(bind.id, relayed(RELAYED, Some([5; 8])), &mut reply);
     let Action::Reply(len) = bound else { panic!("{bound:?}") };
     let first = reply[..len].to_vec();
     assert_eq!(code(&first, true), 0);
@@ -220,12 +254,12 @@ fn a_port_that_cannot_be_bound_is_508_for_that_client() {
     let (action, _) = b.request(CLIENT, Method::ALLOCATE, &udp);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
     let mut reply = [0; MAX_REPLY];
-    let failed = b.server.bind_failed(bind.id, &mut reply);
+    let failed = b.server.bound(bind.id, Bound::default(), &mut reply);
     let Action::Reply(len) = failed else { panic!("{failed:?}") };
     assert_eq!(code(&reply[..len], true), 508);
     assert_eq!(b.server.allocations(), 0);
     b.allocate(CLIENT);
-    assert_eq!(b.server.bind_failed(bind.id, &mut reply), Action::Drop(DropReason::NoAllocation));
+    assert_eq!(b.server.bound(bind.id, Bound::default(), &mut reply), Action::Drop(DropReason::NoAllocation));
     assert_eq!(b.server.allocations(), 1);
 }
 
@@ -259,8 +293,8 @@ fn what_an_allocate_may_ask_for() {
     b.server.config.families.v6 = true;
     let (action, _) = ask(&mut b, v6);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
-    assert_eq!(bind.family, AddressFamily::Ipv6);
-    b.server.bind_failed(bind.id, &mut [0; MAX_REPLY]);
+    assert_eq!(bind.families, Families::only(AddressFamily::Ipv6));
+    b.server.bound(bind.id, Bound::default(), &mut [0; MAX_REPLY]);
 
     let even: Fill<'_> = &|w| {
         udp(w);
@@ -293,7 +327,7 @@ fn an_allocation_lives_as_long_as_it_is_refreshed() {
     assert_eq!(b.server.expire(b.now.instant), None);
     b.pass(1);
     assert!(b.server.poll_timeout().unwrap() <= b.now.instant);
-    assert_eq!(b.server.expire(b.now.instant), Some(id));
+    assert_eq!(b.server.expire(b.now.instant), Some((id, V4)));
     assert_eq!(b.server.expire(b.now.instant), None);
     assert_eq!((b.server.poll_timeout(), b.server.allocations()), (None, 0));
     assert_eq!(code(&b.request(CLIENT, Method::REFRESH, &lifetime(5)).1, true), 437);
@@ -301,10 +335,27 @@ fn an_allocation_lives_as_long_as_it_is_refreshed() {
     let id = b.allocate(CLIENT);
     let delete = b.signed(CLIENT, "alice", Method::REFRESH, &lifetime(0));
     let (action, reply) = b.bytes(CLIENT, &delete);
-    assert_eq!(action, Action::Unbind(id, reply.len()));
+    assert_eq!(action, Action::Unbind(id, V4, reply.len()));
     assert_eq!(code(&reply, true), 0);
     assert_eq!(b.bytes(CLIENT, &delete), (Action::Reply(reply.len()), reply), "a retransmission");
     assert_eq!(code(&b.request(CLIENT, Method::REFRESH, &lifetime(0)).1, true), 437);
+}
+
+/// A deletion is remembered for its own time, whatever was deleted before it.
+#[test]
+fn a_second_deletion_is_remembered_too() {
+    let mut b = Bench::new();
+    let delete: Fill<'_> = &|w| put(w, &Lifetime(0));
+    b.allocate(CLIENT);
+    b.request(CLIENT, Method::REFRESH, delete);
+    b.pass(30);
+    b.allocate(CLIENT);
+    let second = b.signed(CLIENT, "alice", Method::REFRESH, delete);
+    let (_, reply) = b.bytes(CLIENT, &second);
+    b.pass(11);
+    b.allocate("192.0.2.1:2");
+    b.request("192.0.2.1:2", Method::REFRESH, delete);
+    assert_eq!(b.bytes(CLIENT, &second).1, reply);
 }
 
 #[test]
@@ -328,12 +379,12 @@ fn data_flows_to_whom_it_is_permitted() {
     let id = b.allocate(CLIENT);
     let peer = PeerAddr(addr(PEER));
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Err(DropReason::NoPermission));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
     assert!(matches!(b.permit(CLIENT, "203.0.113.7:1"), Action::Reply(_)));
     let (action, _) = b.bytes(CLIENT, &send);
     let Action::Forward { via, to, range } = action else { panic!("{action:?}") };
     assert_eq!((via, to, &send[range]), (id, peer, &b"hello"[..]));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Ok((from(CLIENT), Framing::Indication)));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Ok((from(CLIENT), Framing::Indication)));
 
     let data = ChannelData::header(ChannelNumber::MIN, 5);
     let data = [&data[..], b"hello\0\0\0"].concat();
@@ -341,9 +392,12 @@ fn data_flows_to_whom_it_is_permitted() {
     assert!(matches!(b.channel(CLIENT, 0x4000, PEER).0, Action::Reply(_)));
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to: peer, range: 4..9 });
     assert_eq!(b.bytes("192.0.2.1:1", &data).0, Action::Drop(DropReason::NoAllocation));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Ok((from(CLIENT), Framing::Channel(ChannelNumber::MIN))));
+    assert_eq!(
+        b.server.from_peer(b.now.instant, id, peer, 1),
+        Ok((from(CLIENT), Framing::Channel(ChannelNumber::MIN)))
+    );
     b.pass(300);
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer), Err(DropReason::NoPermission));
+    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
     b.pass(300);
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Drop(DropReason::NoChannel));
@@ -362,9 +416,46 @@ fn data_indications_hold_what_the_peer_sent() {
 }
 
 #[test]
+fn a_client_is_told_of_icmp_about_its_peers() {
+    let mut b = Bench::new();
+    let id = b.allocate(CLIENT);
+    let mut reply = [0; MAX_REPLY];
+    let peer = PeerAddr(addr(PEER));
+    let icmp = |icmp_type, code, data| Icmp { icmp_type, code, data };
+    let mut tell = |b: &mut Bench, peer, icmp| {
+        let told = b.server.icmp_indication(b.now.instant, id, peer, icmp, &mut reply);
+        told.map(|(to, len)| (to, reply[..len].to_vec()))
+    };
+    let unreachable = icmp(3, 3, 0);
+    assert_eq!(tell(&mut b, peer, unreachable), Err(DropReason::NoPermission));
+    b.channel(CLIENT, 0x4000, PEER);
+    for (told, whether) in [
+        (unreachable, true),
+        (icmp(3, 4, 1280), true),
+        (icmp(11, 0, 0), true),
+        (icmp(12, 0, 0), false),
+        (icmp(5, 0, 0), false),
+    ] {
+        let result = tell(&mut b, peer, told);
+        if !whether {
+            assert_eq!(result, Err(DropReason::Icmp));
+            continue;
+        }
+        let (to, bytes) = result.unwrap();
+        let message = Message::parse(&bytes).unwrap();
+        assert!(message.is(Class::Indication, Method::DATA) && to == from(CLIENT));
+        assert_eq!(message.get::<XorPeerAddress>().unwrap().unwrap().0, peer.0);
+        assert_eq!(message.get::<Icmp>().unwrap(), Some(told));
+        assert!(!message.contains(AttributeType::DATA));
+    }
+    b.pass(300);
+    assert_eq!(tell(&mut b, peer, unreachable), Err(DropReason::NoPermission));
+}
+
+#[test]
 fn who_may_not_be_a_peer() {
     let mut b = Bench::new();
-    b.server.config.peers.listeners.push(addr("192.0.2.250:3478"));
+    b.server.config.peers.listeners.push(addr("203.0.113.250:3478"));
     b.allocate(CLIENT);
     for bad in ["127.0.0.1:80", "0.0.0.0:80", "224.0.0.1:80", "169.254.169.254:80"] {
         assert!(matches!(b.permit(CLIENT, bad), Action::Forbid(_, p, _) if p.0 == addr(bad)), "{bad}");
@@ -377,10 +468,11 @@ fn who_may_not_be_a_peer() {
         let reply = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| put(w, &XorPeerAddress(peer))).1;
         assert_eq!(code(&reply, true), 443, "{bad}");
     }
-    assert!(matches!(b.channel(CLIENT, 0x4001, "192.0.2.250:3478").0, Action::Forbid(_, _, PeerRefused::Listener)));
-    b.permit(CLIENT, "192.0.2.250:1");
+    let (action, _) = b.channel(CLIENT, 0x4001, "203.0.113.250:3478");
+    assert!(matches!(action, Action::Forbid(_, _, why) if *why == PeerRefused::Listener));
+    b.permit(CLIENT, "203.0.113.250:1");
     let send = plain(Class::Indication, Method::SEND, &|w| {
-        w.attribute(&XorPeerAddress(addr("192.0.2.250:3478"))).unwrap().attribute(&Data(b"x")).unwrap();
+        w.attribute(&XorPeerAddress(addr("203.0.113.250:3478"))).unwrap().attribute(&Data(b"x")).unwrap();
     });
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::Peer));
 }
@@ -394,7 +486,7 @@ fn a_permission_request_is_all_or_nothing() {
         w.attribute(&XorPeerAddress(addr("127.0.0.1:1"))).unwrap();
     });
     assert_eq!(code(&reply, true), 403);
-    assert!(b.server.from_peer(b.now.instant, id, PeerAddr(addr(PEER))).is_err());
+    assert!(b.server.from_peer(b.now.instant, id, PeerAddr(addr(PEER)), 1).is_err());
     assert_eq!(code(&b.request(CLIENT, Method::CREATE_PERMISSION, &|_| ()).1, true), 400);
 }
 
@@ -428,6 +520,13 @@ fn allocations_that_come_and_go_leave_nothing_behind() {
     }
     assert!(b.server.expiries.len() <= 66, "{}", b.server.expiries.len());
     assert_eq!(b.server.clients.len(), 0);
+}
+
+/// What is returned for every datagram, and kept for every allocation.
+#[test]
+fn nothing_has_grown() {
+    assert!(size_of::<Action>() <= 64, "{}", size_of::<Action>());
+    assert!(size_of::<Allocation>() <= 352, "{}", size_of::<Allocation>());
 }
 
 #[test]

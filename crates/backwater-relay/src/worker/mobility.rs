@@ -1,0 +1,119 @@
+//! Allocations that follow their client to another thread (RFC 8016).
+//!
+//! A thread never looks into another's state: it asks for an allocation by mail, and gets it with its sockets, or learns why
+//! not. Neither waits. An allocation on its own thread takes the same way.
+
+use std::rc::Rc;
+
+use arrayvec::ArrayVec;
+use backwater_stun::Code;
+use backwater_turn::server::Moved;
+use tokio::sync::mpsc;
+
+use super::*;
+
+pub(crate) type Mailbox = mpsc::Sender<Mail>;
+pub(crate) type Inbox = mpsc::Receiver<Mail>;
+
+/// Mail that may wait for one thread.
+const MAX_MAIL: usize = 256;
+
+pub(crate) enum Mail {
+    /// Who has sent it would like to have an allocation.
+    Ask { from: Mailbox, listener: usize, request: Box<Move> },
+    /// Here it is, or why not.
+    Answer { listener: usize, request: Box<Move>, parcel: Result<Parcel, Code> },
+}
+
+/// An allocation with its sockets, registered nowhere.
+pub(crate) struct Parcel {
+    moved: Moved,
+    sockets: ArrayVec<(std::net::UdpSocket, Lease), 2>,
+}
+
+pub(crate) fn mailbox() -> (Mailbox, Inbox) {
+    mpsc::channel(MAX_MAIL)
+}
+
+impl Worker {
+    /// Starts the task that answers the other threads, in the current `LocalSet`.
+    pub(crate) fn start_moving(self: &Rc<Self>, mut inbox: Inbox) {
+        let worker = self.clone();
+        spawn_local(async move {
+            while let Some(mail) = inbox.recv().await {
+                match mail {
+                    Mail::Ask { from, listener, request } => {
+                        // The place for the answer comes first: what has been given must not get lost.
+                        match from.try_reserve() {
+                            Ok(place) => {
+                                let parcel = worker.hand_over(&request);
+                                place.send(Mail::Answer { listener, request, parcel });
+                            }
+                            Err(_) => worker.counters.count_drop(DropReason::InProgress, 1),
+                        }
+                    }
+                    Mail::Answer { listener, request, parcel } => worker.settle(listener, &request, parcel),
+                }
+            }
+        });
+    }
+
+    /// Asks the thread that has it for an allocation. When that has too much to do, the client's retransmission asks again.
+    pub(super) fn ask(&self, listener: usize, request: Box<Move>) {
+        let from = self.mailboxes.get(self.number).cloned();
+        let sent = self
+            .mailboxes
+            .get(request.thread())
+            .zip(from)
+            .is_some_and(|(mailbox, from)| mailbox.try_send(Mail::Ask { from, listener, request }).is_ok());
+        if !sent {
+            self.counters.count_drop(DropReason::InProgress, 1);
+        }
+    }
+
+    fn hand_over(&self, request: &Move) -> Result<Parcel, Code> {
+        let mut relayed = self.relayed.borrow_mut();
+        let place = relayed.get_mut(request.id().index()).ok_or(Code::ALLOCATION_MISMATCH)?;
+        let all = || place.iter().filter(|relayed| relayed.id == request.id()).flat_map(Relayed::sockets);
+        // What may fail comes before anything is changed.
+        let copies: io::Result<ArrayVec<_, 2>> = all().map(|s| s.endpoint.socket.try_clone_std()).collect();
+        let copies = copies.map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
+        let moved = self.server.borrow_mut().give(request)?;
+        let PerFamily { v4, v6 } = place.take().map(|relayed| relayed.sockets).unwrap_or_default();
+        let sockets = v4.into_iter().chain(v6).zip(copies).filter_map(|(Socket { relayed, endpoint, task }, copy)| {
+            self.by_port.borrow_mut().get_mut(AddressFamily::of(&relayed.0)).remove(&relayed.0.port());
+            task.abort();
+            Some((copy, Rc::into_inner(endpoint)?.into_lease()?))
+        });
+        Ok(Parcel { moved, sockets: sockets.collect() })
+    }
+
+    fn settle(self: &Rc<Self>, listener: usize, request: &Move, parcel: Result<Parcel, Code>) {
+        let mut reply = [0; MAX_REPLY];
+        let now = Instant::now();
+        let came = parcel.is_ok();
+        let mut opened = ArrayVec::<_, 2>::new();
+        let given = parcel.and_then(|Parcel { moved, sockets }| {
+            for (socket, lease) in sockets {
+                let socket = self.builder.from_std(socket).map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
+                opened.push((socket, lease));
+            }
+            Ok(moved)
+        });
+        let (id, action) = self.server.borrow_mut().take(now, request, given, &mut reply);
+        match id {
+            Some(id) => {
+                for (socket, lease) in opened {
+                    self.open(listener, id, socket, lease);
+                }
+                if came && request.thread() != self.number {
+                    self.counters.moved.add(1);
+                }
+                debug!(client = %request.to().client, "allocation moved");
+            }
+            None if came => self.counters.closed.add(1),
+            None => {}
+        }
+        self.act(listener, now, request.to(), action, &mut reply);
+    }
+}

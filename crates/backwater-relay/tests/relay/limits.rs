@@ -1,0 +1,117 @@
+//! Quotas and limits, over all threads of a relay.
+
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
+use backwater_relay::Relay;
+use backwater_stun::*;
+use backwater_turn::server::DropReason;
+
+use crate::{
+    client::{Client, channel_data, client, peer, start},
+    support::{in_namespace, ip},
+};
+
+fn dropped(relay: &Relay, reason: DropReason) -> u64 {
+    relay.counters().iter().map(|c| c.dropped(reason)).sum()
+}
+
+#[test]
+fn a_users_quota_counts_on_all_threads() {
+    let mut relay =
+        start(&["--threads", "4", "--user", "bob:secret", "--max-allocations-per-user", "5", "--max-allocations", "8"]);
+    let mut clients: Vec<_> = (0..12).map(|_| client(&relay)).collect();
+    let results: Vec<_> = clients.iter_mut().map(|c| c.try_allocate(&|_| ()).map(drop)).collect();
+    assert_eq!(results.iter().filter(|r| r.is_ok()).count(), 5);
+    assert_eq!(results.iter().filter(|r| **r == Err(486)).count(), 7);
+    let busy = relay.counters().iter().filter(|c| c.allocations.get() > 0).count();
+    assert!(busy >= 2, "the kernel spreads clients over the threads");
+    let addr = relay.local_addrs()[0];
+    let mut bobs: Vec<_> = (0..4).map(|_| Client::new(addr, "bob", "secret", "backwater")).collect();
+    let results: Vec<_> = bobs.iter_mut().map(|c| c.try_allocate(&|_| ()).map(drop)).collect();
+    assert_eq!(results, [Ok(()), Ok(()), Ok(()), Err(508)]);
+    // A place that is given back can be had again.
+    let delete: crate::client::Fill<'_> = &|w| {
+        w.attribute(&Lifetime(0)).unwrap();
+    };
+    clients[0].request(Method::REFRESH, delete).unwrap();
+    bobs[3].try_allocate(&|_| ()).unwrap();
+    relay.stop(Duration::ZERO);
+}
+
+#[test]
+fn what_is_over_a_users_rate_is_dropped_and_counted() {
+    let mut relay = start(&["--threads", "2", "--max-bytes-per-second-per-user", "100000"]);
+    let (peer, peer_addr) = peer();
+    let mut clients = [client(&relay), client(&relay)];
+    for client in &mut clients {
+        client.allocate();
+        client.bind_channel(0x4000, peer_addr).unwrap();
+    }
+    // Read at once: the peer's receive buffer holds less than what comes.
+    peer.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 2000];
+        std::iter::from_fn(|| peer.recv(&mut buffer).ok()).count()
+    });
+    let started = Instant::now();
+    for i in 0..400 {
+        clients[i % 2].socket.send(&channel_data(0x4000, &[1; 1000])).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let most = 100 + started.elapsed().as_millis() as usize / 10;
+    let received = reader.join().unwrap();
+    assert!((100..=most).contains(&received), "{received} of at most {most}");
+    assert_eq!(dropped(&relay, DropReason::Bandwidth), 400 - received as u64);
+    relay.stop(Duration::ZERO);
+}
+
+/// A flood of requests from one address is answered at its rate and leaves nothing; others do not notice.
+#[test]
+fn a_flood_of_strangers_is_answered_at_its_rate() {
+    in_namespace("limits::a_flood_of_strangers_is_answered_at_its_rate", || {
+        for host in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+            ip(&format!("addr add {host}/32 dev lo"));
+        }
+        let args = ["--threads", "2", "--listen", "192.0.2.1:0", "--reply-limit", "50"];
+        let mut relay = start(&args);
+        let addr = relay.local_addrs()[1];
+        let mut buffer = [0; 100];
+        let request = |method| {
+            let mut buffer = [0; 100];
+            let w = Writer::new(&mut buffer, Class::Request, method, TransactionId([1; 12])).unwrap();
+            w.finish().to_vec()
+        };
+        let flood: Vec<_> = (0..20).map(|_| UdpSocket::bind("192.0.2.2:0").unwrap()).collect();
+        let started = Instant::now();
+        for i in 0..5000 {
+            let method = if i % 2 == 0 { Method::BINDING } else { Method::ALLOCATE };
+            flood[i % flood.len()].send_to(&request(method), addr).unwrap();
+            if i % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        std::thread::sleep(Duration::from_millis(200));
+        let mut answers = 0;
+        for socket in &flood {
+            socket.set_nonblocking(true).unwrap();
+            answers += std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count();
+        }
+        let most = 50 + (50.0 * (seconds + 0.3)) as usize;
+        assert!((50..=most).contains(&answers), "{answers} of at most {most}");
+        assert_eq!(dropped(&relay, DropReason::ReplyLimit), 5000 - answers as u64);
+        let mut other = Client::new(addr, "alice", "secret", "backwater");
+        other.socket = UdpSocket::bind("192.0.2.3:0").unwrap();
+        other.socket.connect(addr).unwrap();
+        other.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        other.allocate();
+        // Loopback is not limited.
+        for _ in 0..200 {
+            client(&relay).exchange(Method::BINDING, &|_| ());
+        }
+        relay.stop(Duration::ZERO);
+    });
+}

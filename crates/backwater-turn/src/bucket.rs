@@ -1,0 +1,93 @@
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+/// A token bucket in one word, for all threads: the time at which it will be full again (GCRA).
+#[derive(Debug, Default)]
+pub(crate) struct Bucket(AtomicU64);
+
+/// The clock that buckets are read with: nanoseconds since it was made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticks(Instant);
+
+/// How fast a bucket fills and how much it holds, in nanoseconds of filling.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rate {
+    per_second: u64,
+    depth: u64,
+}
+
+impl Ticks {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self(now)
+    }
+
+    pub(crate) fn at(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.0).as_nanos() as u64
+    }
+}
+
+impl Rate {
+    /// So many tokens a second, a second's worth of them at once, or `least`.
+    pub(crate) fn new(per_second: u64, least: u64) -> Self {
+        let per_second = per_second.max(1);
+        let mut rate = Self { per_second, depth: 0 };
+        rate.depth = rate.nanos(per_second.max(least));
+        rate
+    }
+
+    fn nanos(self, tokens: u64) -> u64 {
+        let nanos = u128::from(tokens) * Duration::from_secs(1).as_nanos() / u128::from(self.per_second);
+        u64::try_from(nanos).unwrap_or(u64::MAX / 4).min(u64::MAX / 4)
+    }
+}
+
+impl Bucket {
+    /// Takes tokens, or none if there are not enough.
+    pub(crate) fn take(&self, now: u64, rate: Rate, tokens: u64) -> bool {
+        let cost = rate.nanos(tokens);
+        let taken = self.0.fetch_update(Relaxed, Relaxed, |full| {
+            let next = full.max(now) + cost;
+            (next <= now + rate.depth).then_some(next)
+        });
+        taken.is_ok()
+    }
+
+    /// Puts back what was just taken.
+    pub(crate) fn put_back(&self, rate: Rate, tokens: u64) {
+        self.0.fetch_sub(rate.nanos(tokens), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_and_then_the_rate() {
+        let (bucket, rate) = (Bucket::default(), Rate::new(10, 0));
+        let mut now = 5_000_000_000;
+        assert_eq!((0..100).filter(|_| bucket.take(now, rate, 1)).count(), 10);
+        for _ in 0..50 {
+            now += 100_000_000;
+            assert!(bucket.take(now, rate, 1) && !bucket.take(now, rate, 1));
+        }
+        now += 10_000_000_000;
+        assert!(bucket.take(now, rate, 7) && !bucket.take(now, rate, 4) && bucket.take(now, rate, 3));
+        bucket.put_back(rate, 3);
+        assert!(bucket.take(now, rate, 3) && !bucket.take(now, rate, 1));
+    }
+
+    #[test]
+    fn a_slow_bucket_holds_what_comes_at_once() {
+        let (bucket, rate) = (Bucket::default(), Rate::new(1000, 65_536));
+        assert!(bucket.take(0, rate, 65_536) && !bucket.take(0, rate, 1));
+        assert!(bucket.take(1_000_000_000, rate, 1000));
+        // No number of tokens overflows.
+        for per_second in [0, 1, u64::MAX] {
+            let rate = Rate::new(per_second, u64::MAX);
+            Bucket::default().take(u64::MAX / 2, rate, u64::MAX);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+use std::{
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+    time::Instant,
+};
+
+use crate::bucket::{Bucket, Rate, Ticks};
+
+/// How many answers a source gets that has not authenticated: what a forged source can have sent to somebody else.
+///
+/// A source is an IPv4 address or an IPv6 network of 64 bits. Nothing is remembered for each: there is a table of fixed size
+/// (512 KiB), and a keyed hash of the source says which of its buckets counts. Two that share one by chance share its rate.
+/// Shared by all threads. Loopback is not limited, which no network can forge.
+#[derive(Debug)]
+pub struct ReplyLimit {
+    rate: Rate,
+    ticks: Ticks,
+    buckets: Box<[Bucket]>,
+    hasher: RandomState,
+}
+
+const BUCKETS: usize = 1 << 16;
+
+impl ReplyLimit {
+    /// So many answers a second, and as many at once.
+    pub fn new(per_second: u32, now: Instant) -> Self {
+        Self {
+            rate: Rate::new(per_second.into(), 0),
+            ticks: Ticks::new(now),
+            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Whether a source gets an answer, which counts then.
+    pub(crate) fn allows(&self, source: IpAddr, now: Instant) -> bool {
+        let source = source.to_canonical();
+        let network = match source {
+            IpAddr::V4(ip) => u64::from(u32::from(ip)),
+            IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
+        };
+        let place = self.hasher.hash_one((source.is_ipv4(), network)) as usize % BUCKETS;
+        let bucket = self.buckets.get(place);
+        source.is_loopback() || bucket.is_some_and(|bucket| bucket.take(self.ticks.at(now), self.rate, 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn count(limit: &ReplyLimit, ips: &[&str], now: Instant) -> usize {
+        let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        (0..10_000).filter(|i| limit.allows(ips[i % ips.len()], now)).count()
+    }
+
+    #[test]
+    fn each_source_has_its_own_rate() {
+        let now = Instant::now();
+        let limit = ReplyLimit::new(100, now);
+        assert_eq!(count(&limit, &["192.0.2.1"], now), 100);
+        assert_eq!(count(&limit, &["::ffff:192.0.2.1"], now), 0);
+        assert_eq!(count(&limit, &["192.0.2.1"], now + Duration::from_millis(500)), 50);
+        assert_eq!(count(&limit, &["192.0.2.2"], now), 100);
+        assert_eq!(count(&limit, &["2001:db8::1", "2001:db8::2", "2001:db8::ffff:0:0:1"], now), 100);
+        assert_eq!(count(&limit, &["2001:db8:0:1::1"], now), 100);
+        assert_eq!(count(&limit, &["127.0.0.1", "::1"], now), 10_000);
+    }
+}

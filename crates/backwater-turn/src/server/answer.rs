@@ -1,0 +1,146 @@
+//! How requests are answered.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use backwater_stun::{
+    AttributeError, AttributeErrorKind, AttributeType, Class, Code, ErrorCode, Integrity, Method, Nonce, Realm,
+    TakesFingerprint, TransactionId, UnknownAttributes, WriteError, Writer,
+};
+
+use super::{Action, DropReason, Server};
+use crate::{
+    FiveTuple, Now, PeerAddr, PeerRefused,
+    auth::{ALGORITHMS, Identity},
+};
+
+/// Unknown attributes that a 420 lists; RFC 8489 does not demand all.
+pub(super) const MAX_UNKNOWN: usize = 16;
+
+/// Why a request is not granted.
+pub(super) enum Refusal {
+    Code(Code),
+    /// 401 or 438, with what the client needs to try again.
+    Challenge(Code),
+    Unknown(ArrayVec<AttributeType, MAX_UNKNOWN>),
+    Forbidden(PeerAddr, PeerRefused),
+    Drop(DropReason),
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Self {
+        Self::Code(code)
+    }
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Self {
+        Self::Drop(reason)
+    }
+}
+
+impl From<AttributeError> for Refusal {
+    fn from(error: AttributeError) -> Self {
+        let family = error.kind == AttributeErrorKind::Family;
+        Self::Code(if family { Code::ADDRESS_FAMILY_NOT_SUPPORTED } else { Code::BAD_REQUEST })
+    }
+}
+
+impl Server {
+    pub(super) fn refuse(
+        &self,
+        now: Now,
+        from: FiveTuple,
+        refusal: Refusal,
+        answer: &Answer,
+        reply: &mut [u8],
+    ) -> Action {
+        let result = match refusal {
+            Refusal::Drop(reason) => Err(reason),
+            Refusal::Code(code) => answer.error(reply, code, |_| Ok(())),
+            // A stranger gets no reason phrase: it would make the answer longer that a forged source has sent to others.
+            Refusal::Challenge(code) => answer.challenge(reply, |w| {
+                w.attribute(&ErrorCode { code, reason: "" })?;
+                w.attribute(&Realm(self.config.credentials.realm()))?;
+                w.attribute(&Nonce(&self.nonces.make(from.client, now.unix)))?;
+                w.attribute(&ALGORITHMS).map(drop)
+            }),
+            Refusal::Unknown(types) => {
+                answer.error(reply, Code::UNKNOWN_ATTRIBUTE, |w| w.attribute(&UnknownAttributes::new(&types)).map(drop))
+            }
+            Refusal::Forbidden(peer, why) => {
+                let result = answer.error(reply, Code::FORBIDDEN, |_| Ok(()));
+                return result.map_or_else(Action::Drop, |len| Action::Forbid(len, peer, Box::new(why)));
+            }
+        };
+        replied(result)
+    }
+}
+
+/// How a request is answered, whatever the answer is.
+pub(super) struct Answer {
+    pub(super) method: Method,
+    pub(super) transaction_id: TransactionId,
+    /// Present once the user is known: the request's integrity is the answer's too (RFC 8489, section 9.2.4).
+    pub(super) user: Option<(Arc<Identity>, Integrity)>,
+    /// Whether the request had a FINGERPRINT: the answer then has one too.
+    pub(super) fingerprint: bool,
+}
+
+impl Answer {
+    /// Writes a success and returns its length.
+    pub(super) fn success(
+        &self,
+        reply: &mut [u8],
+        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
+    ) -> Result<usize, DropReason> {
+        self.write(Class::SuccessResponse, reply, attributes).map_err(|_| DropReason::TooLong)
+    }
+
+    fn challenge(
+        &self,
+        reply: &mut [u8],
+        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
+    ) -> Result<usize, DropReason> {
+        self.write(Class::ErrorResponse, reply, attributes).map_err(|_| DropReason::TooLong)
+    }
+
+    /// Writes an error with its code and what else belongs to it, and returns its length.
+    pub(super) fn error(
+        &self,
+        reply: &mut [u8],
+        code: Code,
+        more: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
+    ) -> Result<usize, DropReason> {
+        let attributes = |w: &mut Writer<'_>| {
+            w.attribute(&ErrorCode::from(code))?;
+            more(w)
+        };
+        self.write(Class::ErrorResponse, reply, attributes).map_err(|_| DropReason::TooLong)
+    }
+
+    fn write(
+        &self,
+        class: Class,
+        reply: &mut [u8],
+        attributes: impl FnOnce(&mut Writer<'_>) -> Result<(), WriteError>,
+    ) -> Result<usize, WriteError> {
+        let mut writer = Writer::new(reply, class, self.method, self.transaction_id)?;
+        attributes(&mut writer)?;
+        let written = match &self.user {
+            None if self.fingerprint => writer.fingerprint()?.finish(),
+            None => writer.finish(),
+            Some((user, Integrity::Sha1)) => self.finish(writer.integrity_sha1(&user.key)?)?,
+            Some((user, Integrity::Sha256)) => self.finish(writer.integrity_sha256(&user.key)?)?,
+        };
+        Ok(written.len())
+    }
+
+    fn finish<'b, Stage: TakesFingerprint>(&self, writer: Writer<'b, Stage>) -> Result<&'b [u8], WriteError> {
+        Ok(if self.fingerprint { writer.fingerprint()?.finish() } else { writer.finish() })
+    }
+}
+
+pub(super) fn replied(result: Result<usize, DropReason>) -> Action {
+    result.map_or_else(Action::Drop, Action::Reply)
+}

@@ -1,0 +1,138 @@
+//! The way of a datagram between a client and its peers.
+
+use std::time::Instant;
+
+use backwater_stun::{
+    AttributeType, ChannelData, Class, DataPrefix, FingerprintCheck, Icmp, Message, Method, TransactionId, Writer,
+    XorPeerAddress,
+};
+
+use super::{Action, AllocationId, DropReason, Framing, Server, UNDERSTOOD, allocation::Allocation};
+use crate::{FiveTuple, PeerAddr};
+
+impl Server {
+    /// Where a peer's datagram goes, and how; the same for all of a train, of `bytes` together.
+    ///
+    /// # Errors
+    /// Why it goes nowhere.
+    #[inline]
+    pub fn from_peer(
+        &self,
+        now: Instant,
+        via: AllocationId,
+        peer: PeerAddr,
+        bytes: usize,
+    ) -> Result<(FiveTuple, Framing), DropReason> {
+        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
+        if !allocation.is_permitted(peer.0.ip(), now) {
+            return Err(DropReason::NoPermission);
+        }
+        self.meter(allocation, now, bytes)?;
+        let framing = allocation.peer_channel(peer, now).map_or(Framing::Indication, Framing::Channel);
+        Ok((allocation.five_tuple, framing))
+    }
+
+    /// What goes around a payload in a Data indication.
+    ///
+    /// # Errors
+    /// [`DropReason::TooLong`].
+    pub fn data_indication(&mut self, peer: PeerAddr, payload_len: usize) -> Result<DataPrefix, DropReason> {
+        DataPrefix::data(self.indication_id(), peer.0, payload_len).map_err(|_| DropReason::TooLong)
+    }
+
+    /// What a client is told about an ICMP message that a datagram of its allocation gave rise to (RFC 8656, section 11.5):
+    /// where to, and how many bytes of `reply`, which has [`MAX_REPLY`].
+    ///
+    /// # Errors
+    /// [`DropReason::Icmp`] for a type that is none of a client's business, and why the peer is none.
+    pub fn icmp_indication(
+        &mut self,
+        now: Instant,
+        via: AllocationId,
+        peer: PeerAddr,
+        icmp: Icmp,
+        reply: &mut [u8],
+    ) -> Result<(FiveTuple, usize), DropReason> {
+        let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
+        let client = allocation.five_tuple;
+        // Unreachable and time exceeded; for IPv6, packet too big too.
+        let told: &[u8] = if peer.0.is_ipv4() { &[3, 11] } else { &[1, 2, 3] };
+        if !told.contains(&icmp.icmp_type) {
+            return Err(DropReason::Icmp);
+        }
+        if !allocation.is_permitted(peer.0.ip(), now) {
+            return Err(DropReason::NoPermission);
+        }
+        let written = Writer::new(reply, Class::Indication, Method::DATA, self.indication_id()).and_then(|mut w| {
+            w.attribute(&XorPeerAddress(peer.0))?.attribute(&icmp)?;
+            Ok(w.finish().len())
+        });
+        written.map(|len| (client, len)).map_err(|_| DropReason::TooLong)
+    }
+
+    /// Nobody answers an indication: its id need only differ from the others' (RFC 8489, section 6.1).
+    fn indication_id(&mut self) -> TransactionId {
+        self.indications = self.indications.wrapping_add(1);
+        let mut id = [0; 12];
+        id[..4].copy_from_slice(b"data");
+        id[4..].copy_from_slice(&self.indications.to_be_bytes());
+        TransactionId(id)
+    }
+
+    // These two return the action itself and no result, each copy of which waits for the stores of the last one.
+
+    #[inline]
+    pub(super) fn channel_data(&mut self, now: Instant, from: &FiveTuple, datagram: &[u8]) -> Action {
+        let reason = 'drop: {
+            let Ok(message) = ChannelData::parse(datagram) else { break 'drop DropReason::ChannelData };
+            let via = match &self.recent {
+                Some((tuple, id)) if tuple == from => *id,
+                _ => {
+                    let Some(&id) = self.clients.get(from) else { break 'drop DropReason::NoAllocation };
+                    self.recent = Some((*from, id));
+                    id
+                }
+            };
+            let Some(allocation) = self.allocation(via) else { break 'drop DropReason::NoAllocation };
+            let Some(&to) = allocation.channel_peer(message.channel(), now) else { break 'drop DropReason::NoChannel };
+            if let Err(reason) = self.meter(allocation, now, message.data().len()) {
+                break 'drop reason;
+            }
+            let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
+            return Action::Forward { via, to, range: start..start + message.data().len() };
+        };
+        Action::Drop(reason)
+    }
+
+    pub(super) fn send_indication(&self, now: Instant, from: &FiveTuple, message: &Message<'_>) -> Action {
+        let reason = 'drop: {
+            let Some(&via) = self.clients.get(from) else { break 'drop DropReason::NoAllocation };
+            let Some(allocation) = self.allocation(via) else { break 'drop DropReason::NoAllocation };
+            if message.check_fingerprint() == FingerprintCheck::Invalid {
+                break 'drop DropReason::Fingerprint;
+            }
+            if message.unknown_required(UNDERSTOOD).next().is_some() {
+                break 'drop DropReason::Indication;
+            }
+            let Ok(Some(XorPeerAddress(peer))) = message.get() else { break 'drop DropReason::Indication };
+            let Some(range) = message.value_range(AttributeType::DATA) else { break 'drop DropReason::Indication };
+            let to = PeerAddr(peer);
+            if !allocation.is_permitted(peer.ip(), now) {
+                break 'drop DropReason::NoPermission;
+            }
+            if self.config.peers.is_listener(to) {
+                break 'drop DropReason::Peer;
+            }
+            if let Err(reason) = self.meter(allocation, now, range.len()) {
+                break 'drop reason;
+            }
+            return Action::Forward { via, to, range };
+        };
+        Action::Drop(reason)
+    }
+
+    #[inline]
+    fn meter(&self, allocation: &Allocation, now: Instant, bytes: usize) -> Result<(), DropReason> {
+        if self.metered { allocation.spend(now, bytes) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,278 @@
+//! A client that changes its address keeps its allocation (RFC 8016).
+//!
+//! A ticket names an allocation and the thread that has it. Whoever arrives with one, on whatever thread, asks that thread
+//! for the allocation: it moves, as a whole, to where its client is now. From then on its peers' data goes there; the old
+//! address is forgotten at once, and so is the old ticket.
+
+use std::{sync::Arc, time::Instant};
+
+use backwater_stun::{Code, Integrity, Method, MobilityTicket, TransactionId};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use super::{
+    Action, AllocationId, Server,
+    allocation::Allocation,
+    answer::{Answer, Refusal, replied},
+    requests::{Authenticated, Refresh},
+};
+use crate::{FiveTuple, auth::Identity};
+
+/// Makes tickets and reads them. All threads of a relay have the same key.
+pub(super) struct Tickets {
+    key: Hmac<Sha256>,
+}
+
+/// What a ticket says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ticket {
+    thread: u16,
+    id: AllocationId,
+    /// A ticket is good for one move.
+    serial: u32,
+}
+
+/// What an allocation that may move remembers.
+#[derive(Default)]
+pub(super) struct Mobility {
+    /// Of the ticket that is good now.
+    serial: u32,
+    /// The request that it moved by, to answer its retransmissions alike.
+    moved_by: Option<TransactionId>,
+}
+
+/// A request for an allocation that another thread may have: see [`Action::Move`].
+#[derive(Debug)]
+pub struct Move {
+    ticket: Ticket,
+    to: FiveTuple,
+    user: Arc<Identity>,
+    integrity: Integrity,
+    fingerprint: bool,
+    transaction_id: TransactionId,
+    refresh: Refresh,
+}
+
+/// The same request, or one that was sent again.
+impl PartialEq for Move {
+    fn eq(&self, other: &Self) -> bool {
+        (self.ticket, self.to, self.transaction_id) == (other.ticket, other.to, other.transaction_id)
+    }
+}
+
+impl Eq for Move {}
+
+/// An allocation on its way.
+pub struct Moved(Box<Allocation>);
+
+const PLAIN_LEN: usize = 14;
+const TAG_LEN: usize = 16;
+
+/// A sealed ticket in characters. In bytes it would end at the first zero for coturn's client.
+const TICKET_LEN: usize = (PLAIN_LEN + TAG_LEN) * 8 / 6;
+
+impl Move {
+    /// The thread that has it: [`Config::thread`](super::Config::thread).
+    pub fn thread(&self) -> usize {
+        self.ticket.thread.into()
+    }
+
+    /// Its name there.
+    pub fn id(&self) -> AllocationId {
+        self.ticket.id
+    }
+
+    /// Where the answer goes.
+    pub fn to(&self) -> FiveTuple {
+        self.to
+    }
+
+    fn answer(&self) -> Answer {
+        Answer {
+            method: Method::REFRESH,
+            transaction_id: self.transaction_id,
+            user: Some((self.user.clone(), self.integrity)),
+            fingerprint: self.fingerprint,
+        }
+    }
+}
+
+impl Server {
+    /// Gives an allocation away; its sockets are the caller's to send along.
+    ///
+    /// # Errors
+    /// The code to answer with: nothing has changed then.
+    pub fn give(&mut self, request: &Move) -> Result<Moved, Code> {
+        let id = request.id();
+        let allocation = self.allocation(id).filter(|a| a.is_bound()).ok_or(Code::ALLOCATION_MISMATCH)?;
+        if allocation.mobility.as_ref().is_none_or(|m| m.serial != request.ticket.serial) {
+            return Err(Code::ALLOCATION_MISMATCH);
+        }
+        if allocation.user.name != request.user.name {
+            return Err(Code::WRONG_CREDENTIALS);
+        }
+        if request.refresh.family.is_some_and(|family| !allocation.families().get(family)) {
+            return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH);
+        }
+        let allocation = self.remove(id).ok_or(Code::ALLOCATION_MISMATCH)?;
+        Ok(Moved(Box::new(allocation)))
+    }
+
+    /// Takes an allocation, or learns why there is none, and writes the answer into `reply`. Open its sockets under the new
+    /// name before anything else; without a new name, close them.
+    pub fn take(
+        &mut self,
+        now: Instant,
+        request: &Move,
+        given: Result<Moved, Code>,
+        reply: &mut [u8],
+    ) -> (Option<AllocationId>, Action) {
+        let answer = request.answer();
+        let here = self.clients.get(&request.to).copied();
+        let id = match (given, here) {
+            // The first of two that were sent has brought it here already.
+            (_, Some(id)) if self.allocation(id).is_some_and(|a| a.moved_by(request.transaction_id)) => id,
+            (Ok(_), Some(_)) => {
+                return (None, replied(answer.error(reply, Code::ALLOCATION_MISMATCH, |_| Ok(()))));
+            }
+            (Err(code), _) => return (None, replied(answer.error(reply, code, |_| Ok(())))),
+            (Ok(Moved(mut allocation)), None) => {
+                allocation.five_tuple = request.to;
+                if let Some(mobility) = &mut allocation.mobility {
+                    mobility.serial = mobility.serial.wrapping_add(1);
+                    mobility.moved_by = Some(request.transaction_id);
+                }
+                self.insert(*allocation)
+            }
+        };
+        let action = self.refresh(now, id, request.refresh, &answer, reply);
+        let action = action.unwrap_or_else(|refusal| match refusal {
+            Refusal::Code(code) => replied(answer.error(reply, code, |_| Ok(()))),
+            Refusal::Drop(reason) => Action::Drop(reason),
+            Refusal::Challenge(_) | Refusal::Unknown(_) | Refusal::Forbidden(..) => {
+                replied(answer.error(reply, Code::SERVER_ERROR, |_| Ok(())))
+            }
+        });
+        (Some(id), action)
+    }
+
+    /// A Refresh request with a ticket; `None` if it is for the allocation that the client has here.
+    pub(super) fn moves(
+        &self,
+        from: FiveTuple,
+        here: Option<AllocationId>,
+        user: &Authenticated<'_>,
+        answer: &Answer,
+    ) -> Result<Option<Action>, Refusal> {
+        let message = &user.message;
+        let Some(MobilityTicket(ticket)) = message.get()? else { return Ok(None) };
+        if here.is_none() && self.deleted.was(&from, answer.transaction_id) {
+            return Ok(None);
+        }
+        let ticket = self.tickets.open(ticket).ok_or(Code::BAD_REQUEST)?;
+        if let Some(id) = here {
+            let again = self.allocation(id).is_some_and(|a| a.moved_by(answer.transaction_id));
+            let own = self.ticket(id) == Some(ticket);
+            return if own || again { Ok(None) } else { Err(Code::ALLOCATION_MISMATCH.into()) };
+        }
+        Ok(Some(Action::Move(Box::new(Move {
+            ticket,
+            to: from,
+            user: user.user.clone(),
+            integrity: message.integrity(),
+            fingerprint: answer.fingerprint,
+            transaction_id: answer.transaction_id,
+            refresh: self.refresh_wanted(message)?,
+        }))))
+    }
+
+    /// The ticket that is good for an allocation, sealed; `None` if it is not to move.
+    pub(super) fn sealed_ticket(&self, id: AllocationId) -> Option<[u8; TICKET_LEN]> {
+        self.ticket(id).map(|ticket| self.tickets.seal(ticket))
+    }
+
+    fn ticket(&self, id: AllocationId) -> Option<Ticket> {
+        let serial = self.allocation(id)?.mobility.as_ref()?.serial;
+        Some(Ticket { thread: self.config.thread, id, serial })
+    }
+}
+
+impl Allocation {
+    fn moved_by(&self, request: TransactionId) -> bool {
+        self.mobility.as_ref().is_some_and(|m| m.moved_by == Some(request))
+    }
+}
+
+impl Tickets {
+    pub(super) fn new(key: &[u8; 64]) -> Self {
+        Self { key: KeyInit::new(&(*key).into()) }
+    }
+
+    /// The code over what it says, and what it says, hidden by a stream that the code begins.
+    fn seal(&self, ticket: Ticket) -> [u8; TICKET_LEN] {
+        let mut plain = [0; PLAIN_LEN];
+        plain[..2].copy_from_slice(&ticket.thread.to_be_bytes());
+        plain[2..6].copy_from_slice(&ticket.id.index.to_be_bytes());
+        plain[6..10].copy_from_slice(&ticket.id.generation.to_be_bytes());
+        plain[10..].copy_from_slice(&ticket.serial.to_be_bytes());
+        let code = self.code(&plain).finalize().into_bytes();
+        let mut sealed = [0; PLAIN_LEN + TAG_LEN];
+        let (tag, hidden) = sealed.split_at_mut(TAG_LEN);
+        tag.copy_from_slice(&code[..TAG_LEN]);
+        self.hide(tag, &plain, hidden);
+        let mut text = [0; TICKET_LEN];
+        // It has room for exactly that.
+        let _ = BASE64_URL_SAFE_NO_PAD.encode_slice(sealed, &mut text);
+        text
+    }
+
+    fn open(&self, text: &[u8]) -> Option<Ticket> {
+        let mut sealed = [0; PLAIN_LEN + TAG_LEN];
+        let text: &[u8; TICKET_LEN] = text.try_into().ok()?;
+        BASE64_URL_SAFE_NO_PAD.decode_slice(text, &mut sealed).ok()?;
+        let (tag, hidden) = sealed.split_at(TAG_LEN);
+        let mut plain = [0; PLAIN_LEN];
+        self.hide(tag, hidden, &mut plain);
+        self.code(&plain).verify_truncated_left(tag).ok()?;
+        let number = |at: usize| plain.get(at..).and_then(<[u8]>::first_chunk).map(|b| u32::from_be_bytes(*b));
+        let id = AllocationId { index: number(2)?, generation: number(6)? };
+        Some(Ticket { thread: u16::from_be_bytes([plain[0], plain[1]]), id, serial: number(10)? })
+    }
+
+    fn code(&self, plain: &[u8]) -> Hmac<Sha256> {
+        self.key.clone().chain_update("ticket").chain_update(plain)
+    }
+
+    fn hide(&self, tag: &[u8], from: &[u8], to: &mut [u8]) {
+        let stream = self.key.clone().chain_update("hidden").chain_update(tag).finalize().into_bytes();
+        to.iter_mut().zip(from).zip(stream).for_each(|((to, from), key)| *to = from ^ key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_is_read_by_whom_it_was_made_by_and_by_nobody_else() {
+        let tickets = Tickets::new(&[1; 64]);
+        let ticket = Ticket { thread: 3, id: AllocationId { index: 7, generation: 9 }, serial: 1 };
+        let sealed = tickets.seal(ticket);
+        assert_eq!(tickets.open(&sealed), Some(ticket));
+        assert_eq!(Tickets::new(&[2; 64]).open(&sealed), None);
+        for bit in 0..8 * sealed.len() {
+            let mut forged = sealed;
+            forged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(tickets.open(&forged), None, "bit {bit}");
+        }
+        for len in 0..sealed.len() {
+            assert_eq!(tickets.open(&sealed[..len]), None);
+        }
+        assert_eq!(tickets.open(&[&sealed[..], &[0]].concat()), None);
+        // Two tickets of one allocation look nothing alike.
+        let next = tickets.seal(Ticket { serial: 2, ..ticket });
+        assert!(sealed.iter().zip(next).filter(|(a, b)| **a == *b).count() < 10);
+        assert!(sealed.iter().all(u8::is_ascii_graphic));
+    }
+}

@@ -1,0 +1,130 @@
+//! RFC 8489: password algorithms, SHA-256, USERHASH.
+
+use super::*;
+
+type Sign<'f> = &'f dyn Fn(Writer<'_>, &HmacKey) -> Vec<u8>;
+
+fn sign_sha1(w: Writer<'_>, key: &HmacKey) -> Vec<u8> {
+    w.integrity_sha1(key).unwrap().finish().to_vec()
+}
+
+fn sign_sha256(w: Writer<'_>, key: &HmacKey) -> Vec<u8> {
+    w.integrity_sha256(key).unwrap().finish().to_vec()
+}
+
+fn sign_both(w: Writer<'_>, key: &HmacKey) -> Vec<u8> {
+    w.integrity_sha1(key).unwrap().integrity_sha256(key).unwrap().fingerprint().unwrap().finish().to_vec()
+}
+
+fn sha256_key() -> HmacKey {
+    HmacKey::from(&LongTermKey::sha256("alice", REALM, "secret"))
+}
+
+impl Bench {
+    /// An Allocate request with what `fill` writes in place of the user name and the algorithms.
+    fn rfc8489(&mut self, fill: Fill<'_>, key: &HmacKey, sign: Sign<'_>) -> (Action, Vec<u8>) {
+        self.next_id += 1;
+        let nonce = self.server.nonces.make(ClientAddr(addr(CLIENT)), self.now.unix);
+        let mut buffer = [0; 2000];
+        let id = TransactionId([self.next_id; 12]);
+        let mut w = Writer::new(&mut buffer, Class::Request, Method::ALLOCATE, id).unwrap();
+        udp(&mut w);
+        fill(&mut w);
+        w.attribute(&Realm(REALM)).unwrap().attribute(&Nonce(&nonce)).unwrap();
+        let request = sign(w, key);
+        self.bytes(CLIENT, &request)
+    }
+}
+
+#[test]
+fn a_client_of_rfc_8489_is_answered_with_the_integrity_it_used() {
+    let named: Fill<'_> = &|w| put(w, &Username("alice"));
+    let hashed: Fill<'_> = &|w| put(w, &Userhash::new("alice", REALM));
+    let signs: [(Sign<'_>, Integrity); 3] =
+        [(&sign_sha1, Integrity::Sha1), (&sign_sha256, Integrity::Sha256), (&sign_both, Integrity::Sha256)];
+    for who in [named, hashed] {
+        for (algorithm, key) in [
+            (None, key("alice")),
+            (Some(PasswordAlgorithm::MD5), key("alice")),
+            (Some(PasswordAlgorithm::SHA256), sha256_key()),
+        ] {
+            for (sign, integrity) in signs {
+                let mut b = Bench::new();
+                let fill: Fill<'_> = &|w| {
+                    who(w);
+                    if let Some(algorithm) = algorithm {
+                        w.attribute(&PasswordAlgorithms::SHA256_MD5).unwrap().attribute(&algorithm).unwrap();
+                    }
+                };
+                let (action, _) = b.rfc8489(fill, &key, sign);
+                let Action::Bind(bind) = action else { panic!("{action:?}") };
+                let mut reply = [0; MAX_REPLY];
+                let bound = b.server.bound(bind.id, relayed(RELAYED, None), &mut reply);
+                let Action::Reply(len) = bound else { panic!("{bound:?}") };
+                let answer = Message::parse(&reply[..len]).unwrap();
+                assert_eq!(answer.verify(&key).unwrap().integrity(), integrity);
+                let sha1 = answer.contains(AttributeType::MESSAGE_INTEGRITY);
+                assert_eq!(sha1, integrity == Integrity::Sha1);
+                // And again: the allocation remembers the key, and an error is signed too.
+                let (_, reply) = b.rfc8489(fill, &key, sign);
+                let answer = Message::parse(&reply).unwrap();
+                assert_eq!(answer.verify(&key).unwrap().integrity(), integrity);
+                assert_eq!(code(&reply, false), 437);
+            }
+        }
+    }
+}
+
+#[test]
+fn bidding_down_is_noticed() {
+    let mut b = Bench::new();
+    let named = |w: &mut Writer<'_>| put(w, &Username("alice"));
+    let (md5, sha256) = (PasswordAlgorithm::MD5, PasswordAlgorithm::SHA256);
+    let cases: [(u16, HmacKey, Fill<'_>); 7] = [
+        (400, sha256_key(), &|w| put(w, &sha256)),
+        (400, sha256_key(), &|w| put(w, &PasswordAlgorithms::SHA256_MD5)),
+        (400, key("alice"), &|w| {
+            w.attribute(&PasswordAlgorithms::MD5).unwrap().attribute(&md5).unwrap();
+        }),
+        (400, sha256_key(), &|w| {
+            let other = PasswordAlgorithm { number: 3, parameters: &[] };
+            w.attribute(&PasswordAlgorithms::SHA256_MD5).unwrap().attribute(&other).unwrap();
+        }),
+        // The key of another algorithm than the one named.
+        (401, key("alice"), &|w| {
+            w.attribute(&PasswordAlgorithms::SHA256_MD5).unwrap().attribute(&sha256).unwrap();
+        }),
+        (401, sha256_key(), &|_| ()),
+        (0, key("alice"), &|_| ()),
+    ];
+    for (want, key, fill) in cases {
+        let (action, reply) = b.rfc8489(
+            &|w| {
+                named(w);
+                fill(w);
+            },
+            &key,
+            &sign_sha256,
+        );
+        if want == 0 {
+            assert!(matches!(action, Action::Bind(_)));
+        } else {
+            assert_eq!(code(&reply, false), want);
+        }
+    }
+    // A nonce whose bits were changed is not ours: the client gets the right ones again.
+    let mut nonce = b.server.nonces.make(ClientAddr(addr("192.0.2.1:7")), b.now.unix);
+    nonce[12] = b'A';
+    let request = signed(TransactionId([1; 12]), "alice", &nonce, Method::ALLOCATE, &udp);
+    assert_eq!(code(&b.bytes("192.0.2.1:7", &request).1, false), 438);
+}
+
+#[test]
+fn a_hash_of_nobody_is_401_and_a_broken_integrity_400() {
+    let mut b = Bench::new();
+    let fill: Fill<'_> = &|w| put(w, &Userhash([3; 32]));
+    assert_eq!(code(&b.rfc8489(fill, &key("alice"), &sign_sha1).1, false), 401);
+    let truncated: Sign<'_> =
+        &|w, key| w.integrity_sha256_truncated(key, MacLength::SHORTEST).unwrap().finish().to_vec();
+    assert_eq!(code(&b.rfc8489(&|w| put(w, &Username("alice")), &key("alice"), truncated).1, false), 400);
+}
