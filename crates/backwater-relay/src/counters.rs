@@ -47,6 +47,8 @@ pub struct Counters {
     pub held: Counter,
     /// Held back until the deadline.
     pub held_too_long: Counter,
+    /// Held back until the allocation was gone, or had moved to another thread.
+    pub held_at_close: Counter,
     /// Refused by the system while too much was held.
     pub queue_full: Counter,
     /// Refused by the system while the policy was to drop.

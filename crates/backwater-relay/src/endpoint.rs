@@ -56,8 +56,8 @@ impl Endpoint {
     }
 
     /// Closes it, and returns what keeps its port.
-    pub(crate) fn into_lease(self) -> Option<Lease> {
-        self.lease
+    pub(crate) fn into_lease(mut self) -> Option<Lease> {
+        self.lease.take()
     }
 
     /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already or the policy is to
@@ -118,6 +118,15 @@ impl Endpoint {
     }
 }
 
+/// What is held goes with its socket.
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        // What the sender has accepted already it counts itself.
+        let untried = self.state.get_mut().queue.iter().filter(|held| held.cursor.is_none());
+        self.counters.held_at_close.add(untried.map(|held| held.datagrams as u64).sum());
+    }
+}
+
 impl State {
     fn hold(&mut self, now: Instant, t: &Transmit<'_>, counters: &Counters) {
         let datagrams = t.remaining();
@@ -145,5 +154,23 @@ impl State {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_held_when_a_socket_closes_is_counted() {
+        let counters = Arc::new(Counters::default());
+        let socket = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let endpoint = Endpoint::new(socket, None, counters.clone());
+        let slices = [IoSlice::new(b"onetwo")];
+        let train = Transmit::new("127.0.0.1:9".parse().unwrap(), &slices).segment_size(3);
+        endpoint.state.borrow_mut().hold(Instant::now(), &train, &counters);
+        assert_eq!((counters.held.get(), counters.held_at_close.get()), (2, 0));
+        drop(endpoint);
+        assert_eq!(counters.held_at_close.get(), 2);
     }
 }

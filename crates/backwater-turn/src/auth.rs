@@ -134,7 +134,7 @@ impl Credentials {
         let expiry = username.split(':').next().and_then(|expiry| expiry.parse().ok());
         let in_time = known.is_none() && expiry.is_some_and(|expiry: u64| expiry > unix.as_secs());
         let secrets = if in_time { self.secrets.as_slice() } else { &[] };
-        let limited = secrets.iter().zip(0..).map(move |(secret, place)| {
+        let limited = secrets.iter().zip(0..=u16::MAX).map(move |(secret, place)| {
             let password = time_limited_password(secret, username);
             Arc::new(Identity::new(algorithm, username, &self.realm, &password, Some(place)))
         });

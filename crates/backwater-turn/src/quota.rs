@@ -33,6 +33,8 @@ pub struct Limits {
 pub struct Quotas {
     user: Limits,
     total: Limits,
+    user_rate: Option<Rate>,
+    total_rate: Option<Rate>,
     used: Usage,
     users: Mutex<HashMap<Arc<str>, User>>,
     ticks: Ticks,
@@ -88,6 +90,10 @@ impl Default for Limits {
 }
 
 impl Limits {
+    fn rate(&self) -> Option<Rate> {
+        self.bytes_per_second.map(|per_second| Rate::new(per_second, LEAST_BURST))
+    }
+
     fn of(&self, kind: Kind) -> usize {
         match kind {
             Kind::Allocations => self.allocations,
@@ -100,13 +106,14 @@ impl Limits {
 impl Quotas {
     /// Nobody has anything yet.
     pub fn new(user: Limits, total: Limits, now: Instant) -> Arc<Self> {
+        let [user_rate, total_rate] = [user, total].map(|limits| limits.rate());
         let (used, users) = (Usage::default(), Mutex::default());
-        Arc::new(Self { user, total, used, users, ticks: Ticks::new(now) })
+        Arc::new(Self { user, total, user_rate, total_rate, used, users, ticks: Ticks::new(now) })
     }
 
     /// Whether bytes are counted.
     pub(crate) fn is_metered(&self) -> bool {
-        self.user.bytes_per_second.is_some() || self.total.bytes_per_second.is_some()
+        self.user_rate.is_some() || self.total_rate.is_some()
     }
 
     /// A place for an allocation of this user, and the user as the others of the same user have it.
@@ -166,16 +173,15 @@ impl Claim {
 
     /// Whether so many bytes may pass now, which count then.
     pub(crate) fn spend(&self, now: Instant, bytes: usize) -> bool {
-        let Quotas { user, total, used, ticks, .. } = &*self.quotas;
+        let Quotas { user_rate, total_rate, used, ticks, .. } = &*self.quotas;
         let (now, bytes) = (ticks.at(now), bytes as u64);
-        let take = |limit: Option<u64>, bucket: &Bucket| {
-            let rate = limit.map(|per_second| Rate::new(per_second, LEAST_BURST));
-            (rate, rate.is_none_or(|rate| bucket.take(now, rate, bytes)))
-        };
+        let take = |rate: &Option<Rate>, bucket: &Bucket| rate.is_none_or(|rate| bucket.take(now, rate, bytes));
         let own = &self.account.used.bytes;
-        let (rate, first) = take(user.bytes_per_second, own);
-        let passes = first && take(total.bytes_per_second, &used.bytes).1;
-        if let (true, false, Some(rate)) = (first, passes, rate) {
+        if !take(user_rate, own) {
+            return false;
+        }
+        let passes = take(total_rate, &used.bytes);
+        if let (false, Some(rate)) = (passes, *user_rate) {
             own.put_back(rate, bytes);
         }
         passes

@@ -76,8 +76,12 @@ const COUNTERS: &[(&str, &str, Field)] = &[
 ];
 
 /// What the queues in front of the sockets drop.
-const QUEUE_DROPS: &[(&str, Field)] =
-    &[("held_too_long", |c| &c.held_too_long), ("queue_full", |c| &c.queue_full), ("no_room", |c| &c.no_room)];
+const QUEUE_DROPS: &[(&str, Field)] = &[
+    ("held_too_long", |c| &c.held_too_long),
+    ("closed", |c| &c.held_at_close),
+    ("queue_full", |c| &c.queue_full),
+    ("no_room", |c| &c.no_room),
+];
 
 /// Adds up the samples of two sockets; all have the same ones in the same order.
 fn sum(mut all: Vec<Sample>, more: Vec<Sample>) -> Vec<Sample> {

@@ -41,7 +41,7 @@ impl Server {
     }
 
     /// What a client is told about an ICMP message that a datagram of its allocation gave rise to (RFC 8656, section 11.5):
-    /// where to, and how many bytes of `reply`, which has [`MAX_REPLY`].
+    /// where to, and how many bytes of `reply`, which has [`MAX_REPLY`](super::MAX_REPLY).
     ///
     /// # Errors
     /// [`DropReason::Icmp`] for a type that is none of a client's business, and why the peer is none.

@@ -28,16 +28,13 @@ pub(super) struct Tickets {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     thread: u16,
+    /// A move gives the allocation another one, so that a ticket is good for one move.
     id: AllocationId,
-    /// A ticket is good for one move.
-    serial: u32,
 }
 
 /// What an allocation that may move remembers.
 #[derive(Default)]
 pub(super) struct Mobility {
-    /// Of the ticket that is good now.
-    serial: u32,
     /// The request that it moved by, to answer its retransmissions alike.
     moved_by: Option<TransactionId>,
 }
@@ -66,11 +63,11 @@ impl Eq for Move {}
 /// An allocation on its way.
 pub struct Moved(Box<Allocation>);
 
-const PLAIN_LEN: usize = 14;
+const PLAIN_LEN: usize = 10;
 const TAG_LEN: usize = 16;
 
 /// A sealed ticket in characters. In bytes it would end at the first zero for coturn's client.
-const TICKET_LEN: usize = (PLAIN_LEN + TAG_LEN) * 8 / 6;
+const TICKET_LEN: usize = ((PLAIN_LEN + TAG_LEN) * 8).div_ceil(6);
 
 impl Move {
     /// The thread that has it: [`Config::thread`](super::Config::thread).
@@ -105,10 +102,8 @@ impl Server {
     /// The code to answer with: nothing has changed then.
     pub fn give(&mut self, request: &Move) -> Result<Moved, Code> {
         let id = request.id();
-        let allocation = self.allocation(id).filter(|a| a.is_bound()).ok_or(Code::ALLOCATION_MISMATCH)?;
-        if allocation.mobility.as_ref().is_none_or(|m| m.serial != request.ticket.serial) {
-            return Err(Code::ALLOCATION_MISMATCH);
-        }
+        let may_move = |a: &&Allocation| a.is_bound() && a.mobility.is_some();
+        let allocation = self.allocation(id).filter(may_move).ok_or(Code::ALLOCATION_MISMATCH)?;
         if allocation.user.name != request.user.name {
             return Err(Code::WRONG_CREDENTIALS);
         }
@@ -140,7 +135,6 @@ impl Server {
             (Ok(Moved(mut allocation)), None) => {
                 allocation.five_tuple = request.to;
                 if let Some(mobility) = &mut allocation.mobility {
-                    mobility.serial = mobility.serial.wrapping_add(1);
                     mobility.moved_by = Some(request.transaction_id);
                 }
                 self.insert(*allocation)
@@ -193,8 +187,8 @@ impl Server {
     }
 
     fn ticket(&self, id: AllocationId) -> Option<Ticket> {
-        let serial = self.allocation(id)?.mobility.as_ref()?.serial;
-        Some(Ticket { thread: self.config.thread, id, serial })
+        let mobile = self.allocation(id)?.mobility.is_some();
+        mobile.then_some(Ticket { thread: self.config.thread, id })
     }
 }
 
@@ -214,8 +208,7 @@ impl Tickets {
         let mut plain = [0; PLAIN_LEN];
         plain[..2].copy_from_slice(&ticket.thread.to_be_bytes());
         plain[2..6].copy_from_slice(&ticket.id.index.to_be_bytes());
-        plain[6..10].copy_from_slice(&ticket.id.generation.to_be_bytes());
-        plain[10..].copy_from_slice(&ticket.serial.to_be_bytes());
+        plain[6..].copy_from_slice(&ticket.id.generation.to_be_bytes());
         let code = self.code(&plain).finalize().into_bytes();
         let mut sealed = [0; PLAIN_LEN + TAG_LEN];
         let (tag, hidden) = sealed.split_at_mut(TAG_LEN);
@@ -237,7 +230,7 @@ impl Tickets {
         self.code(&plain).verify_truncated_left(tag).ok()?;
         let number = |at: usize| plain.get(at..).and_then(<[u8]>::first_chunk).map(|b| u32::from_be_bytes(*b));
         let id = AllocationId { index: number(2)?, generation: number(6)? };
-        Some(Ticket { thread: u16::from_be_bytes([plain[0], plain[1]]), id, serial: number(10)? })
+        Some(Ticket { thread: u16::from_be_bytes([plain[0], plain[1]]), id })
     }
 
     fn code(&self, plain: &[u8]) -> Hmac<Sha256> {
@@ -257,7 +250,7 @@ mod tests {
     #[test]
     fn a_ticket_is_read_by_whom_it_was_made_by_and_by_nobody_else() {
         let tickets = Tickets::new(&[1; 64]);
-        let ticket = Ticket { thread: 3, id: AllocationId { index: 7, generation: 9 }, serial: 1 };
+        let ticket = Ticket { thread: 3, id: AllocationId { index: 7, generation: 9 } };
         let sealed = tickets.seal(ticket);
         assert_eq!(tickets.open(&sealed), Some(ticket));
         assert_eq!(Tickets::new(&[2; 64]).open(&sealed), None);
@@ -271,7 +264,7 @@ mod tests {
         }
         assert_eq!(tickets.open(&[&sealed[..], &[0]].concat()), None);
         // Two tickets of one allocation look nothing alike.
-        let next = tickets.seal(Ticket { serial: 2, ..ticket });
+        let next = tickets.seal(Ticket { id: AllocationId { index: 7, generation: 10 }, ..ticket });
         assert!(sealed.iter().zip(next).filter(|(a, b)| **a == *b).count() < 10);
         assert!(sealed.iter().all(u8::is_ascii_graphic));
     }

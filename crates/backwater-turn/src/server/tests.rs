@@ -241,6 +241,9 @@ fn the_client_is_told_after_the_port_is_bound_and_again_when_it_asks_again() {
     assert_eq!(message.get::<XorMappedAddress>().unwrap().unwrap().0, addr(CLIENT));
     assert_eq!(message.get::<Lifetime>().unwrap().unwrap().0, 600);
     assert_eq!(message.get::<ReservationToken>().unwrap().unwrap().0, [5; 8]);
+    for absent in [AttributeType::MOBILITY_TICKET, AttributeType::ADDRESS_ERROR_CODE] {
+        assert!(!message.contains(absent), "nobody has asked for it");
+    }
 
     b.pass(3);
     assert_eq!(b.bytes(CLIENT, &request).1, first, "a retransmission");

@@ -61,7 +61,9 @@ fn permissions_and_channels_are_counted_over_allocations() {
     assert!(permit(&mut b, "192.0.2.1:2", "203.0.113.7:1"));
     assert!(!permit(&mut b, "192.0.2.1:2", "203.0.113.8:1"));
     // An allocation that goes gives all back.
+    assert_eq!(code(&b.channel("192.0.2.1:2", 0x4000, "203.0.113.7:1").1, true), 508, "two channels there are");
     b.request(CLIENT, Method::REFRESH, &|w| put(w, &Lifetime(0)));
+    assert_eq!(code(&b.channel("192.0.2.1:2", 0x4000, "203.0.113.7:1").1, true), 0);
     assert!(permit(&mut b, "192.0.2.1:2", "203.0.113.8:1"));
 }
 

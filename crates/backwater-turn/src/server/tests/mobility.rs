@@ -163,7 +163,7 @@ fn whom_a_ticket_does_not_move_an_allocation_for() {
     assert_eq!(code(&bob, false), 441);
     let mut forged = good.clone();
     forged[20] ^= 1;
-    for bad in [&forged[..], &[], &[7; 40], &good[..39]] {
+    for bad in [&forged[..], &[], &[b'A'; 35], &good[..34]] {
         assert_eq!(code(&t.refresh(1, MOVED, "alice", bad, &|_| ()).1, true), 400);
     }
     let v6: Fill<'_> = &|w| put(w, &RequestedAddressFamily(AddressFamily::Ipv6));
@@ -187,14 +187,19 @@ fn whom_a_ticket_does_not_move_an_allocation_for() {
 
 #[test]
 fn an_allocation_for_somebody_who_has_one_by_now_is_not_taken() {
-    let mut t = Threads::new();
+    // Both threads have the same quotas, as in a relay.
+    let limits = Limits { channels: 1, permissions: 1, ..Limits::default() };
+    let mut t = Threads([0, 1].map(|thread| Bench::with_limits(thread, limits, Limits::default())));
+    t.0[1].server.config.quotas = t.0[0].server.config.quotas.clone();
     let (_, good) = mobile(&mut t.0[0]);
     let request = t.0[1].signed(MOVED, "alice", Method::REFRESH, &|w| put(w, &MobilityTicket(&good)));
     let Action::Move(request) = t.0[1].bytes(MOVED, &request).0 else { panic!() };
     let given = t.0[0].server.give(&request);
     t.0[1].allocate(MOVED);
     let mut reply = [0; MAX_REPLY];
+    assert_eq!(code(&t.0[1].channel(MOVED, 0x4000, PEER).1, true), 508, "the other has it");
     let (id, action) = t.0[1].server.take(t.0[1].now.instant, &request, given, &mut reply);
     let Action::Reply(len) = action else { panic!("{action:?}") };
     assert_eq!((id, code(&reply[..len], true)), (None, 437));
+    assert_eq!(code(&t.0[1].channel(MOVED, 0x4000, PEER).1, true), 0, "gone with all that it had");
 }
