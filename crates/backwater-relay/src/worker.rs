@@ -529,7 +529,11 @@ fn now() -> Now {
     Now { instant: Instant::now(), unix }
 }
 
-/// Binds a listener. Bursts of clients meet here: it gets as large buffers as the system gives.
+/// What a listener holds for a thread that is late: enough for the bursts of many clients, and no more, since under
+/// overload it is always full, and everyone waits for all of it.
+const LISTENER_BUFFER: usize = 1 << 20;
+
+/// Binds a listener.
 pub(crate) fn listen(addr: SocketAddr, shared: bool, common: &Builder) -> io::Result<UdpSocket> {
-    common.clone().reuse_port(shared).receive_buffer(8 << 20).send_buffer(4 << 20).bind(addr)
+    common.clone().reuse_port(shared).receive_buffer(LISTENER_BUFFER).send_buffer(4 << 20).bind(addr)
 }

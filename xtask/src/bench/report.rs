@@ -155,7 +155,13 @@ impl Report {
             let Alone { rate, latency: Latency { p50, p99 } } = alone;
             writeln!(f, " {p50:.0} / {p99:.0} at {:.0} |", rate / 1e3)?;
         }
-        Ok(())
+        write!(f, "\nResident memory grew during one overload by at most:")?;
+        for (index, &kind) in self.kinds.iter().enumerate() {
+            let grown = self.figures.iter().filter(|(k, ..)| *k == kind).map(|(_, _, figures)| figures.overload_kib);
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma} {kind} {:.0} KiB", grown.fold(0.0, f64::max))?;
+        }
+        writeln!(f, ".")
     }
 
     fn allocations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -289,8 +295,17 @@ mod tests {
 
     fn figures(lossless: f64) -> Figures {
         let latency = Latency { p50: 10.0, p99: 30.0 };
-        let (limited, disturbed, overload_us) = (false, 0, 10.0);
-        Figures { lossless, limited, per_cpu_second: lossless, goodput: lossless, overload_us, latency, disturbed }
+        let (limited, disturbed, overload_us, overload_kib) = (false, 0, 10.0, 0.0);
+        Figures {
+            lossless,
+            limited,
+            per_cpu_second: lossless,
+            goodput: lossless,
+            overload_us,
+            overload_kib,
+            latency,
+            disturbed,
+        }
     }
 
     #[test]

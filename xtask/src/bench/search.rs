@@ -24,6 +24,8 @@ pub(super) struct Figures {
     pub(super) goodput: f64,
     /// Median latency at that overload.
     pub(super) overload_us: f64,
+    /// KiB by which the server's resident memory grows meanwhile.
+    pub(super) overload_kib: f64,
     /// Latency at half of the highest rate.
     pub(super) latency: Latency,
     /// Loads of the search during which something else ran on one of the two cores, each time they were tried.
@@ -150,7 +152,9 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
     let limited = stopped_by == Verdict::Limited;
     let Some(best) = best else { bail!("it loses even at {:.0} datagrams per second", bracket.rate) };
     let lossless = best.outcome.received_per_second;
+    let before = server.resident()?;
     let overload = probe(server, &mut session, cell, lossless * 3.0, timing, &mut again).await?.outcome;
+    let overload_kib = server.resident()? - before;
     let half = probe(server, &mut session, cell, lossless / 2.0, timing, &mut again).await?.outcome;
     session.close().await?;
     Ok(Figures {
@@ -159,6 +163,7 @@ pub(super) async fn measure(server: &Server, cell: Cell, timing: Timing) -> Resu
         per_cpu_second: lossless * best.outcome.seconds / best.cpu_seconds.max(1e-9),
         goodput: overload.received_per_second,
         overload_us: overload.p50_us.unwrap_or(f64::NAN),
+        overload_kib,
         latency: Latency::of(&half),
         disturbed,
     })

@@ -128,7 +128,7 @@ impl Kind {
             Self::Backwater => {
                 command.arg(programs.ours.join("backwater-relay"));
                 command.args(["--listen", &listen.to_string(), "--threads", "1", "--realm", REALM, "--user", &user]);
-                command.args(["--allow-peer", "127.0.0.0/8", "--max-allocations", "20000", "--log-level", "warn"]);
+                command.args(["--allow-peer", "127.0.0.0/8", "--max-allocations", "16384", "--log-level", "warn"]);
             }
             Self::Coturn | Self::CoturnAt | Self::CoturnAtGso => {
                 let installed = Path::new("turnserver");
@@ -227,8 +227,13 @@ impl Server {
         self.hold(count).await
     }
 
+    /// KiB of resident memory.
+    pub(super) fn resident(&self) -> Result<f64> {
+        cpu::resident(self.child.id())
+    }
+
     async fn hold(&self, count: usize) -> Result<Footprint> {
-        let resident = || cpu::resident(self.child.id());
+        let resident = || self.resident();
         let mut clients = Clients::new(self.address, count)?;
         let before = resident()?;
         let round = clients.allocate(&credential(), AddressFamily::Ipv4).await?;
