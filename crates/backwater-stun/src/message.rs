@@ -292,12 +292,12 @@ impl<'a> Message<'a> {
         }
         loop {
             let (attribute_type, len) = split_head(*bytes.get(at..end)?.first_chunk()?);
-            at += 4;
+            let begin = at + 4;
             if attribute_type == attribute {
-                let value = bytes.get(at..at + len)?;
-                return Some((at, RawAttribute { attribute_type, value }));
+                let value = bytes.get(begin..begin + len)?;
+                return Some((begin, RawAttribute { attribute_type, value }));
             }
-            at += padded_len(len);
+            at = padded_len(begin + len);
         }
     }
 
