@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use arrayvec::ArrayVec;
 use tokio::time::{Instant, Sleep};
 
 use crate::{
@@ -17,7 +16,7 @@ use crate::{
     io::{Drained, Io},
     park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
-    sys::{MAX_MESSAGES, errno},
+    sys::errno,
     transmit::{Scratch, Transmit},
 };
 
@@ -433,14 +432,13 @@ fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
 /// error about the next, if that was the first.
 fn send_together<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> (usize, Option<io::Error>) {
     let (max_datagrams, max_bytes) = io.limits();
-    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(max_datagrams, max_bytes)?)));
-    let outs: ArrayVec<_, MAX_MESSAGES> = outs.take(MAX_MESSAGES).collect();
-    if outs.len() < 2 {
+    let whole = |t: &Transmit<'_>| t.whole(max_datagrams, max_bytes).is_some();
+    let [first, second, ..] = ts else { return (0, None) };
+    if !whole(first) || !whole(second) {
         return (0, None);
     }
-    let result = io.send_several(&outs);
-    drop(outs);
-    let sent = match result {
+    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(max_datagrams, max_bytes)?)));
+    let sent = match io.send_several(outs) {
         Ok(sent) => sent,
         Err(error) => return (0, Some(error)),
     };

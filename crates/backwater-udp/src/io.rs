@@ -37,7 +37,7 @@ pub(crate) trait Io {
     /// The system call.
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()>;
     /// Sends as many of several as the system takes, in their order; an error is about the first of them.
-    fn send_several(&self, outs: &[Outgoing<'_>]) -> io::Result<usize> {
+    fn send_several<'a>(&self, outs: impl Iterator<Item = Outgoing<'a>>) -> io::Result<usize> {
         sys::one_by_one(outs, |out| self.send(out))
     }
     /// Whether the system says now that there is room.
@@ -92,7 +92,7 @@ impl Io for UdpSocket {
         self.0.state.send(self.0.sock_ref(), out, self.0.peer)
     }
 
-    fn send_several(&self, outs: &[Outgoing<'_>]) -> io::Result<usize> {
+    fn send_several<'a>(&self, outs: impl Iterator<Item = Outgoing<'a>>) -> io::Result<usize> {
         self.0.state.send_several(self.0.sock_ref(), outs, self.0.peer)
     }
 

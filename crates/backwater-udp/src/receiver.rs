@@ -119,7 +119,8 @@ impl Receiver {
 }
 
 impl RecvBatch {
-    /// Room for 1 to 64 trains; another number is brought into that range.
+    /// Room for 1 to 64 trains; another number is brought into that range. More save system calls; eight, half a megabyte of
+    /// full trains, stay in most caches until they are sent on.
     pub fn new(slots: usize) -> Self {
         Self { buffers: sys::Buffers::new(slots.clamp(1, 64)), filled: 0, fallback_ip: None }
     }

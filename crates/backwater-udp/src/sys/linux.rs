@@ -13,7 +13,7 @@ use libc::{c_int, c_void, iovec, mmsghdr, msghdr};
 use socket2::{Domain, SockRef, Socket};
 
 use super::{
-    MAX_MESSAGES, Outgoing, RawTrain, SLOT_BYTES, Segmentation,
+    Outgoing, RawTrain, SLOT_BYTES, Segmentation,
     cmsg::{Control, Messages},
 };
 use crate::{
@@ -117,17 +117,17 @@ impl State {
             done(unsafe { libc::syscall(libc::SYS_sendmsg, socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) })
         };
         if is_better_gathered(out) {
-            super::gathered(out.slices, |bytes| send(&[IoSlice::new(bytes)]))
+            super::gathered(out, |bytes| send(&[IoSlice::new(bytes)]))
         } else {
             send(out.slices)
         }
         .map(drop)
     }
 
-    pub(crate) fn send_several(
+    pub(crate) fn send_several<'a>(
         &self,
         socket: SockRef<'_>,
-        outs: &[Outgoing<'_>],
+        outs: impl Iterator<Item = Outgoing<'a>>,
         peer: Option<SocketAddr>,
     ) -> io::Result<usize> {
         thread_local! {
@@ -189,6 +189,9 @@ fn is_better_gathered(out: &Outgoing<'_>) -> bool {
     out.slices.len() > 1 && out.bytes < out.slices.len() * WORTH_A_SLICE
 }
 
+/// Messages that one call sends, at most.
+const MAX_MESSAGES: usize = 64;
+
 /// What several messages need beside their bytes. It is kept: to clear it for each call would cost more than the calls
 /// that are saved.
 struct Room {
@@ -214,25 +217,25 @@ impl Default for Room {
 }
 
 impl Room {
-    fn send(
+    fn send<'a>(
         &mut self,
         state: &State,
         socket: SockRef<'_>,
-        outs: &[Outgoing<'_>],
+        outs: impl Iterator<Item = Outgoing<'a>>,
         peer: Option<SocketAddr>,
     ) -> io::Result<usize> {
         self.gathered.clear();
         let places = self.names.iter_mut().zip(&mut self.controls).zip(&mut self.slices).zip(&mut self.headers);
         let mut ready = 0;
-        for (out, (((name, control), slice), place)) in outs.iter().zip(places) {
+        for (out, (((name, control), slice), place)) in outs.zip(places) {
             let header = &mut place.msg_hdr;
-            match state.describe(out, peer, name, control, header) {
+            match state.describe(&out, peer, name, control, header) {
                 Err(e) if ready == 0 => return Err(e),
                 Err(_) => break,
                 Ok(()) => {}
             }
             let start = self.gathered.len();
-            if is_better_gathered(out) && self.gathered.capacity() - start >= out.bytes {
+            if is_better_gathered(&out) && self.gathered.capacity() - start >= out.bytes {
                 out.slices.iter().for_each(|bytes| self.gathered.extend_from_slice(bytes));
                 let bytes = self.gathered.get_mut(start..).unwrap_or_default();
                 *slice = iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };

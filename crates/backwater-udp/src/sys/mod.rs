@@ -5,7 +5,7 @@
 //!   - `State::new(&socket2::Socket, packet_info) -> io::Result<State>` sets the options of a socket.
 //!   - `send(&self, SockRef, &Outgoing, peer) -> io::Result<()>` hands datagrams to the kernel, all of them or none.
 //!     `peer` is whom the socket is connected to: other destinations are refused.
-//!   - `send_several(&self, SockRef, &[Outgoing], peer) -> io::Result<usize>`: the same for several, in their order; how
+//!   - `send_several(&self, SockRef, impl Iterator<Item = Outgoing>, peer) -> io::Result<usize>`: the same for several, in their order; how
 //!     many the kernel took, or the error about the first.
 //!   - `max_segments(&self) -> usize`: datagrams in one `Outgoing`, at most; 1 without segmentation offload.
 //!   - `segmentation_failed(&self)`: told when a train was refused by a driver.
@@ -66,30 +66,32 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) segment_size: Option<u16>,
 }
 
-/// Messages that one call sends, at most.
-pub(crate) const MAX_MESSAGES: usize = 64;
-
 /// Sends until one is refused.
-pub(crate) fn one_by_one(outs: &[Outgoing<'_>], send: impl Fn(&Outgoing<'_>) -> io::Result<()>) -> io::Result<usize> {
-    for (sent, out) in outs.iter().enumerate() {
-        match send(out) {
+pub(crate) fn one_by_one<'a>(
+    outs: impl Iterator<Item = Outgoing<'a>>,
+    send: impl Fn(&Outgoing<'_>) -> io::Result<()>,
+) -> io::Result<usize> {
+    let mut sent = 0;
+    for out in outs {
+        match send(&out) {
             Err(e) if sent == 0 => return Err(e),
-            Err(_) => return Ok(sent),
-            Ok(()) => {}
+            Err(_) => break,
+            Ok(()) => sent += 1,
         }
     }
-    Ok(outs.len())
+    Ok(sent)
 }
 
-/// Copies of slices, one buffer per thread.
-fn gathered<R>(slices: &[IoSlice<'_>], send: impl FnOnce(&[u8]) -> R) -> R {
+/// The slices as one, copied into a buffer of the thread's.
+fn gathered<R>(out: &Outgoing<'_>, send: impl FnOnce(&[u8]) -> R) -> R {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     // Taken out meanwhile: a thread that ends has none any more, and gets one for the occasion.
     let mut buffer = BUFFER.try_with(RefCell::take).unwrap_or_default();
     buffer.clear();
-    slices.iter().for_each(|slice| buffer.extend_from_slice(slice));
+    buffer.reserve(out.bytes);
+    out.slices.iter().for_each(|slice| buffer.extend_from_slice(slice));
     let sent = send(&buffer);
     let _ = BUFFER.try_with(|kept| kept.replace(buffer));
     sent

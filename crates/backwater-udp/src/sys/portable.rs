@@ -49,14 +49,14 @@ impl State {
         match out.slices {
             [] => self.send_contents(socket, out, &[]),
             [one] => self.send_contents(socket, out, one),
-            many => super::gathered(many, |contents| self.send_contents(socket, out, contents)),
+            _ => super::gathered(out, |contents| self.send_contents(socket, out, contents)),
         }
     }
 
-    pub(crate) fn send_several(
+    pub(crate) fn send_several<'a>(
         &self,
         socket: SockRef<'_>,
-        outs: &[Outgoing<'_>],
+        outs: impl Iterator<Item = Outgoing<'a>>,
         peer: Option<SocketAddr>,
     ) -> io::Result<usize> {
         super::one_by_one(outs, |out| self.send((&*socket).into(), out, peer))
