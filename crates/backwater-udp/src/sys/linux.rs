@@ -35,6 +35,12 @@ const DRAIN_BUDGET: usize = 64;
 /// `linux/errqueue.h`: the error was made here, not received.
 const SO_EE_ORIGIN_LOCAL: u8 = 1;
 
+#[cfg(not(target_os = "android"))]
+use libc::SO_SELECT_ERR_QUEUE;
+/// `asm-generic/socket.h`, which Android's architectures have; libc does not know it there.
+#[cfg(target_os = "android")]
+const SO_SELECT_ERR_QUEUE: c_int = 45;
+
 pub(crate) struct State {
     /// An IPv6 socket takes IPv4 destinations as mapped addresses.
     v6: bool,
@@ -64,7 +70,7 @@ impl State {
                 on(libc::IPPROTO_IP, libc::IP_PKTINFO)?;
             }
         }
-        on(libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE)?;
+        on(libc::SOL_SOCKET, SO_SELECT_ERR_QUEUE)?;
         // Kernels before 5.0 have no receive offload: datagrams then arrive one by one.
         let _ = on(libc::SOL_UDP, libc::UDP_GRO);
         // Kernels before 4.18 have no segmentation offload; the option of the socket tells whether the message would
