@@ -3,8 +3,8 @@
 use backwater_turn::{PeerAddr, server::AllocationId};
 use backwater_udp::{Ecn, MAX_SEGMENTS, RecvBatch};
 
-/// Bytes of a run: what one segmented send takes over IPv4.
-const MAX_BYTES: usize = 65_507;
+/// Bytes that one segmented send takes over IPv4.
+pub(crate) const MAX_TRAIN: usize = 65_507;
 
 /// The runs of one batch. The order within a flow is kept.
 #[derive(Default)]
@@ -109,7 +109,7 @@ impl Run {
             && len <= self.segment_size
             && len > 0
             && self.datagrams < MAX_SEGMENTS
-            && self.bytes + len <= MAX_BYTES
+            && self.bytes + len <= MAX_TRAIN
             && (self.via, self.to, self.ecn) == (via, to, ecn)
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     counters::Counters,
     endpoint::Endpoint,
     ports::{Bound, Lease, Ports, Sockets},
-    runs::{Run, Runs},
+    runs::{MAX_TRAIN, Run, Runs},
 };
 
 pub(crate) mod mobility;
@@ -474,9 +474,6 @@ struct Down<'a> {
     last: usize,
     count: usize,
 }
-
-/// Bytes of one segmented send over IPv4.
-const MAX_TRAIN: usize = 65_507;
 
 impl Down<'_> {
     fn channel_data(&mut self, client: FiveTuple, ecn: Option<Ecn>, channel: ChannelNumber, payload: &[u8]) {
