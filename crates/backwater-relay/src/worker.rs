@@ -45,7 +45,7 @@ const REFUSALS_LOGGED: u32 = 5;
 /// The longest the thread sleeps before it looks for what has expired.
 const TICK: Duration = Duration::from_secs(10);
 
-/// The state of a thread. Nothing in it is shared with another thread but the ports and the counters.
+/// The state of a thread. Of it, only the ports, the counters, the quotas and the limit of replies are shared with others.
 pub(crate) struct Worker {
     server: RefCell<Server>,
     listeners: Vec<Listener>,
