@@ -1,0 +1,1 @@
+//! The socket through which a running tunnel is asked and told.

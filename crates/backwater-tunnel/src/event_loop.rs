@@ -1,0 +1,1 @@
+//! The loop over device, sockets, timers and control.

@@ -1,0 +1,14 @@
+//! A WireGuard client whose event loop manages the queue in front of a congested path instead of losing in it.
+
+#![forbid(unsafe_code)]
+
+pub mod commands;
+pub mod config;
+mod control;
+mod counters;
+mod event_loop;
+mod link;
+pub mod packet;
+mod path;
+mod peer;
+pub mod queue;

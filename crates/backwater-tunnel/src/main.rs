@@ -1,0 +1,5 @@
+//! The program.
+
+#![forbid(unsafe_code)]
+
+fn main() {}

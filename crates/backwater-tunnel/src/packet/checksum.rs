@@ -1,0 +1,1 @@
+//! One's complement sums (RFC 1071).

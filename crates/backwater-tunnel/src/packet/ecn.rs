@@ -1,0 +1,1 @@
+//! Explicit congestion notification across the tunnel (RFC 6040).

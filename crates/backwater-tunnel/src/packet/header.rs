@@ -1,0 +1,1 @@
+//! Views of IP, TCP and UDP headers.

@@ -1,0 +1,1 @@
+//! The sockets, one for each family of addresses.

@@ -1,0 +1,1 @@
+//! A peer: its session, its queue and its sender.

@@ -1,0 +1,1 @@
+//! When to mark or drop (RFC 8289).

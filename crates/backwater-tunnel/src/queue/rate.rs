@@ -1,0 +1,1 @@
+//! How fast the path is, and how much may wait for it.
