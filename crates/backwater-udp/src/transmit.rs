@@ -53,7 +53,7 @@ impl Ecn {
 /// It is a cursor: a send that could not be finished leaves it at the first datagram that is neither sent nor
 /// dropped, and offering it again goes on from there. Nothing is sent twice.
 ///
-/// The bytes are a list of slices (headers may be skipped or inserted that way without a copy) that is cut into
+/// The bytes are a list of slices, so that headers can be skipped or inserted, that is cut into
 /// datagrams every [`segment_size`](Self::segment_size) bytes; only the last one may be shorter. An empty list is
 /// one datagram without payload.
 #[derive(Debug)]

@@ -122,10 +122,11 @@ impl State {
             // guaranteed to have the layout of iovec. The kernel reads them only.
             done(unsafe { libc::syscall(libc::SYS_sendmsg, socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) })
         };
-        if is_better_gathered(out) {
-            super::gathered(out, |bytes| send(&[IoSlice::new(bytes)]))
-        } else {
-            send(out.slices)
+        // The kernel takes longer to look at a slice than to copy 600 bytes, and little less long than to copy 1,200
+        // (`cargo xtask bench udp`, the forwarding rows).
+        match out.slices {
+            [_, _, ..] => super::gathered(out, |bytes| send(&[IoSlice::new(bytes)])),
+            _ => send(out.slices),
         }
         .map(drop)
     }
@@ -187,14 +188,6 @@ impl State {
     }
 }
 
-/// Slices that are shorter than this on average are copied into one. The kernel takes longer to look at a slice than to
-/// copy 600 bytes, and less long than to copy 1,200 (`cargo xtask bench udp`, the forwarding rows).
-const WORTH_A_SLICE: usize = 768;
-
-fn is_better_gathered(out: &Outgoing<'_>) -> bool {
-    out.slices.len() > 1 && out.bytes < out.slices.len() * WORTH_A_SLICE
-}
-
 /// Messages that one call sends, at most.
 const MAX_MESSAGES: usize = 64;
 
@@ -241,7 +234,10 @@ impl Room {
                 Ok(()) => {}
             }
             let start = self.gathered.len();
-            if is_better_gathered(&out) && self.gathered.capacity() - start >= out.bytes {
+            if out.slices.len() > 1 {
+                if self.gathered.capacity() - start < out.bytes {
+                    break;
+                }
                 out.slices.iter().for_each(|bytes| self.gathered.extend_from_slice(bytes));
                 let bytes = self.gathered.get_mut(start..).unwrap_or_default();
                 *slice = iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
