@@ -1,1 +1,626 @@
 //! The loop over device, sockets, timers and control.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use backwater_udp::{IcmpKind, RecvBatch};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use boringtun::{
+    noise::{self, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
+    x25519::{PublicKey, StaticSecret},
+};
+use ip_network_table::IpNetworkTable;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Sleep,
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::{Config, Endpoint},
+    counters::Counters,
+    link::{Link, Monitor, Suspended},
+    packet::{coalesce::Coalescer, header::Packet, icmp, virtio},
+    path::{self, Path},
+    peer::{Peer, Received, Refused, Tools, kind},
+    status::{PeerStatus, Status},
+};
+
+/// Between two looks at the protocol's timers while there is traffic, and while there is none.
+const TICK: Duration = Duration::from_millis(250);
+const IDLE_TICK: Duration = Duration::from_secs(2);
+
+/// Trains that one call receives: half a megabyte of full ones, so that they stay in the cache until they are decrypted.
+const SLOTS: usize = 8;
+
+/// Calls to receive on one socket, and packets read from the device, in one turn.
+const RECEIVES: usize = 2;
+const READS: usize = 32;
+
+/// Handshakes a second that are answered without a cookie. Each is counted twice: when its sender is looked for, and by
+/// the session.
+const HANDSHAKES: u64 = 2 * 50;
+
+/// What is held at the end is sent for so long.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Between two tries to resolve a name, or to bind sockets anew.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The tunnel at work.
+pub(crate) struct EventLoop {
+    name: String,
+    started: Instant,
+    link: Link,
+    monitor: Monitor,
+    suspended: Suspended,
+    path: Path,
+    options: path::Options,
+    private_key: StaticSecret,
+    public_key: PublicKey,
+    limiter: Arc<RateLimiter>,
+    peers: Vec<Peer>,
+    by_key: HashMap<[u8; 32], usize>,
+    allowed: IpNetworkTable<usize>,
+    /// For messages to the local host, by family.
+    addresses: [Option<IpAddr>; 2],
+    tools: Tools,
+    batch: RecvBatch,
+    read: Box<[u8]>,
+    counters: Counters,
+    messages: icmp::Limit,
+    queries: mpsc::Receiver<oneshot::Sender<Status>>,
+    resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
+    timer: Pin<Box<Sleep>>,
+    ticked: Instant,
+    /// Since the last tick.
+    traffic: bool,
+    rebound: Instant,
+    queue_len: u32,
+}
+
+/// The address of a peer with a name.
+struct Resolved {
+    peer: usize,
+    addr: io::Result<SocketAddr>,
+}
+
+impl EventLoop {
+    /// Binds the sockets.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub(crate) fn new(
+        name: String,
+        config: &Config,
+        link: Link,
+        options: path::Options,
+        queries: mpsc::Receiver<oneshot::Sender<Status>>,
+    ) -> io::Result<Self> {
+        let now = Instant::now();
+        let private_key = StaticSecret::from(config.interface.private_key.0);
+        let public_key = PublicKey::from(&private_key);
+        let limiter = Arc::new(RateLimiter::new(&public_key, HANDSHAKES));
+        let path = Path::bind(options.clone())?;
+        let mut allowed = IpNetworkTable::new();
+        let mut peers = Vec::new();
+        for (index, peer) in config.peers.iter().enumerate() {
+            for net in &peer.allowed_ips {
+                // Both know a prefix by its network, so it is one.
+                if let Ok(net) = ip_network::IpNetwork::new_truncate(net.addr(), net.prefix_len()) {
+                    allowed.insert(net, index);
+                }
+            }
+            peers.push(Peer::new(peer, &private_key, index as u32, &limiter));
+        }
+        let mtu = usize::from(link.mtu());
+        let offload = link.offload();
+        let own = |v6| config.interface.addresses.iter().map(|net| net.addr()).find(|addr| addr.is_ipv6() == v6);
+        Ok(Self {
+            name,
+            started: now,
+            monitor: link.monitor()?,
+            suspended: Suspended::default(),
+            path,
+            options,
+            private_key,
+            public_key,
+            limiter,
+            by_key: peers.iter().enumerate().map(|(index, peer)| (peer.public_key.to_bytes(), index)).collect(),
+            peers,
+            allowed,
+            addresses: [own(false), own(true)],
+            tools: Tools::new(mtu, Coalescer::new(offload)),
+            batch: RecvBatch::new(SLOTS),
+            read: vec![0; virtio::LEN + 65_536].into(),
+            counters: Counters::default(),
+            messages: icmp::Limit::new(now),
+            queries,
+            resolved: mpsc::channel(64),
+            timer: Box::pin(tokio::time::sleep(TICK)),
+            ticked: now,
+            traffic: true,
+            rebound: now,
+            queue_len: link.queue_len().unwrap_or_default(),
+            link,
+        })
+    }
+
+    /// Runs until `stop`, and then until what is held has gone, or half a second. The device is whoever's called this then.
+    ///
+    /// # Errors
+    /// When the device cannot be read any more.
+    pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> (Link, io::Result<()>) {
+        self.find_peers();
+        let mut stop = std::pin::pin!(stop);
+        let mut until = None;
+        let result = poll_fn(|cx| {
+            if until.is_none() && stop.as_mut().poll(cx).is_ready() {
+                until = Some(Instant::now() + LAST_WORDS);
+                self.timer.as_mut().reset(tokio::time::Instant::now() + LAST_WORDS);
+            }
+            self.turn(cx, until)
+        })
+        .await;
+        (self.link, result)
+    }
+
+    /// One turn: what came first, what waits next, what is new last.
+    fn turn(&mut self, cx: &mut Context<'_>, until: Option<Instant>) -> Poll<io::Result<()>> {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.ticked) >= if self.traffic { TICK } else { IDLE_TICK } {
+            self.tick(now);
+        }
+        while let Poll::Ready(Some(asker)) = self.queries.poll_recv(cx) {
+            // Whoever asked may have gone.
+            let _ = asker.send(self.status(now));
+        }
+        while let Poll::Ready(Some(resolved)) = self.resolved.1.poll_recv(cx) {
+            self.resolved(now, resolved);
+        }
+        while let Poll::Ready(change) = self.monitor.poll_change(cx) {
+            info!(?change, "the network has changed");
+            self.start_over(now, false);
+        }
+        let mut more = self.receive(cx, now);
+        self.send_urgent(cx);
+        for peer in &mut self.peers {
+            if peer.is_waiting() {
+                more |= peer.drain(cx, now, &mut self.tools);
+            }
+        }
+        match until {
+            None => match self.read_device(cx, now) {
+                Ok(unfinished) => more |= unfinished,
+                Err(error) => return Poll::Ready(Err(error)),
+            },
+            Some(until) if now >= until || !self.peers.iter().any(Peer::is_waiting) => return Poll::Ready(Ok(())),
+            Some(_) => {}
+        }
+        self.send_urgent(cx);
+        if until.is_none() {
+            let next = self.ticked + if self.traffic { TICK } else { IDLE_TICK };
+            if self.timer.deadline().into_std() != next {
+                self.timer.as_mut().reset(next.into());
+            }
+        }
+        if self.timer.as_mut().poll(cx).is_ready() || more {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Takes what has arrived. Returns whether there may be more.
+    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut more = false;
+        for v6 in [false, true] {
+            for turn in 1..=RECEIVES {
+                let Some(side) = self.path.side(v6) else { break };
+                match side.receiver.poll_recv(cx, &mut self.batch) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => {
+                        warn!(%error, "a socket has failed");
+                        self.rebind(now);
+                        break;
+                    }
+                }
+                let full = self.batch.is_full();
+                self.take_batch(now);
+                if !full {
+                    // Whether that was all, the next call to receive tells: it registers this task.
+                    more |= turn == RECEIVES;
+                    continue;
+                }
+                more |= turn == RECEIVES;
+            }
+            let Some(side) = self.path.side(v6) else { continue };
+            while let Some(error) = side.socket.next_icmp_error() {
+                debug!(?error, "about an earlier datagram");
+                let IcmpKind::PacketTooBig { mtu } = error.kind else { continue };
+                for peer in self.peers.iter_mut().filter(|peer| peer.endpoint() == Some(error.destination)) {
+                    peer.learn_path_mtu(now, mtu);
+                }
+            }
+        }
+        more
+    }
+
+    fn take_batch(&mut self, now: Instant) {
+        let Self { batch, peers, tools, path, allowed, counters, by_key, link, limiter, .. } = self;
+        for train in batch.trains() {
+            for datagram in train.payloads() {
+                let index = match *datagram {
+                    [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]
+                    | [kind::RESPONSE, _, _, _, _, _, _, _, a, b, c, d, ..] => {
+                        // The session's number is the peer's, and eight bits of its own.
+                        Some((u32::from_le_bytes([a, b, c, d]) >> 8) as usize)
+                    }
+                    [kind::INITIATION, ..] => {
+                        match who_calls(limiter, &self.private_key, &self.public_key, train.source, datagram, tools) {
+                            Caller::Known(key) => by_key.get(&key).copied(),
+                            Caller::Doubtful => {
+                                counters.cookies_sent += 1;
+                                continue;
+                            }
+                            Caller::Nobody => None,
+                        }
+                    }
+                    _ => None,
+                };
+                let Some((index, peer)) = index.and_then(|index| Some((index, peers.get_mut(index)?))) else {
+                    match datagram.first() {
+                        Some(&kind::INITIATION) => counters.handshakes_refused += 1,
+                        _ => counters.strange += 1,
+                    }
+                    continue;
+                };
+                if tools.coalescer.space(datagram.len()).is_none() {
+                    write_out(&mut tools.coalescer, link, counters);
+                }
+                let allows = |from| allowed.longest_match(from).is_some_and(|(_, &owner)| owner == index);
+                match peer.receive(now, train.source, datagram, train.ecn, path, tools, allows) {
+                    Received::Good => self.traffic = true,
+                    Received::Handshake => {
+                        self.traffic = true;
+                        info!(peer = %name_of(&peer.public_key), endpoint = %train.source, "session established");
+                    }
+                    Received::Cookie => counters.cookies_sent += 1,
+                    Received::Bad if datagram.first() != Some(&kind::DATA) => counters.handshakes_refused += 1,
+                    Received::Bad => {}
+                }
+            }
+            write_out(&mut tools.coalescer, link, counters);
+        }
+    }
+
+    /// Takes what the local host sends. Returns whether there may be more.
+    fn read_device(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<bool> {
+        let mut train_of: Option<usize> = None;
+        let mut has_room = self.has_room(now);
+        let mut unfinished = true;
+        for _ in 0..READS {
+            // Nothing is read while nothing could go. Whoever's queue has room again is why the next turn comes.
+            if !has_room {
+                unfinished = false;
+                break;
+            }
+            let len = match self.link.try_read(&mut self.read) {
+                Ok(len) => len,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    unfinished = match self.link.poll_readable(cx) {
+                        Poll::Ready(ready) => ready.map(|()| true)?,
+                        Poll::Pending => false,
+                    };
+                    break;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            self.traffic = true;
+            self.counters.device_read += 1;
+            let Some(raw) = self.read.get(..len) else { continue };
+            let Some((header, packet)) = parse(raw, self.link.has_header()) else {
+                self.counters.device_malformed += 1;
+                continue;
+            };
+            let index = self.allowed.longest_match(packet.destination()).map(|(_, &index)| index);
+            if train_of != index {
+                flush(cx, &mut self.peers, &mut self.tools, train_of.take());
+            }
+            let refused = match index.and_then(|index| self.peers.get_mut(index)) {
+                Some(peer) => {
+                    let refused = peer.offer(cx, now, &header, packet, raw, &mut self.tools).err();
+                    train_of = index;
+                    if !peer.has_room(now) {
+                        has_room = self.peers.iter().any(|peer| peer.has_room(now));
+                    }
+                    refused
+                }
+                None => {
+                    self.counters.no_peer += 1;
+                    Some(Refused::NoPeer)
+                }
+            };
+            if let Some(refused) = refused {
+                self.tell_host(now, len, refused);
+            }
+        }
+        flush(cx, &mut self.peers, &mut self.tools, train_of);
+        Ok(unfinished)
+    }
+
+    /// Whether any peer could take a packet. Without peers every packet is for nobody, and its sender is told.
+    fn has_room(&self, now: Instant) -> bool {
+        self.peers.is_empty() || self.peers.iter().any(|peer| peer.has_room(now))
+    }
+
+    /// Says to the local host why its packet, the one that was read last, does not go.
+    fn tell_host(&mut self, now: Instant, len: usize, refused: Refused) {
+        let why = match refused {
+            Refused::Malformed => {
+                self.counters.device_malformed += 1;
+                return;
+            }
+            Refused::NoPeer => icmp::Reason::NoPeer,
+            Refused::NoEndpoint => {
+                self.counters.no_endpoint += 1;
+                icmp::Reason::NoEndpoint
+            }
+            Refused::TooBig(mtu) => {
+                self.counters.too_big += 1;
+                icmp::Reason::TooBig { mtu: mtu as u32 }
+            }
+        };
+        let Some((_, packet)) = self.read.get(..len).and_then(|raw| parse(raw, self.link.has_header())) else { return };
+        let from = self.addresses[usize::from(packet.is_v6())].unwrap_or(packet.destination());
+        if !self.messages.take(now) {
+            return;
+        }
+        if let Some(message) = icmp::message(&packet, why, from) {
+            let header = virtio::Header::default().to_bytes();
+            let written = if self.link.has_header() {
+                self.link.try_write(&[IoSlice::new(&header), IoSlice::new(&message)])
+            } else {
+                self.link.try_write(&[IoSlice::new(&message)])
+            };
+            count_write(written, &mut self.counters);
+        }
+    }
+
+    fn send_urgent(&mut self, cx: &mut Context<'_>) {
+        for (destination, message) in self.tools.urgent.drain(..) {
+            self.path.send_urgent(cx, destination, &message);
+        }
+        self.path.sides().for_each(|side| side.poll_urgent(cx));
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.ticked = now;
+        // Without traffic nothing happens that four looks a second would see but a handshake under way.
+        self.traffic = self.peers.iter().any(|peer| peer.is_waiting());
+        self.limiter.reset_count();
+        for peer in &mut self.peers {
+            peer.tick(now, &mut self.tools);
+        }
+        let waited = now.saturating_duration_since(self.rebound) >= RETRY;
+        if self.suspended.check() {
+            info!("the system was suspended");
+            self.start_over(now, true);
+        } else if waited && (!self.path.is_bound() || self.peers.iter().any(Peer::is_stuck)) {
+            warn!("the path takes nothing: binding anew");
+            self.start_over(now, false);
+        } else if waited && self.peers.iter().any(|peer| peer.endpoint().is_none() && peer.configured.is_some()) {
+            self.rebound = now;
+            self.find_peers();
+        }
+        self.size_device_queue(now);
+    }
+
+    /// Keeps the device's own queue at 50 ms of the path's rate as well.
+    fn size_device_queue(&mut self, now: Instant) {
+        let Some(wanted) = self.peers.iter().map(|peer| peer.rate.queue_len(now, self.tools.mtu)).max() else { return };
+        // Each change makes the kernel allocate it anew.
+        if wanted >= self.queue_len * 2 || wanted <= self.queue_len / 2 {
+            match self.link.set_queue_len(wanted) {
+                Ok(()) => self.queue_len = wanted,
+                Err(error) => {
+                    debug!(%error, "the device's queue stays as it is");
+                    self.queue_len = wanted;
+                }
+            }
+        }
+    }
+
+    /// Begins with new sockets, and lets the peers know where this side is now.
+    fn start_over(&mut self, now: Instant, new_sessions: bool) {
+        self.rebind(now);
+        for peer in &mut self.peers {
+            if new_sessions && peer.is_established() {
+                peer.call_again(now, &mut self.tools);
+            } else if peer.is_established() {
+                peer.keep_alive(now, &mut self.tools);
+            } else if peer.is_persistent() {
+                peer.call(now, &mut self.tools);
+            }
+        }
+        self.find_peers();
+    }
+
+    fn rebind(&mut self, now: Instant) {
+        self.rebound = now;
+        // What has arrived already is taken, for a bounded time.
+        let waker = std::task::Waker::noop();
+        self.receive(&mut Context::from_waker(waker), now);
+        if let Err(error) = self.path.rebind() {
+            warn!(%error, "no socket can be bound");
+        }
+        for peer in &mut self.peers {
+            peer.use_sockets(&self.path);
+        }
+    }
+
+    /// Asks for the addresses of the peers that have a name, and takes those that need no asking.
+    fn find_peers(&mut self) {
+        let now = Instant::now();
+        for (index, peer) in self.peers.iter().enumerate() {
+            let (host, port) = match &peer.configured {
+                Some(Endpoint::Name(host, port)) => (host.clone(), *port),
+                Some(Endpoint::Address(addr)) if peer.endpoint().is_none() => {
+                    // There is room: they are taken before the next are asked for.
+                    let _ = self.resolved.0.try_send(Resolved { peer: index, addr: Ok(*addr) });
+                    continue;
+                }
+                Some(Endpoint::Address(_)) | None => continue,
+            };
+            let answer = self.resolved.0.clone();
+            tokio::spawn(async move {
+                let found = tokio::time::timeout(RETRY, tokio::net::lookup_host((host.as_str(), port))).await;
+                let addr = match found {
+                    Ok(Ok(mut addrs)) => addrs.next().ok_or_else(|| io::Error::other("the name has no address")),
+                    Ok(Err(error)) => Err(error),
+                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                };
+                let _ = answer.send(Resolved { peer: index, addr }).await;
+            });
+        }
+        self.rebound = self.rebound.max(now);
+    }
+
+    fn resolved(&mut self, now: Instant, resolved: Resolved) {
+        let Some(peer) = self.peers.get_mut(resolved.peer) else { return };
+        match resolved.addr {
+            // A peer that has moved by itself is where it was heard last.
+            Ok(_) if peer.is_established() => {}
+            Ok(addr) => {
+                peer.moved(addr, &self.path);
+                if peer.is_persistent() || peer.is_waiting() {
+                    peer.call(now, &mut self.tools);
+                }
+            }
+            Err(error) => warn!(peer = %name_of(&peer.public_key), %error, "the peer's name does not resolve"),
+        }
+    }
+
+    fn status(&self, now: Instant) -> Status {
+        let mut device = fields(&self.counters);
+        if let Ok(dropped) = self.link.dropped() {
+            device.insert("tx_dropped".into(), dropped.into());
+        }
+        device.insert("queue_len".into(), self.queue_len.into());
+        let samples = self.options.stats.snapshot().samples();
+        let transport = samples.into_iter().map(|sample| {
+            let labels = sample.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
+            let name = if labels.is_empty() { sample.name.into() } else { format!("{}{{{}}}", sample.name, labels.join(",")) };
+            (name, sample.value.into())
+        });
+        let peers = self.peers.iter().map(|peer| PeerStatus {
+            public_key: name_of(&peer.public_key),
+            endpoint: peer.endpoint().map(|endpoint| endpoint.to_string()),
+            rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+            last_handshake_seconds: peer.last_handshake.and_then(|at| Some(at.elapsed().ok()?.as_secs())),
+            queued_bytes: peer.queue.bytes(),
+            queue_bound_bytes: peer.rate.bound(now),
+            path_rate: peer.rate.bytes_per_second(now).map(|bytes| bytes * 8),
+            counters: {
+                let mut counters = fields(&peer.counters);
+                counters.extend(fields(peer.queue.counters()));
+                counters
+            },
+        });
+        Status {
+            name: self.name.clone(),
+            public_key: name_of(&self.public_key),
+            listen_port: self.path.port(),
+            backpressure: match self.options.backpressure.get() {
+                backwater_udp::Policy::Wait { .. } => "wait".into(),
+                backwater_udp::Policy::Drop => "drop".into(),
+            },
+            uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
+            device,
+            transport: transport.collect(),
+            peers: peers.collect(),
+        }
+    }
+}
+
+enum Caller {
+    Known([u8; 32]),
+    /// Too many call: a cookie was sent.
+    Doubtful,
+    Nobody,
+}
+
+/// Whose handshake initiation it is: its sender's public key is in it, encrypted for this side.
+fn who_calls(
+    limiter: &RateLimiter,
+    private_key: &StaticSecret,
+    public_key: &PublicKey,
+    source: SocketAddr,
+    datagram: &[u8],
+    tools: &mut Tools,
+) -> Caller {
+    let mut cookie = [0; path::MAX_URGENT];
+    match limiter.verify_packet(Some(source.ip()), datagram, &mut cookie) {
+        Ok(noise::Packet::HandshakeInit(initiation)) => {
+            match parse_handshake_anon(private_key, public_key, &initiation) {
+                Ok(half) => Caller::Known(half.peer_static_public),
+                Err(_) => Caller::Nobody,
+            }
+        }
+        Err(TunnResult::WriteToNetwork(cookie)) => {
+            tools.answer(source, cookie);
+            Caller::Doubtful
+        }
+        Ok(_) | Err(_) => Caller::Nobody,
+    }
+}
+
+fn flush(cx: &mut Context<'_>, peers: &mut [Peer], tools: &mut Tools, of: Option<usize>) {
+    if let Some(peer) = of.and_then(|index| peers.get_mut(index)) {
+        peer.flush(cx, &mut tools.train);
+    }
+}
+
+fn write_out(coalescer: &mut Coalescer, link: &Link, counters: &mut Counters) {
+    coalescer.flush(|slices| {
+        let written = link.try_write(slices);
+        count_write(written.as_ref().map(drop).map_err(drop), counters);
+        written
+    });
+}
+
+fn count_write<T, E>(written: Result<T, E>, counters: &mut Counters) {
+    match written {
+        Ok(_) => counters.device_written += 1,
+        Err(_) => counters.device_refused += 1,
+    }
+}
+
+/// A packet as the device gives it.
+pub(crate) fn parse(raw: &[u8], has_header: bool) -> Option<(virtio::Header, Packet<'_>)> {
+    if !has_header {
+        return Some((virtio::Header::default(), Packet::parse(raw)?));
+    }
+    let (header, packet) = raw.split_first_chunk()?;
+    Some((virtio::Header::parse(header), Packet::parse(packet)?))
+}
+
+fn name_of(key: &PublicKey) -> String {
+    BASE64_STANDARD.encode(key)
+}
+
+fn fields(counters: &impl serde::Serialize) -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(counters) {
+        Ok(serde_json::Value::Object(fields)) => fields,
+        _ => serde_json::Map::new(),
+    }
+}

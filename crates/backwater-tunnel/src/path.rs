@@ -1,1 +1,175 @@
 //! The sockets, one for each family of addresses.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    task::Context,
+};
+
+use arrayvec::ArrayVec;
+use backwater_udp::{Backpressure, Cursor, Receiver, Sender, Stats, Transmit, UdpSocket};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// The longest message that is not data: a handshake initiation.
+pub(crate) const MAX_URGENT: usize = 148;
+
+/// Messages that wait on one socket, at most; together less than ten kilobytes.
+const MAX_WAITING: usize = 64;
+
+/// Bytes to ask for: a burst of a hundred full trains while the process does not run.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// What the sockets are made from, now and after a change of the network.
+#[derive(Clone)]
+pub(crate) struct Options {
+    /// 0: any.
+    pub(crate) port: u16,
+    /// 0: none.
+    pub(crate) mark: u32,
+    pub(crate) backpressure: Backpressure,
+    pub(crate) stats: Arc<Stats>,
+}
+
+/// The way to the peers.
+pub(crate) struct Path {
+    options: Options,
+    v4: Option<Side>,
+    v6: Option<Side>,
+}
+
+/// The socket of one family.
+pub(crate) struct Side {
+    pub(crate) socket: UdpSocket,
+    pub(crate) receiver: Receiver,
+    /// Of what goes before data.
+    urgent: Sender,
+    waiting: VecDeque<Urgent>,
+}
+
+struct Urgent {
+    destination: SocketAddr,
+    bytes: ArrayVec<u8, MAX_URGENT>,
+    cursor: Option<Cursor>,
+}
+
+impl Path {
+    /// Binds both families to the same port; a system without one of them does without.
+    ///
+    /// # Errors
+    /// When no family can be bound, or the port is taken.
+    pub(crate) fn bind(options: Options) -> io::Result<Self> {
+        let mut path = Self { options, v4: None, v6: None };
+        path.rebind()?;
+        Ok(path)
+    }
+
+    /// Binds anew: to the same port, or to another one if it was not asked for and is taken.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind). The path is without sockets then, and this may be tried again.
+    pub(crate) fn rebind(&mut self) -> io::Result<()> {
+        let before = self.port();
+        // Their port is to be free.
+        (self.v4, self.v6) = (None, None);
+        let any = self.options.port == 0;
+        match self.bind_both(before) {
+            Err(_) if any && before != 0 => self.bind_both(0),
+            // The port that one family was given may be taken in the other.
+            Err(_) if any => self.bind_both(0),
+            bound => bound,
+        }
+    }
+
+    fn bind_both(&mut self, port: u16) -> io::Result<()> {
+        (self.v4, self.v6) = (None, None);
+        let v4 = self.options.open((Ipv4Addr::UNSPECIFIED, port).into());
+        let port = v4.as_ref().map_or(port, |side| side.socket.local_addr().port());
+        let v6 = self.options.open((Ipv6Addr::UNSPECIFIED, port).into());
+        match (v4, v6) {
+            (Ok(v4), Ok(v6)) => (self.v4, self.v6) = (Some(v4), Some(v6)),
+            (Ok(v4), Err(e)) if is_absent(&e) => self.v4 = Some(v4),
+            (Err(e), Ok(v6)) if is_absent(&e) => self.v6 = Some(v6),
+            (Err(e), _) | (_, Err(e)) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// The port of the sockets, or the one that was asked for while there are none.
+    pub(crate) fn port(&self) -> u16 {
+        let bound = self.v4.as_ref().or(self.v6.as_ref()).map(|side| side.socket.local_addr().port());
+        bound.unwrap_or(self.options.port)
+    }
+
+    pub(crate) fn is_bound(&self) -> bool {
+        self.v4.is_some() || self.v6.is_some()
+    }
+
+    /// A sender of its own for a peer at `destination`.
+    pub(crate) fn sender(&self, destination: SocketAddr) -> Option<Sender> {
+        let side = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
+        Some(side.as_ref()?.socket.sender())
+    }
+
+    pub(crate) fn sides(&mut self) -> impl Iterator<Item = &mut Side> {
+        self.v4.iter_mut().chain(&mut self.v6)
+    }
+
+    /// Sends a message that goes before data. While there is no room it waits with at most [`MAX_WAITING`] others; its
+    /// sender's retransmission makes good for one that is lost.
+    pub(crate) fn send_urgent(&mut self, cx: &mut Context<'_>, destination: SocketAddr, message: &[u8]) {
+        let side = if destination.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
+        let (Some(side), Ok(bytes)) = (side, ArrayVec::try_from(message)) else { return };
+        if side.waiting.len() < MAX_WAITING {
+            side.waiting.push_back(Urgent { destination, bytes, cursor: None });
+            side.poll_urgent(cx);
+        }
+    }
+}
+
+impl Side {
+    /// Sends what waits, as far as there is room.
+    pub(crate) fn poll_urgent(&mut self, cx: &mut Context<'_>) {
+        while let Some(next) = self.waiting.front_mut() {
+            let slices = [IoSlice::new(&next.bytes)];
+            let mut transmit = Transmit::new(next.destination, &slices);
+            if let Some(cursor) = next.cursor {
+                transmit = transmit.resume(cursor);
+            }
+            let sent = self.urgent.poll_send(cx, &mut transmit);
+            next.cursor = Some(transmit.cursor());
+            if sent.is_pending() {
+                return;
+            }
+            self.waiting.pop_front();
+        }
+    }
+}
+
+impl Options {
+    fn open(&self, addr: SocketAddr) -> io::Result<Side> {
+        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        #[cfg(target_os = "linux")]
+        if self.mark != 0 {
+            socket.set_mark(self.mark)?;
+        }
+        socket.bind(&addr.into())?;
+        let socket = UdpSocket::builder()
+            .receive_buffer(RECEIVE_BUFFER)
+            .backpressure(self.backpressure.clone())
+            .stats(self.stats.clone())
+            .from_std(socket.into())?;
+        let (receiver, urgent) = (socket.receiver(), socket.sender());
+        Ok(Side { socket, receiver, urgent, waiting: VecDeque::new() })
+    }
+}
+
+/// Whether the system lacks the family of addresses.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::AddrNotAvailable)
+        || error.to_string().contains("not supported")
+}

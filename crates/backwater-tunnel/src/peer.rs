@@ -1,1 +1,518 @@
 //! A peer: its session, its queue and its sender.
+
+use std::{
+    collections::VecDeque,
+    io::IoSlice,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant, SystemTime},
+};
+
+use arrayvec::ArrayVec;
+use backwater_udp::{Cursor, Ecn, Sender, Transmit};
+use boringtun::{
+    noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
+    x25519::{PublicKey, StaticSecret},
+};
+
+use crate::{
+    config::{self, Endpoint},
+    counters::PeerCounters,
+    packet::{
+        coalesce::Coalescer,
+        ecn,
+        header::Packet,
+        segment::Segments,
+        virtio,
+    },
+    path::{MAX_URGENT, Path},
+    queue::{
+        fair::{Fair, Verdict},
+        rate::Rate,
+    },
+    train::{OVERHEAD, Train},
+};
+
+/// What a path has said about its MTU is believed for so long (RFC 1191, section 6.3).
+const PATH_MTU_FOR: Duration = Duration::from_secs(600);
+
+/// Nothing smaller is believed: IPv6 needs no less, and inside IPv4 the tunnel would not carry a useful packet.
+const MIN_PATH_MTU: u32 = 1_280;
+
+/// Packets that one turn of the loop takes from a peer's queue.
+const BUDGET: usize = 64;
+
+/// The first byte of a WireGuard message.
+pub(crate) mod kind {
+    pub(crate) const INITIATION: u8 = 1;
+    pub(crate) const RESPONSE: u8 = 2;
+    pub(crate) const COOKIE: u8 = 3;
+    pub(crate) const DATA: u8 = 4;
+}
+
+/// A peer.
+pub(crate) struct Peer {
+    pub(crate) public_key: PublicKey,
+    pub(crate) configured: Option<Endpoint>,
+    pub(crate) counters: PeerCounters,
+    pub(crate) queue: Fair,
+    pub(crate) rate: Rate,
+    /// Between an initiation and its response, in the last handshake that this side began.
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) last_handshake: Option<SystemTime>,
+    tunn: Tunn,
+    endpoint: Option<SocketAddr>,
+    sender: Option<Sender>,
+    /// Encrypted, but refused so far. Never more than what one packet of the device makes.
+    held: VecDeque<Held>,
+    /// Whether there is a session to encrypt with.
+    established: bool,
+    initiated: Option<Instant>,
+    persistent: bool,
+    /// Of the outer packet, and when that was said.
+    path_mtu: Option<(u32, Instant)>,
+}
+
+struct Held {
+    bytes: Box<[u8]>,
+    segment_size: usize,
+    ecn: Option<Ecn>,
+    cursor: Option<Cursor>,
+}
+
+/// What all peers work with.
+pub(crate) struct Tools {
+    pub(crate) train: Train,
+    pub(crate) coalescer: Coalescer,
+    /// Messages to send before any data.
+    pub(crate) urgent: Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>,
+    /// The MTU of the device.
+    pub(crate) mtu: usize,
+    segment: Box<[u8]>,
+    message: Box<[u8]>,
+}
+
+/// Why a packet of the device did not go.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Malformed,
+    /// Nobody knows where the peer is.
+    NoEndpoint,
+    /// It is longer than so many bytes.
+    TooBig(usize),
+}
+
+/// What a datagram was.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// A message of the protocol, or data, that the peer has sent.
+    Good,
+    /// A handshake came while there are too many: a cookie was sent.
+    Cookie,
+    Handshake,
+    Bad,
+}
+
+impl Tools {
+    pub(crate) fn new(mtu: usize, coalescer: Coalescer) -> Self {
+        Self {
+            train: Train::new(),
+            coalescer,
+            urgent: Vec::new(),
+            mtu,
+            segment: vec![0; 65_536 + 16].into(),
+            message: vec![0; 65_536 + OVERHEAD].into(),
+        }
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(config: &config::Peer, private_key: &StaticSecret, index: u32, limiter: &Arc<RateLimiter>) -> Self {
+        let public_key = PublicKey::from(config.public_key.0);
+        Self {
+            public_key,
+            configured: config.endpoint.clone(),
+            counters: PeerCounters::default(),
+            queue: Fair::new(fastrand::u64(..)),
+            rate: Rate::default(),
+            rtt: None,
+            last_handshake: None,
+            tunn: Tunn::new(
+                private_key.clone(),
+                public_key,
+                config.preshared_key.as_ref().map(|key| key.0),
+                config.persistent_keepalive.map(Into::into),
+                index,
+                Some(limiter.clone()),
+            ),
+            endpoint: None,
+            sender: None,
+            held: VecDeque::new(),
+            established: false,
+            initiated: None,
+            persistent: config.persistent_keepalive.is_some(),
+            path_mtu: None,
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.persistent
+    }
+
+    pub(crate) fn is_established(&self) -> bool {
+        self.established
+    }
+
+    /// Time since the session began, by the protocol's own clock.
+    pub(crate) fn session_age(&self) -> Option<Duration> {
+        self.tunn.time_since_last_handshake()
+    }
+
+    /// Whether the path has taken nothing for seconds.
+    pub(crate) fn is_stuck(&self) -> bool {
+        !self.held.is_empty() && self.sender.as_ref().is_some_and(Sender::is_stuck)
+    }
+
+    /// Whether something waits: for room, or for a session.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.held.is_empty() || !self.queue.is_empty()
+    }
+
+    /// Whether the queue may take another packet.
+    pub(crate) fn has_room(&self, now: Instant) -> bool {
+        self.queue.bytes() < self.rate.bound(now)
+    }
+
+    /// Sends to this address from now on. What is held for another one goes there too.
+    pub(crate) fn moved(&mut self, endpoint: SocketAddr, path: &Path) {
+        let same_family = self.endpoint.is_some_and(|before| before.is_ipv4() == endpoint.is_ipv4());
+        if self.endpoint == Some(endpoint) && self.sender.is_some() {
+            return;
+        }
+        if self.endpoint != Some(endpoint) {
+            self.path_mtu = None;
+            self.rate = Rate::default();
+        }
+        self.endpoint = Some(endpoint);
+        if !same_family || self.sender.is_none() {
+            self.use_sockets(path);
+        }
+    }
+
+    /// Takes a sender of the sockets as they are now. What the old one held is given up: it was for another path.
+    pub(crate) fn use_sockets(&mut self, path: &Path) {
+        self.counters.datagrams_dropped += self.held.iter().map(Held::left).sum::<u64>();
+        self.held.clear();
+        self.sender = self.endpoint.and_then(|endpoint| path.sender(endpoint));
+    }
+
+    /// An ICMP message says that so many bytes pass on the way to the peer, outer headers included.
+    pub(crate) fn learn_path_mtu(&mut self, now: Instant, mtu: u32) {
+        self.path_mtu = Some((mtu.max(MIN_PATH_MTU), now));
+    }
+
+    /// The longest packet that the path takes.
+    fn longest(&self, now: Instant, mtu: usize) -> usize {
+        let Some((path_mtu, since)) = self.path_mtu else { return mtu };
+        if now.saturating_duration_since(since) > PATH_MTU_FOR {
+            return mtu;
+        }
+        let headers = if self.endpoint.is_some_and(|e| e.is_ipv6()) { 40 } else { 20 } + 8 + OVERHEAD;
+        // Padding is to sixteen bytes.
+        mtu.min((path_mtu as usize).saturating_sub(headers) & !15)
+    }
+
+    /// Takes a packet as the device gave it: sends it if nothing waits, else lets it wait. What it makes may stay in
+    /// the train for others to follow: [`flush`](Self::flush) when none does.
+    pub(crate) fn offer(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        header: &virtio::Header,
+        packet: Packet<'_>,
+        raw: &[u8],
+        tools: &mut Tools,
+    ) -> Result<(), Refused> {
+        if self.endpoint.is_none() {
+            return Err(Refused::NoEndpoint);
+        }
+        let segments = Segments::new(header, packet.bytes()).map_err(|_| Refused::Malformed)?;
+        let longest = self.longest(now, tools.mtu);
+        if segments.segment_len() > longest {
+            return Err(Refused::TooBig(longest));
+        }
+        if !self.established {
+            self.call(now, tools);
+        }
+        if self.established && !self.is_waiting() {
+            self.forward(cx, segments, ecn::outer(packet.traffic_class()), tools);
+        } else {
+            self.queue.enqueue(now, raw, self.rate.bound(now));
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, cx: &mut Context<'_>, mut segments: Segments<'_>, ecn: Option<Ecn>, tools: &mut Tools) {
+        while let Some(len) = segments.next(&mut tools.segment) {
+            // To a multiple of sixteen, but not beyond the MTU (WireGuard, section 5.4.6).
+            let padded = len.next_multiple_of(16).min(tools.mtu.max(len));
+            if let Some(padding) = tools.segment.get_mut(len..padded) {
+                padding.fill(0);
+            }
+            if !tools.train.takes(padded + OVERHEAD, ecn) {
+                self.flush(cx, &mut tools.train);
+            }
+            let Some(plain) = tools.segment.get(..padded) else { return };
+            let sealed = match self.tunn.encapsulate(plain, tools.train.space()) {
+                TunnResult::WriteToNetwork(sealed) if sealed.first() == Some(&kind::DATA) => sealed.len(),
+                // The session is over; the packet was kept, and goes with the next one.
+                TunnResult::WriteToNetwork(message) => {
+                    push(&mut tools.urgent, self.endpoint, message);
+                    continue;
+                }
+                _ => continue,
+            };
+            tools.train.push(sealed, ecn);
+            self.counters.bytes_sent += len as u64;
+        }
+    }
+
+    /// Sends the train, or holds it.
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, train: &mut Train) {
+        if train.is_empty() {
+            return;
+        }
+        let mut cursor = None;
+        if self.held.is_empty() {
+            match self.send(cx, train.bytes(), train.segment_size(), train.ecn(), None) {
+                Ok(()) => return train.clear(),
+                Err(at) => cursor = Some(at),
+            }
+        }
+        self.counters.held += 1;
+        let (bytes, segment_size, ecn) = (train.bytes().into(), train.segment_size(), train.ecn());
+        self.held.push_back(Held { bytes, segment_size, ecn, cursor });
+        train.clear();
+    }
+
+    /// Sends; `Err` says how far it got when the rest is held.
+    fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        segment_size: usize,
+        ecn: Option<Ecn>,
+        cursor: Option<Cursor>,
+    ) -> Result<(), Cursor> {
+        let (Some(sender), Some(destination)) = (&mut self.sender, self.endpoint) else {
+            self.counters.datagrams_dropped += bytes.len().div_ceil(segment_size.max(1)) as u64;
+            return Ok(());
+        };
+        let slices = [IoSlice::new(bytes)];
+        let mut transmit = Transmit::new(destination, &slices).segment_size(segment_size).ecn(ecn);
+        let was_held = cursor.is_some();
+        if let Some(cursor) = cursor {
+            transmit = transmit.resume(cursor);
+        }
+        match sender.poll_send(cx, &mut transmit) {
+            Poll::Pending => return Err(transmit.cursor()),
+            // What a broken socket did not send is in the report, too.
+            Poll::Ready(Ok(_) | Err(_)) => {}
+        }
+        let report = transmit.report();
+        let (sent, dropped) = (u64::from(report.sent), u64::from(report.dropped.total()));
+        self.counters.datagrams_sent += sent;
+        self.counters.datagrams_dropped += dropped;
+        let backlogged = was_held || !self.queue.is_empty();
+        self.rate.on_sent(Instant::now(), sent as usize * segment_size, backlogged);
+        Ok(())
+    }
+
+    /// Sends what waits, as far as there is room. Returns whether there is more to do at once.
+    pub(crate) fn drain(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools) -> bool {
+        while let Some(held) = self.held.pop_front() {
+            if let Err(cursor) = self.send(cx, &held.bytes, held.segment_size, held.ecn, held.cursor) {
+                self.held.push_front(Held { cursor: Some(cursor), ..held });
+                return false;
+            }
+        }
+        if !self.established {
+            if !self.queue.is_empty() {
+                self.call(now, tools);
+            }
+            return false;
+        }
+        let mut buffer = std::mem::take(&mut tools.message);
+        for _ in 0..BUDGET {
+            if !self.held.is_empty() {
+                break;
+            }
+            let Some((len, verdict)) = self.queue.dequeue(now, self.rate.bound(now), &mut buffer) else { break };
+            let Some((header, packet)) = buffer.get(..len).and_then(tools_parse) else { continue };
+            let Ok(mut segments) = Segments::new(&header, packet.bytes()) else { continue };
+            if verdict == Verdict::DropFirstSegment {
+                segments.next(&mut tools.segment);
+            }
+            self.forward(cx, segments, ecn::outer(packet.traffic_class()), tools);
+        }
+        tools.message = buffer;
+        self.flush(cx, &mut tools.train);
+        self.held.is_empty() && !self.queue.is_empty()
+    }
+
+    /// Begins a handshake, unless one is under way.
+    pub(crate) fn call(&mut self, now: Instant, tools: &mut Tools) {
+        let result = self.tunn.format_handshake_initiation(&mut tools.message, false);
+        self.answer(now, result_message(result), &mut tools.urgent);
+    }
+
+    /// Begins a handshake whatever is under way: the network or the clock is not what it was.
+    pub(crate) fn call_again(&mut self, now: Instant, tools: &mut Tools) {
+        let result = self.tunn.format_handshake_initiation(&mut tools.message, true);
+        self.answer(now, result_message(result), &mut tools.urgent);
+    }
+
+    /// Sends an empty packet, so that the peer learns where this side is now.
+    pub(crate) fn keep_alive(&mut self, now: Instant, tools: &mut Tools) {
+        let result = self.tunn.encapsulate(&[], &mut tools.message);
+        self.answer(now, result_message(result), &mut tools.urgent);
+    }
+
+    /// To be called four times a second while there is traffic, and every other second at least.
+    pub(crate) fn tick(&mut self, now: Instant, tools: &mut Tools) {
+        match self.tunn.update_timers(&mut tools.message) {
+            TunnResult::WriteToNetwork(message) => self.answer(now, Some(&*message), &mut tools.urgent),
+            TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                self.initiated = None;
+                // It has called for a minute and a half in vain. What still wants to go is worth another try.
+                if self.endpoint.is_some() && (self.persistent || !self.queue.is_empty()) {
+                    self.call(now, tools);
+                }
+            }
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => {}
+        }
+        self.established = self.tunn.time_since_last_handshake().is_some();
+    }
+
+    fn answer(&mut self, now: Instant, message: Option<&[u8]>, urgent: &mut Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>) {
+        let Some(message) = message else { return };
+        if message.first() == Some(&kind::INITIATION) {
+            self.initiated = Some(now);
+        }
+        push(urgent, self.endpoint, message);
+    }
+
+    /// Takes a datagram that says it is from this peer. A packet in it goes to the coalescer, if `allows` its source.
+    pub(crate) fn receive(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        datagram: &[u8],
+        outer: Option<Ecn>,
+        path: &Path,
+        tools: &mut Tools,
+        allows: impl FnOnce(std::net::IpAddr) -> bool,
+    ) -> Received {
+        let message = datagram.first().copied().unwrap_or_default();
+        let Some(space) = tools.coalescer.space(datagram.len().max(MAX_URGENT)) else { return Received::Bad };
+        let packet = match self.tunn.decapsulate(Some(source.ip()), datagram, space) {
+            TunnResult::WriteToTunnelV4(packet, from) => (packet, from.into()),
+            TunnResult::WriteToTunnelV6(packet, from) => (packet, from.into()),
+            TunnResult::WriteToNetwork(answer) => {
+                let answered = answer.first().copied();
+                let to = if answered == Some(kind::COOKIE) { Some(source) } else { None };
+                if let Some(source) = to {
+                    push(&mut tools.urgent, Some(source), answer);
+                    return Received::Cookie;
+                }
+                push(&mut tools.urgent, Some(source), answer);
+                self.moved(source, path);
+                self.handshaken(now, message, tools);
+                return Received::Handshake;
+            }
+            // A keepalive, or a cookie, which anyone can send who saw the initiation.
+            TunnResult::Done => {
+                if message == kind::DATA {
+                    self.counters.datagrams_received += 1;
+                    self.moved(source, path);
+                    self.confirm();
+                }
+                return Received::Good;
+            }
+            TunnResult::Err(error) => {
+                match error {
+                    WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter => self.counters.replayed += 1,
+                    _ => self.counters.invalid += 1,
+                }
+                return Received::Bad;
+            }
+        };
+        let (packet, from) = packet;
+        let len = packet.len();
+        self.counters.datagrams_received += 1;
+        if !allows(from) {
+            self.counters.source_not_allowed += 1;
+        } else if !ecn::decapsulate(packet, outer) {
+            self.counters.congested += 1;
+        } else {
+            self.counters.bytes_received += len as u64;
+            tools.coalescer.push(len);
+        }
+        self.moved(source, path);
+        self.confirm();
+        Received::Good
+    }
+
+    /// A message of a handshake was good, and answered.
+    fn handshaken(&mut self, now: Instant, message: u8, tools: &mut Tools) {
+        self.counters.handshakes += 1;
+        self.last_handshake = Some(SystemTime::now());
+        if message == kind::RESPONSE {
+            if let Some(initiated) = self.initiated.take() {
+                self.rtt = Some(now.saturating_duration_since(initiated));
+            }
+            self.confirm();
+        }
+        // What was kept when the session before this one ended.
+        while let TunnResult::WriteToNetwork(kept) = self.tunn.decapsulate(None, &[], &mut tools.message) {
+            push(&mut tools.urgent, self.endpoint, kept);
+        }
+    }
+
+    /// A responder may use its session once the initiator has.
+    fn confirm(&mut self) {
+        if !self.established {
+            self.established = self.tunn.time_since_last_handshake().is_some();
+        }
+    }
+}
+
+impl Held {
+    fn left(&self) -> u64 {
+        self.bytes.len().div_ceil(self.segment_size.max(1)) as u64
+    }
+}
+
+fn result_message<'a>(result: TunnResult<'a>) -> Option<&'a [u8]> {
+    match result {
+        TunnResult::WriteToNetwork(message) => Some(message),
+        TunnResult::Done
+        | TunnResult::Err(_)
+        | TunnResult::WriteToTunnelV4(..)
+        | TunnResult::WriteToTunnelV6(..) => None,
+    }
+}
+
+fn push(urgent: &mut Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>, to: Option<SocketAddr>, message: &[u8]) {
+    if let (Some(to), Ok(message)) = (to, ArrayVec::try_from(message)) {
+        urgent.push((to, message));
+    }
+}
