@@ -1,8 +1,19 @@
 //! A tunnel's configuration: WireGuard's `.conf` files.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU16};
+use std::{
+    fmt::{self, Write},
+    fs::File,
+    io::{self, Read},
+    net::SocketAddr,
+    num::NonZeroU16,
+    path::Path,
+};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use boringtun::x25519;
 use ipnet::IpNet;
+
+mod parse;
 
 /// What a `.conf` file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +79,192 @@ pub enum Endpoint {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(pub [u8; 32]);
 
+/// What is to be said about a configuration that can be used: one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning(String);
+
+/// All that is wrong with a configuration, in the order of the file: `file:line: key: found this, wanted that`. Nothing
+/// in it tells a private or preshared key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errors(Vec<String>);
+
+/// A file that is longer is something else than a configuration.
+const MAX_LEN: u64 = 1 << 20;
+
+/// Linux's `IFNAMSIZ`, without the zero at the end.
+const MAX_NAME: usize = 15;
+
+impl Config {
+    /// Reads a file of at most 1 MiB. On Unix there is a warning when others than its owner can read it.
+    ///
+    /// # Errors
+    /// All that is wrong with it; or why it cannot be read.
+    pub fn read(path: &Path) -> Result<(Self, Vec<Warning>), Errors> {
+        let name = path.display().to_string();
+        let cannot = |error: io::Error| Errors(vec![format!("{name}: cannot be read: {error}")]);
+        let file = File::open(path).map_err(cannot)?;
+        let exposed = exposed(&file);
+        let mut bytes = Vec::new();
+        file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(cannot)?;
+        if bytes.len() as u64 > MAX_LEN {
+            return Err(Errors(vec![format!("{name}: found more than {MAX_LEN} bytes, wanted a configuration")]));
+        }
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+            let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
+            Errors(vec![format!("{name}:{line}: found bytes that are no text, wanted UTF-8")])
+        })?;
+        let (config, mut warnings) = Self::parse(&name, &text)?;
+        if let Some(mode) = exposed {
+            let problem = format!("{name}: others can read the private key in it (mode {mode:04o}): chmod 600 it");
+            warnings.insert(0, Warning(problem));
+        }
+        Ok((config, warnings))
+    }
+
+    /// Understands the text of a file of that name.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(name: &str, text: &str) -> Result<(Self, Vec<Warning>), Errors> {
+        parse::parse(name, text)
+    }
+
+    /// The text of a file that says this, **with its private and preshared keys**: [`parse`](Self::parse) makes the
+    /// same of it. (So it is not `Display`.)
+    pub fn to_text(&self) -> String {
+        let mut out = String::new();
+        // Writing into a string does not fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> fmt::Result {
+        let Interface { private_key, addresses, listen_port, mtu, fwmark, table } = &self.interface;
+        writeln!(out, "[Interface]\nPrivateKey = {}", private_key.to_base64())?;
+        if !addresses.is_empty() {
+            writeln!(out, "Address = {}", list(addresses))?;
+        }
+        if *listen_port != 0 {
+            writeln!(out, "ListenPort = {listen_port}")?;
+        }
+        if let Some(mtu) = mtu {
+            writeln!(out, "MTU = {mtu}")?;
+        }
+        if *fwmark != 0 {
+            writeln!(out, "FwMark = {fwmark:#x}")?;
+        }
+        if *table == Table::Off {
+            writeln!(out, "Table = off")?;
+        }
+        for Peer { public_key, preshared_key, endpoint, allowed_ips, persistent_keepalive } in &self.peers {
+            writeln!(out, "\n[Peer]\nPublicKey = {}", public_key.to_base64())?;
+            if let Some(key) = preshared_key {
+                writeln!(out, "PresharedKey = {}", key.to_base64())?;
+            }
+            if let Some(endpoint) = endpoint {
+                writeln!(out, "Endpoint = {endpoint}")?;
+            }
+            if !allowed_ips.is_empty() {
+                writeln!(out, "AllowedIPs = {}", list(allowed_ips))?;
+            }
+            if let Some(seconds) = persistent_keepalive {
+                writeln!(out, "PersistentKeepalive = {seconds}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tunnel's name, which is also the device's: the file's, without `.conf`, as with wg-quick. 1–15 of the characters
+/// `a-zA-Z0-9_=+.-`.
+///
+/// # Errors
+/// When the file's name is no such name.
+pub fn tunnel_name(path: &Path) -> Result<String, Errors> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = name.strip_suffix(".conf").unwrap_or(name);
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_=+.-".contains(c);
+    // "." and ".." are no names of devices either.
+    let is_name = (1..=MAX_NAME).contains(&name.len()) && name.chars().all(allowed) && name.chars().any(|c| c != '.');
+    if is_name {
+        return Ok(name.to_owned());
+    }
+    let wanted = format!("1 to {MAX_NAME} of the characters a-z A-Z 0-9 _ = + . - before .conf");
+    Err(Errors(vec![format!("{}: the file's name names the tunnel: found {name:?}, wanted {wanted}", path.display())]))
+}
+
+impl Key {
+    /// Reads what [`to_base64`](Self::to_base64) writes: 44 characters.
+    pub fn from_base64(text: &str) -> Option<Self> {
+        BASE64_STANDARD.decode(text).ok()?.try_into().ok().map(Self)
+    }
+
+    /// RFC 4648's base64 with padding, as in `.conf` files. The only way to show a key.
+    pub fn to_base64(&self) -> String {
+        BASE64_STANDARD.encode(self.0)
+    }
+
+    /// The public key of this private key (RFC 7748, X25519).
+    pub fn public(&self) -> Self {
+        Self(x25519::PublicKey::from(&x25519::StaticSecret::from(self.0)).to_bytes())
+    }
+}
+
+impl Errors {
+    /// The lines.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for Errors {}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(addr) => addr.fmt(f),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(..)")
     }
 }
+
+fn list(nets: &[IpNet]) -> String {
+    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The mode of a file that others than its owner may use.
+#[cfg(unix)]
+fn exposed(file: &File) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt;
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    (mode & 0o077 != 0).then_some(mode)
+}
+
+/// Windows' access lists are not looked at: a user's files are the user's there.
+#[cfg(not(unix))]
+fn exposed(_: &File) -> Option<u32> {
+    None
+}
+
+#[cfg(test)]
+mod tests;

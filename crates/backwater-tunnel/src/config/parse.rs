@@ -1,0 +1,394 @@
+//! The text of a `.conf` file: first its sections and keys, then what they mean, then whether that fits together.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+};
+
+use ipnet::IpNet;
+
+use super::{Config, Endpoint, Errors, Interface, Key, Peer, Table, Warning};
+
+const INTERFACE: &[&str] = &["PrivateKey", "Address", "ListenPort", "MTU", "FwMark", "Table", "DNS"];
+const PEER: &[&str] = &["PublicKey", "PresharedKey", "Endpoint", "AllowedIPs", "PersistentKeepalive"];
+/// Those that may come again.
+const LISTS: &[&str] = &["Address", "DNS", "AllowedIPs"];
+/// What wg-quick does beside, and this program does not.
+const WG_QUICK: &[&str] = &["PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig"];
+
+const MAX_PEERS: usize = 1024;
+/// Whoever passes something else than a configuration need not see all of it.
+const MAX_ERRORS: usize = 1000;
+
+const KEY: &str = "32 bytes in base64, as `wg genkey` prints them";
+const PREFIX: &str = "an address or a prefix, such as 10.0.0.1/24 or fd00::1/64";
+const ENDPOINT: &str = "IPv4:port, [IPv6]:port or name:port";
+/// RFC 8200, section 5.
+const MIN_MTU_V6: u16 = 1280;
+
+pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Errors> {
+    let mut reader = Reader { errors: Vec::new() };
+    let sections = reader.sections(text.strip_prefix('\u{feff}').unwrap_or(text));
+    let mut dns = None;
+    let (mut interface, mut peers) = (None, Vec::new());
+    for section in &sections {
+        match section.kind {
+            Kind::Interface => {
+                interface = reader.interface(section);
+                dns = section.dns();
+            }
+            Kind::Peer => peers.extend(reader.peer(section)),
+            Kind::Unknown => {}
+        }
+    }
+    reader.one_interface(&sections);
+    reader.not_too_many(&sections);
+    reader.fit(interface.as_ref(), &peers);
+    let Reader { mut errors } = reader;
+    errors.sort_by_key(|(line, _)| *line);
+    let more = errors.len().saturating_sub(MAX_ERRORS);
+    let lines = errors.into_iter().take(MAX_ERRORS).map(|(line, problem)| format!("{name}:{line}: {problem}"));
+    let mut lines: Vec<_> = lines.collect();
+    if more > 0 {
+        lines.push(format!("{name}: and {more} more"));
+    }
+    match interface {
+        Some(interface) if lines.is_empty() => {
+            let warning = dns.map(|(line, values)| {
+                Warning(format!("{name}:{line}: DNS is not handled: names are resolved as before, not by {values}"))
+            });
+            let peers = peers.into_iter().map(|placed| placed.peer).collect();
+            Ok((Config { interface, peers }, Vec::from_iter(warning)))
+        }
+        _ => Err(Errors(lines)),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Interface,
+    Peer,
+    /// It has been complained of: what is in it is passed over.
+    Unknown,
+}
+
+struct Section<'a> {
+    kind: Kind,
+    line: usize,
+    entries: Vec<Entry<'a>>,
+}
+
+#[derive(Clone, Copy)]
+struct Entry<'a> {
+    line: usize,
+    /// As the tables above spell it.
+    key: &'static str,
+    value: &'a str,
+}
+
+/// A peer, and the lines of what other peers must not have.
+struct Placed {
+    peer: Peer,
+    key_line: usize,
+    /// Of each of `allowed_ips`.
+    prefix_lines: Vec<usize>,
+}
+
+impl<'a> Section<'a> {
+    fn entries(&self, key: &str) -> impl Iterator<Item = Entry<'a>> {
+        self.entries.iter().copied().filter(move |entry| entry.key == key)
+    }
+
+    fn line_of(&self, key: &str) -> usize {
+        self.entries(key).next().map_or(self.line, |entry| entry.line)
+    }
+
+    /// Where DNS is first named, and all that it names.
+    fn dns(&self) -> Option<(usize, String)> {
+        let line = self.entries("DNS").next()?.line;
+        Some((line, self.entries("DNS").map(|entry| shown(entry.value)).collect::<Vec<_>>().join(", ")))
+    }
+}
+
+/// Gathers what is wrong, by line.
+struct Reader {
+    errors: Vec<(usize, String)>,
+}
+
+impl Reader {
+    fn error(&mut self, line: usize, key: &str, found: &str, wanted: &str) {
+        self.errors.push((line, format!("{key}: found {found}, wanted {wanted}")));
+    }
+
+    fn sections<'a>(&mut self, text: &'a str) -> Vec<Section<'a>> {
+        let mut sections: Vec<Section<'a>> = Vec::new();
+        for (line, text) in (1..).zip(text.lines()) {
+            let text = text.split('#').next().unwrap_or_default().trim();
+            if text.is_empty() {
+                continue;
+            }
+            if text.starts_with('[') {
+                let kind = match text {
+                    _ if text.eq_ignore_ascii_case("[Interface]") => Kind::Interface,
+                    _ if text.eq_ignore_ascii_case("[Peer]") => Kind::Peer,
+                    _ => {
+                        self.error(line, "section", &shown(text), "[Interface] or [Peer]");
+                        Kind::Unknown
+                    }
+                };
+                sections.push(Section { kind, line, entries: Vec::new() });
+                continue;
+            }
+            let Some((key, value)) = text.split_once('=') else {
+                self.error(line, "line", &shown(text), "a key, = and a value");
+                continue;
+            };
+            let Some(section) = sections.last_mut() else {
+                self.error(line, &label(key.trim()), "it before any section", "[Interface] or [Peer] above it");
+                continue;
+            };
+            if let Some(entry) = self.entry(section, line, key.trim(), value.trim()) {
+                section.entries.push(entry);
+            }
+        }
+        sections
+    }
+
+    fn entry<'a>(&mut self, section: &Section<'a>, line: usize, key: &str, value: &'a str) -> Option<Entry<'a>> {
+        let (here, name) = match section.kind {
+            Kind::Interface => (INTERFACE, "[Interface]"),
+            Kind::Peer => (PEER, "[Peer]"),
+            Kind::Unknown => return None,
+        };
+        let named = |keys: &[&'static str]| keys.iter().copied().find(|known| known.eq_ignore_ascii_case(key));
+        let Some(known) = named(here) else {
+            match named(WG_QUICK) {
+                Some(theirs) => {
+                    self.error(
+                        line,
+                        theirs,
+                        "what only wg-quick does",
+                        "no such line: no command is run, no file saved",
+                    );
+                }
+                None => {
+                    let wanted = format!("one of {}", here.join(", "));
+                    self.error(line, &label(key), &format!("an unknown key of {name}"), &wanted);
+                }
+            }
+            return None;
+        };
+        let before = section.entries(known).next();
+        if let Some(before) = before.filter(|_| !LISTS.contains(&known)) {
+            self.error(line, known, &format!("it again, after line {}", before.line), "it once");
+            return None;
+        }
+        Some(Entry { line, key: known, value })
+    }
+
+    /// The value of a key that is there once at most.
+    fn one<T>(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        wanted: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let entry = section.entries(key).next()?;
+        let value = read(entry.value);
+        if value.is_none() {
+            self.error(entry.line, key, &shown(entry.value), wanted);
+        }
+        value
+    }
+
+    fn number(&mut self, section: &Section<'_>, key: &str, least: u16) -> Option<u16> {
+        let wanted = format!("a number from {least} to {}", u16::MAX);
+        self.one(section, key, &wanted, |text| decimal(text)?.try_into().ok().filter(|&number: &u16| number >= least))
+    }
+
+    /// A key, whatever stands there instead is never shown.
+    fn key(&mut self, section: &Section<'_>, key: &str) -> Option<Key> {
+        let Entry { line, value, .. } = section.entries(key).next()?;
+        match Key::from_base64(value) {
+            Some(Key(bytes)) if bytes == [0; 32] => self.error(line, key, "32 zeros", KEY),
+            Some(key) => return Some(key),
+            None => self.error(line, key, &characters(value), KEY),
+        }
+        None
+    }
+
+    /// As [`key`](Self::key), where there must be one.
+    fn needed_key(&mut self, section: &Section<'_>, key: &str) -> Option<Key> {
+        if section.entries(key).next().is_none() {
+            self.error(section.line, key, "none in this section", KEY);
+        }
+        self.key(section, key)
+    }
+
+    /// The prefixes of all keys of that name, each once, and their lines.
+    fn prefixes(
+        &mut self,
+        section: &Section<'_>,
+        key: &str,
+        read: impl Fn(&str) -> Option<IpNet>,
+    ) -> Vec<(usize, IpNet)> {
+        let (mut nets, mut seen) = (Vec::new(), HashSet::new());
+        for entry in section.entries(key) {
+            if entry.value.is_empty() && key == "AllowedIPs" {
+                continue;
+            }
+            for part in entry.value.split(',').map(str::trim) {
+                match read(part) {
+                    Some(net) if !seen.insert(net) => {}
+                    Some(net) => nets.push((entry.line, net)),
+                    None => self.error(entry.line, key, &shown(part), PREFIX),
+                }
+            }
+        }
+        nets
+    }
+
+    fn interface(&mut self, section: &Section<'_>) -> Option<Interface> {
+        let private_key = self.needed_key(section, "PrivateKey");
+        let addresses = self.prefixes(section, "Address", prefix);
+        for (line, net) in &addresses {
+            if net.addr().is_unspecified() || net.addr().is_multicast() {
+                self.error(*line, "Address", &net.to_string(), "an address of one host");
+            }
+        }
+        let addresses: Vec<_> = addresses.into_iter().map(|(_, net)| net).collect();
+        let listen_port = self.number(section, "ListenPort", 0).unwrap_or(0);
+        let mtu = self.number(section, "MTU", 576);
+        if let Some(mtu) = mtu.filter(|&mtu| mtu < MIN_MTU_V6 && addresses.iter().any(|net| net.addr().is_ipv6())) {
+            let wanted = format!("at least {MIN_MTU_V6}, since there is an IPv6 address");
+            self.error(section.line_of("MTU"), "MTU", &mtu.to_string(), &wanted);
+        }
+        let fwmark = self.one(section, "FwMark", "a decimal or 0x hexadecimal number of 32 bits, or off", fwmark);
+        let table = self.one(section, "Table", "off or auto", |text| match text {
+            _ if text.eq_ignore_ascii_case("off") => Some(Table::Off),
+            _ if text.eq_ignore_ascii_case("auto") => Some(Table::Auto),
+            _ => None,
+        });
+        Some(Interface {
+            private_key: private_key?,
+            addresses,
+            listen_port,
+            mtu,
+            fwmark: fwmark.unwrap_or(0),
+            table: table.unwrap_or_default(),
+        })
+    }
+
+    fn peer(&mut self, section: &Section<'_>) -> Option<Placed> {
+        let public_key = self.needed_key(section, "PublicKey");
+        let preshared_key = self.key(section, "PresharedKey");
+        let endpoint = self.one(section, "Endpoint", ENDPOINT, endpoint);
+        let network = |text: &str| prefix(text).map(|net| net.trunc());
+        let (prefix_lines, allowed_ips) = self.prefixes(section, "AllowedIPs", network).into_iter().unzip();
+        let wanted = format!("seconds from 0 to {}, or off", u16::MAX);
+        let keepalive = self.one(section, "PersistentKeepalive", &wanted, |text| {
+            if text.eq_ignore_ascii_case("off") { Some(0) } else { decimal(text)?.try_into().ok() }
+        });
+        let persistent_keepalive = keepalive.and_then(NonZeroU16::new);
+        let peer = Peer { public_key: public_key?, preshared_key, endpoint, allowed_ips, persistent_keepalive };
+        Some(Placed { peer, key_line: section.line_of("PublicKey"), prefix_lines })
+    }
+
+    fn one_interface(&mut self, sections: &[Section<'_>]) {
+        let mut found = sections.iter().filter(|section| section.kind == Kind::Interface);
+        if found.next().is_none() {
+            self.error(1, "[Interface]", "no such section", "one");
+        }
+        for again in found {
+            self.error(again.line, "[Interface]", "it again", "one such section");
+        }
+    }
+
+    fn not_too_many(&mut self, sections: &[Section<'_>]) {
+        let mut peers = sections.iter().filter(|section| section.kind == Kind::Peer);
+        if let Some(first) = peers.nth(MAX_PEERS) {
+            let found = format!("{} of them", MAX_PEERS + 1 + peers.count());
+            self.error(first.line, "[Peer]", &found, &format!("at most {MAX_PEERS}"));
+        }
+    }
+
+    /// What no peer can say alone: no two have one key or one prefix, and none is this side.
+    fn fit(&mut self, interface: Option<&Interface>, peers: &[Placed]) {
+        let own = interface.map(|interface| interface.private_key.public());
+        let (mut keys, mut prefixes) = (HashMap::new(), HashMap::new());
+        for Placed { peer, key_line, prefix_lines } in peers {
+            if own.as_ref() == Some(&peer.public_key) {
+                self.error(*key_line, "PublicKey", "this side's own", "the peer's");
+            }
+            if let Some(other) = keys.insert(peer.public_key.0, key_line) {
+                self.error(*key_line, "PublicKey", &format!("that of line {other}"), "a key of its own for each peer");
+            }
+            for (net, line) in peer.allowed_ips.iter().zip(prefix_lines) {
+                if let Some(other) = prefixes.insert(net, line) {
+                    let found = format!("{net} here and at another peer, line {other}");
+                    self.error(*line, "AllowedIPs", &found, "each prefix at one peer");
+                }
+            }
+        }
+    }
+}
+
+/// An address alone stands for itself.
+fn prefix(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+/// Digits and nothing else: no sign.
+fn decimal(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn fwmark(text: &str) -> Option<u32> {
+    if text.eq_ignore_ascii_case("off") {
+        return Some(0);
+    }
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u32::from_str_radix(hex, 16).ok().filter(|_| !hex.starts_with('+')),
+        None => decimal(text),
+    }
+}
+
+fn endpoint(text: &str) -> Option<Endpoint> {
+    if let Ok(addr) = text.parse::<SocketAddr>() {
+        return (addr.port() != 0).then_some(Endpoint::Address(addr));
+    }
+    let (name, port) = text.rsplit_once(':')?;
+    let port = decimal(port)?.try_into().ok().filter(|&port: &u16| port != 0)?;
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    // RFC 1035, section 2.3.4; and what ends in a number is an address, only not a good one.
+    let is_name = (1..=253).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.');
+    let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    (is_name && !last.bytes().all(|byte| byte.is_ascii_digit())).then(|| Endpoint::Name(name.to_owned(), port))
+}
+
+/// A value in an error, on one line and not too long; what might be a key, or a piece of one, is only counted.
+fn shown(text: &str) -> String {
+    let of_key = |c: char| c.is_ascii_alphanumeric() || c == '+' || c == '/';
+    match text {
+        "" => "nothing".to_owned(),
+        _ if text.chars().count() > 60 => characters(text),
+        _ if text.split(|c| !of_key(c)).any(|run| run.len() >= 20) => characters(text),
+        _ => format!("{text:?}"),
+    }
+}
+
+/// An unknown key's name, as the values are.
+fn label(key: &str) -> String {
+    let plain = (1..20).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if plain { key.to_owned() } else { shown(key) }
+}
+
+fn characters(text: &str) -> String {
+    match text.chars().count() {
+        0 => "nothing".to_owned(),
+        1 => "1 character".to_owned(),
+        count => format!("{count} characters"),
+    }
+}

@@ -1,0 +1,375 @@
+use std::collections::HashSet;
+
+use proptest::{collection::vec, option, prelude::*};
+
+use super::*;
+
+const PRIVATE: &str = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=";
+const PEER: &str = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
+const OTHER: &str = "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0=";
+
+fn good(text: &str) -> (Config, Vec<Warning>) {
+    Config::parse("t.conf", text).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn bad(text: &str) -> Vec<String> {
+    Config::parse("t.conf", text).unwrap_err().iter().map(str::to_owned).collect()
+}
+
+/// The errors of an `[Interface]` section with these lines after the private key (line 2), so from line 3 on.
+fn interface(lines: &str) -> Vec<String> {
+    bad(&format!("[Interface]\nPrivateKey = {PRIVATE}\n{lines}"))
+}
+
+/// The same for a peer, with its lines from line 5 on.
+fn peer(lines: &str) -> Vec<String> {
+    interface(&format!("[Peer]\nPublicKey={PEER}\n{lines}"))
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
+}
+
+#[test]
+fn everything_that_is_handled_is_understood() {
+    let text = format!(
+        "# a comment\r\n[interface]\r\nPRIVATEKEY={PRIVATE}   # mine\r\nAddress = 10.0.0.2/24, fd00::2/64\r\naddress = 10.1.0.2\r\n\
+         ListenPort = 51820\r\nMTU = 1380\r\nFwMark = 0xCa6c\r\nTable = OFF\r\n\r\n\
+         [Peer]\r\npublicKey = {PEER}\r\nPresharedKey = {OTHER}\r\nEndpoint = vpn.example.org:51820\r\n\
+         AllowedIPs = 10.0.0.0/24,fd00::/64\r\nAllowedIPs = 192.168.3.7\r\nAllowedIPs =\r\nPersistentKeepalive = 25\r\n\
+         [PEER]\r\nPublicKey = {OTHER}\r\nEndpoint = [2001:db8::1]:7\r\nPersistentKeepalive = off\r\n"
+    );
+    let (config, warnings) = good(&text);
+    assert_eq!(warnings, []);
+    let Interface { private_key, addresses, listen_port, mtu, fwmark, table } = config.interface;
+    assert_eq!(private_key.to_base64(), PRIVATE);
+    assert_eq!(addresses, [net("10.0.0.2/24"), net("fd00::2/64"), net("10.1.0.2/32")]);
+    assert_eq!((listen_port, mtu, fwmark, table), (51820, Some(1380), 0xca6c, Table::Off));
+    let [one, two] = <[Peer; 2]>::try_from(config.peers).unwrap();
+    assert_eq!((one.public_key.to_base64().as_str(), one.preshared_key), (PEER, Key::from_base64(OTHER)));
+    assert_eq!(one.endpoint, Some(Endpoint::Name("vpn.example.org".to_owned(), 51820)));
+    assert_eq!(one.allowed_ips, [net("10.0.0.0/24"), net("fd00::/64"), net("192.168.3.7/32")]);
+    assert_eq!(one.persistent_keepalive, NonZeroU16::new(25));
+    assert_eq!(two.endpoint, Some(Endpoint::Address("[2001:db8::1]:7".parse().unwrap())));
+    assert_eq!((two.preshared_key, two.allowed_ips, two.persistent_keepalive), (None, vec![], None));
+}
+
+#[test]
+fn what_is_not_said_has_its_default() {
+    let (config, _) = good(&format!("\u{feff}[Interface]\nPrivateKey={PRIVATE}"));
+    let Interface { addresses, listen_port, mtu, fwmark, table, .. } = config.interface;
+    assert_eq!((addresses, listen_port, mtu, fwmark, table), (vec![], 0, None, 0, Table::Auto));
+    assert!(config.peers.is_empty());
+}
+
+#[test]
+fn marks_are_decimal_hexadecimal_or_off() {
+    for (text, mark) in [("51820", 51820), ("0xffFFffff", u32::MAX), ("0X0a", 10), ("off", 0), ("0", 0)] {
+        assert_eq!(good(&format!("[Interface]\nPrivateKey={PRIVATE}\nFwMark={text}")).0.interface.fwmark, mark);
+    }
+    for text in ["", "0x", "-1", "+1", "0x+1", "0x100000000", "4294967296", "ffff"] {
+        let errors = interface(&format!("FwMark = {text}"));
+        assert!(errors.len() == 1 && errors[0].starts_with("t.conf:3: FwMark: found "), "{errors:?}");
+    }
+}
+
+#[test]
+fn allowed_prefixes_lose_what_is_of_a_host_and_those_that_come_again() {
+    let text = format!(
+        "[Interface]\nPrivateKey={PRIVATE}\nAddress=10.0.0.2/24\nAddress=10.0.0.2/24\n[Peer]\nPublicKey={PEER}\nAllowedIPs=10.0.0.9/24,10.0.0.0/24"
+    );
+    let (config, _) = good(&text);
+    assert_eq!(config.peers[0].allowed_ips, [net("10.0.0.0/24")]);
+    assert_eq!(config.interface.addresses, [net("10.0.0.2/24")]);
+}
+
+#[test]
+fn dns_is_one_warning() {
+    let (_, warnings) = good(&format!("[Interface]\nDNS = 10.0.0.1, home\nPrivateKey={PRIVATE}\nDNS=::1"));
+    let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+    let expected = "t.conf:2: DNS is not handled: names are resolved as before, not by \"10.0.0.1, home\", \"::1\"";
+    assert_eq!(warning.to_string(), expected);
+}
+
+#[test]
+fn all_errors_come_at_once_in_the_order_of_the_file() {
+    let text = "Address = 10.0.0.1\n[Interface]\nAddress = 10.0.0\nListenPort = 65536\nListenPort = 1\nMTU = big\nTable = 51820\n\
+                PostUp = iptables -A FORWARD\nColour = red\nnonsense\n[Peers]\nPublicKey = 1\n[Peer]\nEndpoint = example.org\n\
+                AllowedIPs = 10.0.0.0/33, ::/0\nPersistentKeepalive = -1\nPublicKey = short\n[Peer]\n";
+    let expected = [
+        "1: Address: found it before any section, wanted [Interface] or [Peer] above it",
+        "2: PrivateKey: found none in this section, wanted 32 bytes in base64, as `wg genkey` prints them",
+        "3: Address: found \"10.0.0\", wanted an address or a prefix, such as 10.0.0.1/24 or fd00::1/64",
+        "4: ListenPort: found \"65536\", wanted a number from 0 to 65535",
+        "5: ListenPort: found it again, after line 4, wanted it once",
+        "6: MTU: found \"big\", wanted a number from 576 to 65535",
+        "7: Table: found \"51820\", wanted off or auto",
+        "8: PostUp: found what only wg-quick does, wanted no such line: no command is run, no file saved",
+        "9: Colour: found an unknown key of [Interface], wanted one of PrivateKey, Address, ListenPort, MTU, FwMark, \
+         Table, DNS",
+        "10: line: found \"nonsense\", wanted a key, = and a value",
+        "11: section: found \"[Peers]\", wanted [Interface] or [Peer]",
+        "14: Endpoint: found \"example.org\", wanted IPv4:port, [IPv6]:port or name:port",
+        "15: AllowedIPs: found \"10.0.0.0/33\", wanted an address or a prefix, such as 10.0.0.1/24 or fd00::1/64",
+        "16: PersistentKeepalive: found \"-1\", wanted seconds from 0 to 65535, or off",
+        "17: PublicKey: found 5 characters, wanted 32 bytes in base64, as `wg genkey` prints them",
+        "18: PublicKey: found none in this section, wanted 32 bytes in base64, as `wg genkey` prints them",
+    ];
+    assert_eq!(bad(text), expected.map(|line| format!("t.conf:{line}")));
+}
+
+#[test]
+fn sections_that_are_missing_or_too_many_are_errors() {
+    assert_eq!(bad(""), ["t.conf:1: [Interface]: found no such section, wanted one"]);
+    assert_eq!(
+        interface(&format!("[Interface]\nPrivateKey={PRIVATE}")),
+        ["t.conf:3: [Interface]: found it again, wanted one such section"]
+    );
+    let mut many = format!("[Interface]\nPrivateKey={PRIVATE}\n");
+    for n in 1..=1024u16 {
+        let mut key = [1; 32];
+        key[..2].copy_from_slice(&n.to_be_bytes());
+        many += &format!("[Peer]\nPublicKey={}\n", Key(key).to_base64());
+    }
+    assert_eq!(good(&many).0.peers.len(), 1024);
+    many += &format!("[Peer]\nPublicKey={PEER}\n");
+    assert_eq!(bad(&many), ["t.conf:2051: [Peer]: found 1025 of them, wanted at most 1024"]);
+}
+
+#[test]
+fn what_does_not_fit_together_is_an_error() {
+    assert_eq!(
+        interface("Address = fd00::1/64\nMTU = 1279"),
+        ["t.conf:4: MTU: found 1279, wanted at least 1280, since there is an IPv6 address"]
+    );
+    good(&format!("[Interface]\nPrivateKey={PRIVATE}\nAddress=10.0.0.1\nMTU=576"));
+    assert_eq!(interface("MTU = 575"), ["t.conf:3: MTU: found \"575\", wanted a number from 576 to 65535"]);
+    assert_eq!(interface("Address = ::/0"), ["t.conf:3: Address: found ::/0, wanted an address of one host"]);
+    assert_eq!(
+        peer(&format!("[Peer]\nPublicKey={PEER}")),
+        ["t.conf:6: PublicKey: found that of line 4, wanted a key of its own for each peer"]
+    );
+    let own = Key::from_base64(PRIVATE).unwrap().public().to_base64();
+    assert_eq!(
+        interface(&format!("[Peer]\nPublicKey={own}")),
+        ["t.conf:4: PublicKey: found this side's own, wanted the peer's"]
+    );
+    assert_eq!(
+        peer(&format!(
+            "AllowedIPs=::/0\nAllowedIPs=10.0.0.1/8\n[Peer]\nPublicKey={OTHER}\nAllowedIPs=1.1.1.1,10.2.0.0/8"
+        )),
+        ["t.conf:9: AllowedIPs: found 10.0.0.0/8 here and at another peer, line 6, wanted each prefix at one peer"]
+    );
+    let zeros = Key([0; 32]).to_base64();
+    assert!(bad(&format!("[Interface]\nPrivateKey={zeros}"))[0].contains("found 32 zeros"));
+}
+
+#[test]
+fn endpoints_are_an_address_or_a_name_with_a_port() {
+    for text in ["192.0.2.1:1", "[::1]:65535", "[fe80::1%3]:9", "a-b.c_d.:7", "localhost:51820", "x1:2"] {
+        let (config, _) =
+            good(&format!("[Interface]\nPrivateKey={PRIVATE}\n[Peer]\nPublicKey={PEER}\nEndpoint={text}"));
+        assert_eq!(config.peers[0].endpoint.as_ref().map(ToString::to_string).as_deref(), Some(text));
+    }
+    for text in [
+        "",
+        ":1",
+        "a:",
+        "a:0",
+        "a:+1",
+        "a:65536",
+        "a b:1",
+        "192.0.2.1:0",
+        "192.0.2.300:1",
+        "1.2.3:1",
+        "::1:5",
+        "[::1]",
+        "https://a:1",
+        ".:1",
+        "a/b:1",
+    ] {
+        let errors = peer(&format!("Endpoint = {text}"));
+        assert!(errors.len() == 1 && errors[0].starts_with("t.conf:5: Endpoint: found "), "{text}: {errors:?}");
+    }
+}
+
+#[test]
+fn keys_are_44_characters_of_canonical_base64() {
+    for text in
+        ["", "abc", &PRIVATE[..43], &PRIVATE.replace('+', "-"), &format!("{PRIVATE}="), &PRIVATE.replace("k=", "l=")]
+    {
+        assert_eq!(Key::from_base64(text), None, "{text}");
+        assert!(bad(&format!("[Interface]\nPrivateKey = {text}"))[0].starts_with("t.conf:2: PrivateKey: found "));
+    }
+    // RFC 7748, section 6.1: Alice's.
+    let hex = |text: &str| Key(std::array::from_fn(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).unwrap()));
+    let private = hex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a");
+    assert_eq!(private.public(), hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"));
+}
+
+#[test]
+fn a_file_is_named_and_bounded() {
+    let directory = std::env::temp_dir().join(format!("backwater-config-{}-{}", std::process::id(), fastrand::u64(..)));
+    std::fs::create_dir(&directory).unwrap();
+    let path = directory.join("wg0.conf");
+    let name = path.display().to_string();
+    let errors = Config::read(&path).unwrap_err().to_string();
+    assert!(errors.starts_with(&format!("{name}: cannot be read: ")) && !errors.contains('\n'), "{errors}");
+
+    std::fs::write(&path, format!("[Interface]\nPrivateKey = {PRIVATE}\nDNS = 1.1.1.1\n")).unwrap();
+    let (config, warnings) = Config::read(&path).unwrap();
+    assert_eq!(config.interface.private_key.to_base64(), PRIVATE);
+    assert!(warnings.last().unwrap().to_string().starts_with(&format!("{name}:3: DNS")));
+
+    std::fs::write(&path, b"[Interface]\nDNS = \xff").unwrap();
+    assert_eq!(
+        Config::read(&path).unwrap_err().to_string(),
+        format!("{name}:2: found bytes that are no text, wanted UTF-8")
+    );
+    std::fs::write(&path, vec![b'\n'; (1 << 20) + 1]).unwrap();
+    assert!(Config::read(&path).unwrap_err().to_string().contains("found more than 1048576 bytes"));
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_others_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::temp_dir().join(format!("bw{}.conf", fastrand::u32(..)));
+    std::fs::write(&path, format!("[Interface]\nPrivateKey = {PRIVATE}\n")).unwrap();
+    for (mode, warned) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o660, true)] {
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let (_, warnings) = Config::read(&path).unwrap();
+        assert_eq!(warnings.iter().any(|warning| warning.to_string().contains("others can read")), warned, "{mode:o}");
+    }
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn a_tunnel_is_named_after_its_file() {
+    for (path, name) in
+        [("/etc/wireguard/wg0.conf", "wg0"), ("a.b.conf", "a.b"), ("home", "home"), ("A_=+.-9.conf", "A_=+.-9")]
+    {
+        assert_eq!(tunnel_name(Path::new(path)).as_deref(), Ok(name));
+    }
+    for path in ["", "/", ".conf", "..conf", "...conf", "sixteencharacter.conf", "wg 0.conf", "wg/..", "é.conf"] {
+        let errors = tunnel_name(Path::new(path)).unwrap_err();
+        assert!(errors.to_string().contains("wanted 1 to 15 of the characters"), "{errors}");
+    }
+    tunnel_name(Path::new("fifteencharacte.conf")).unwrap();
+}
+
+#[test]
+fn no_more_errors_than_somebody_reads() {
+    let errors = bad(&"x\n".repeat(5000));
+    assert_eq!((errors.len(), errors.last().map(String::as_str)), (1001, Some("t.conf: and 4001 more")));
+}
+
+fn key() -> impl Strategy<Value = Key> {
+    any::<[u8; 32]>().prop_map(|mut bytes| {
+        bytes[0] |= 8;
+        Key(bytes)
+    })
+}
+
+fn any_net() -> impl Strategy<Value = IpNet> {
+    let v4 = (any::<[u8; 4]>(), 0..=32u8).prop_map(|(ip, len)| IpNet::new(ip.into(), len).unwrap());
+    let v6 = (any::<[u8; 16]>(), 0..=128u8).prop_map(|(ip, len)| IpNet::new(ip.into(), len).unwrap());
+    prop_oneof![v4, v6]
+}
+
+fn any_endpoint() -> impl Strategy<Value = Endpoint> {
+    let address = |ip: std::net::IpAddr, port| Endpoint::Address(SocketAddr::new(ip, port));
+    prop_oneof![
+        (any::<[u8; 4]>(), 1u16..).prop_map(move |(ip, port)| address(ip.into(), port)),
+        (any::<[u8; 16]>(), 1u16..).prop_map(move |(ip, port)| address(ip.into(), port)),
+        ("[a-z0-9_-]{1,20}\\.[a-z][a-z0-9]{0,10}", 1u16..).prop_map(|(name, port)| Endpoint::Name(name, port)),
+    ]
+}
+
+prop_compose! {
+    fn any_peer()(
+        public_key in key(),
+        preshared_key in option::of(key()),
+        endpoint in option::of(any_endpoint()),
+        nets in vec(any_net(), 0..5),
+        keepalive in any::<u16>(),
+    ) -> Peer {
+        let allowed_ips = nets.iter().map(IpNet::trunc).collect();
+        Peer { public_key, preshared_key, endpoint, allowed_ips, persistent_keepalive: NonZeroU16::new(keepalive) }
+    }
+}
+
+prop_compose! {
+    fn any_config()(
+        private_key in key(),
+        addresses in vec(any_net(), 0..4),
+        listen_port in any::<u16>(),
+        mtu in option::of(1280u16..),
+        fwmark in any::<u32>(),
+        off in any::<bool>(),
+        mut peers in vec(any_peer(), 0..6),
+    ) -> Config {
+        let one_host = |net: &IpNet| !net.addr().is_unspecified() && !net.addr().is_multicast();
+        let mut seen = HashSet::new();
+        let addresses = addresses.into_iter().filter(|net| one_host(net) && seen.insert(*net)).collect();
+        seen.clear();
+        for peer in &mut peers {
+            peer.allowed_ips.retain(|net| seen.insert(*net));
+        }
+        let table = if off { Table::Off } else { Table::Auto };
+        Config { interface: Interface { private_key, addresses, listen_port, mtu, fwmark, table }, peers }
+    }
+}
+
+/// Lines that come near to a configuration, some with a secret where it does not belong.
+fn any_line() -> impl Strategy<Value = String> {
+    let key = "PrivateKey|privatekey|Address|ListenPort|MTU|FwMark|Table|DNS|PublicKey|PresharedKey|Endpoint|AllowedIPs|\
+               PersistentKeepalive|PostUp|Bogus|";
+    let value = prop_oneof![
+        Just(PRIVATE.to_owned()),
+        "[0-9a-fx:./,%\\[\\]+-]{0,12}",
+        "(off|auto|10\\.0\\.0\\.[0-9]/[0-9]{1,2}|\\[::1\\]:[0-9]{1,6})",
+        "\\PC{0,8}",
+        Just(OTHER.to_owned()),
+    ];
+    let glue = prop_oneof![Just(" = "), Just("="), Just(""), Just(" "), Just(", "), Just("#")];
+    prop_oneof![
+        8 => (key, glue.clone(), value.clone(), glue, value).prop_map(|(k, g, v, h, w)| [&*k, g, &v, h, &w].concat()),
+        1 => "\\[(Interface|Peer|peer|x)\\]?",
+        1 => (Just("["), Just(PRIVATE)).prop_map(|(a, b)| [a, b].concat()),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_as_the_same(config in any_config()) {
+        let text = config.to_text();
+        prop_assert_eq!(Config::parse("t.conf", &text).map(|(config, _)| config), Ok(config));
+    }
+
+    #[test]
+    fn no_text_is_too_strange(text in "(?s).{0,300}") {
+        let _ = Config::parse("t.conf", &text);
+    }
+
+    /// Each error is one line of its form, and tells no secret.
+    #[test]
+    fn errors_are_lines_without_secrets(lines in vec(any_line(), 0..12), ending in "(\n|\r\n)") {
+        match Config::parse("t.conf", &lines.join(&ending)) {
+            Ok((_, warnings)) => prop_assert!(warnings.len() <= 1),
+            Err(errors) => {
+                prop_assert!(errors.iter().count() > 0);
+                for line in errors.iter() {
+                    let rest = line.strip_prefix("t.conf:").and_then(|rest| rest.split_once(": "));
+                    let number = rest.and_then(|(number, _)| number.parse::<usize>().ok());
+                    prop_assert!(number.is_some_and(|n| 1 <= n && n <= lines.len().max(1)), "{}", line);
+                    prop_assert!(line.contains(": found ") && line.contains(", wanted ") && !line.contains(['\n', '\r']));
+                    for secret in [PRIVATE, OTHER] {
+                        prop_assert!(!(0..secret.len() - 12).any(|at| line.contains(&secret[at..at + 12])), "{}", line);
+                    }
+                }
+            }
+        }
+    }
+}
