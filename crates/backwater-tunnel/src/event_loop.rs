@@ -30,7 +30,7 @@ use crate::{
     link::{Link, Monitor, Suspended},
     packet::{coalesce::Coalescer, header::Packet, icmp, virtio},
     path::{self, Path},
-    peer::{Peer, Received, Refused, Tools, kind},
+    peer::{Peer, Received, Refused, Tools, kind, parse},
     status::{PeerStatus, Status},
 };
 
@@ -122,13 +122,12 @@ impl EventLoop {
             peers.push(Peer::new(peer, &private_key, index as u32, &limiter));
         }
         let mtu = usize::from(link.mtu());
-        let offload = link.offload();
         let own = |v6| config.interface.addresses.iter().map(|net| net.addr()).find(|addr| addr.is_ipv6() == v6);
         Ok(Self {
             name,
             started: now,
             monitor: link.monitor()?,
-            suspended: Suspended::default(),
+            suspended: Suspended::new(),
             path,
             options,
             private_key,
@@ -138,7 +137,7 @@ impl EventLoop {
             peers,
             allowed,
             addresses: [own(false), own(true)],
-            tools: Tools::new(mtu, Coalescer::new(offload)),
+            tools: Tools::new(mtu, Coalescer::new(link.has_offload(), link.has_udp_offload())),
             batch: RecvBatch::new(SLOTS),
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),
@@ -233,13 +232,8 @@ impl EventLoop {
                         break;
                     }
                 }
-                let full = self.batch.is_full();
                 self.take_batch(now);
-                if !full {
-                    // Whether that was all, the next call to receive tells: it registers this task.
-                    more |= turn == RECEIVES;
-                    continue;
-                }
+                // Whether that was all, only a call that waits tells: it registers this task.
                 more |= turn == RECEIVES;
             }
             let Some(side) = self.path.side(v6) else { continue };
@@ -307,14 +301,16 @@ impl EventLoop {
         let mut train_of: Option<usize> = None;
         let mut has_room = self.has_room(now);
         let mut unfinished = true;
+        // A device without offloads gives no header: the buffer has one then, which says nothing.
+        let at = if self.link.has_offload() { 0 } else { virtio::LEN };
         for _ in 0..READS {
             // Nothing is read while nothing could go. Whoever's queue has room again is why the next turn comes.
             if !has_room {
                 unfinished = false;
                 break;
             }
-            let len = match self.link.try_read(&mut self.read) {
-                Ok(len) => len,
+            let len = match self.link.try_read(self.read.get_mut(at..).unwrap_or_default()) {
+                Ok(len) => at + len,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     unfinished = match self.link.poll_readable(cx) {
                         Poll::Ready(ready) => ready.map(|()| true)?,
@@ -327,18 +323,19 @@ impl EventLoop {
             };
             self.traffic = true;
             self.counters.device_read += 1;
-            let Some(raw) = self.read.get(..len) else { continue };
-            let Some((header, packet)) = parse(raw, self.link.has_header()) else {
+            let Some((raw, destination)) =
+                self.read.get(..len).and_then(|raw| Some((raw, parse(raw)?.1.destination())))
+            else {
                 self.counters.device_malformed += 1;
                 continue;
             };
-            let index = self.allowed.longest_match(packet.destination()).map(|(_, &index)| index);
+            let index = self.allowed.longest_match(destination).map(|(_, &index)| index);
             if train_of != index {
                 flush(cx, &mut self.peers, &mut self.tools, train_of.take());
             }
             let refused = match index.and_then(|index| self.peers.get_mut(index)) {
                 Some(peer) => {
-                    let refused = peer.offer(cx, now, &header, packet, raw, &mut self.tools).err();
+                    let refused = peer.offer(cx, now, raw, &mut self.tools).err();
                     train_of = index;
                     if !peer.has_room(now) {
                         has_room = self.peers.iter().any(|peer| peer.has_room(now));
@@ -380,14 +377,14 @@ impl EventLoop {
                 icmp::Reason::TooBig { mtu: mtu as u32 }
             }
         };
-        let Some((_, packet)) = self.read.get(..len).and_then(|raw| parse(raw, self.link.has_header())) else { return };
+        let Some((_, packet)) = self.read.get(..len).and_then(parse) else { return };
         let from = self.addresses[usize::from(packet.is_v6())].unwrap_or(packet.destination());
         if !self.messages.take(now) {
             return;
         }
         if let Some(message) = icmp::message(&packet, why, from) {
             let header = virtio::Header::default().to_bytes();
-            let written = if self.link.has_header() {
+            let written = if self.link.has_offload() {
                 self.link.try_write(&[IoSlice::new(&header), IoSlice::new(&message)])
             } else {
                 self.link.try_write(&[IoSlice::new(&message)])
@@ -532,7 +529,7 @@ impl EventLoop {
             path_rate: peer.rate.bytes_per_second(now).map(|bytes| bytes * 8),
             counters: {
                 let mut counters = fields(&peer.counters);
-                counters.extend(fields(peer.queue.counters()));
+                counters.extend(fields(&peer.queue.counters()));
                 counters
             },
         });
@@ -603,15 +600,6 @@ fn count_write<T, E>(written: Result<T, E>, counters: &mut Counters) {
         Ok(_) => counters.device_written += 1,
         Err(_) => counters.device_refused += 1,
     }
-}
-
-/// A packet as the device gives it.
-pub(crate) fn parse(raw: &[u8], has_header: bool) -> Option<(virtio::Header, Packet<'_>)> {
-    if !has_header {
-        return Some((virtio::Header::default(), Packet::parse(raw)?));
-    }
-    let (header, packet) = raw.split_first_chunk()?;
-    Some((virtio::Header::parse(header), Packet::parse(packet)?))
 }
 
 fn name_of(key: &PublicKey) -> String {

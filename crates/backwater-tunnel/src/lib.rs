@@ -12,3 +12,5 @@ pub mod packet;
 mod path;
 mod peer;
 pub mod queue;
+mod status;
+mod train;

@@ -27,10 +27,7 @@ use crate::{
         virtio,
     },
     path::{MAX_URGENT, Path},
-    queue::{
-        fair::{Fair, Verdict},
-        rate::Rate,
-    },
+    queue::{fair::Fair, rate::Rate},
     train::{OVERHEAD, Train},
 };
 
@@ -97,6 +94,8 @@ pub(crate) struct Tools {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     Malformed,
+    /// No peer is to have it.
+    NoPeer,
     /// Nobody knows where the peer is.
     NoEndpoint,
     /// It is longer than so many bytes.
@@ -124,6 +123,11 @@ impl Tools {
             segment: vec![0; 65_536 + 16].into(),
             message: vec![0; 65_536 + OVERHEAD].into(),
         }
+    }
+
+    /// Sends a message before any data.
+    pub(crate) fn answer(&mut self, to: SocketAddr, message: &[u8]) {
+        push(&mut self.urgent, Some(to), message);
     }
 }
 
@@ -233,15 +237,14 @@ impl Peer {
         &mut self,
         cx: &mut Context<'_>,
         now: Instant,
-        header: &virtio::Header,
-        packet: Packet<'_>,
         raw: &[u8],
         tools: &mut Tools,
     ) -> Result<(), Refused> {
+        let (header, packet) = parse(raw).ok_or(Refused::Malformed)?;
         if self.endpoint.is_none() {
             return Err(Refused::NoEndpoint);
         }
-        let segments = Segments::new(header, packet.bytes()).map_err(|_| Refused::Malformed)?;
+        let segments = Segments::new(&header, packet.bytes()).map_err(|_| Refused::Malformed)?;
         let longest = self.longest(now, tools.mtu);
         if segments.segment_len() > longest {
             return Err(Refused::TooBig(longest));
@@ -250,7 +253,7 @@ impl Peer {
             self.call(now, tools);
         }
         if self.established && !self.is_waiting() {
-            self.forward(cx, segments, ecn::outer(packet.traffic_class()), tools);
+            self.forward(cx, segments, ecn::of(packet.bytes()), tools);
         } else {
             self.queue.enqueue(now, raw, self.rate.bound(now));
         }
@@ -320,7 +323,10 @@ impl Peer {
             transmit = transmit.resume(cursor);
         }
         match sender.poll_send(cx, &mut transmit) {
-            Poll::Pending => return Err(transmit.cursor()),
+            Poll::Pending => {
+                self.rate.on_sent(Instant::now(), 0, true);
+                return Err(transmit.cursor());
+            }
             // What a broken socket did not send is in the report, too.
             Poll::Ready(Ok(_) | Err(_)) => {}
         }
@@ -347,20 +353,18 @@ impl Peer {
             }
             return false;
         }
-        let mut buffer = std::mem::take(&mut tools.message);
         for _ in 0..BUDGET {
             if !self.held.is_empty() {
                 break;
             }
-            let Some((len, verdict)) = self.queue.dequeue(now, self.rate.bound(now), &mut buffer) else { break };
-            let Some((header, packet)) = buffer.get(..len).and_then(tools_parse) else { continue };
+            let Some(next) = self.queue.dequeue(now, self.rate.bound(now), tools.mtu) else { break };
+            let Some((header, packet)) = parse(&next.packet) else { continue };
             let Ok(mut segments) = Segments::new(&header, packet.bytes()) else { continue };
-            if verdict == Verdict::DropFirstSegment {
+            if next.drop_first_segment {
                 segments.next(&mut tools.segment);
             }
-            self.forward(cx, segments, ecn::outer(packet.traffic_class()), tools);
+            self.forward(cx, segments, ecn::of(packet.bytes()), tools);
         }
-        tools.message = buffer;
         self.flush(cx, &mut tools.train);
         self.held.is_empty() && !self.queue.is_empty()
     }
@@ -427,13 +431,11 @@ impl Peer {
             TunnResult::WriteToTunnelV4(packet, from) => (packet, from.into()),
             TunnResult::WriteToTunnelV6(packet, from) => (packet, from.into()),
             TunnResult::WriteToNetwork(answer) => {
-                let answered = answer.first().copied();
-                let to = if answered == Some(kind::COOKIE) { Some(source) } else { None };
-                if let Some(source) = to {
-                    push(&mut tools.urgent, Some(source), answer);
+                let is_cookie = answer.first() == Some(&kind::COOKIE);
+                push(&mut tools.urgent, Some(source), answer);
+                if is_cookie {
                     return Received::Cookie;
                 }
-                push(&mut tools.urgent, Some(source), answer);
                 self.moved(source, path);
                 self.handshaken(now, message, tools);
                 return Received::Handshake;
@@ -499,6 +501,12 @@ impl Held {
     fn left(&self) -> u64 {
         self.bytes.len().div_ceil(self.segment_size.max(1)) as u64
     }
+}
+
+/// A packet as it is read from the device, after the device's header.
+pub(crate) fn parse(raw: &[u8]) -> Option<(virtio::Header, Packet<'_>)> {
+    let (header, packet) = raw.split_first_chunk()?;
+    Some((virtio::Header::parse(header), Packet::parse(packet)?))
 }
 
 fn result_message<'a>(result: TunnResult<'a>) -> Option<&'a [u8]> {

@@ -1,1 +1,0 @@
-//! The socket through which a running tunnel is asked and told.

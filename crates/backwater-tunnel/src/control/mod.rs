@@ -1,0 +1,175 @@
+//! The local socket through which a running tunnel is asked and told: a request and an answer, each a line of JSON.
+
+#[cfg_attr(unix, path = "unix.rs")]
+#[cfg_attr(windows, path = "windows.rs")]
+mod sys;
+
+use std::{io, sync::Arc, time::Duration};
+
+use backwater_udp::{Backpressure, Policy};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    sync::{Semaphore, mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::status::Status;
+
+/// The longest request, in bytes.
+const MAX_REQUEST: u64 = 4096;
+
+/// The longest answer, in bytes: a thousand peers.
+const MAX_ANSWER: u64 = 8 << 20;
+
+/// Who is connected at once, at most.
+const MAX_CONNECTIONS: usize = 16;
+
+/// A connection that says nothing for so long is closed; an answer that takes longer is none.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a tunnel can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Request {
+    Status,
+    /// Switches the policy.
+    Backpressure(Flag),
+    /// Switches the log's filter.
+    Log(String),
+}
+
+/// Whether a datagram waits for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Flag {
+    /// It waits, 100 ms at most.
+    Wait,
+    /// It is dropped.
+    Drop,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Answer {
+    Done,
+    Status(Box<Status>),
+    Error(String),
+}
+
+/// What requests act on.
+#[derive(Clone)]
+pub(crate) struct Controls<F> {
+    pub(crate) backpressure: Backpressure,
+    pub(crate) queries: mpsc::Sender<oneshot::Sender<Status>>,
+    /// Switches the log's filter; an error says what is wrong with it.
+    pub(crate) set_log: F,
+}
+
+/// Listens under the tunnel's name, and answers until it is dropped.
+///
+/// # Errors
+/// When another tunnel of that name listens, or the directory cannot be made.
+pub(crate) fn serve<F>(name: &str, controls: Controls<F>) -> io::Result<impl Future<Output = ()>>
+where
+    F: Fn(&str) -> Result<(), String> + Clone + Send + 'static,
+{
+    let mut listener = sys::Listener::new(name)?;
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    Ok(async move {
+        loop {
+            let Ok(place) = places.clone().acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok(stream) => {
+                    let controls = controls.clone();
+                    tokio::spawn(async move {
+                        // Whoever asked may go before the answer.
+                        let _ = converse(stream, controls).await;
+                        drop(place);
+                    });
+                }
+                // Out of descriptors, say.
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        }
+    })
+}
+
+/// Asks the tunnel of this name.
+///
+/// # Errors
+/// When none runs, or it does not answer within ten seconds.
+pub(crate) async fn ask(name: &str, request: &Request) -> io::Result<Answer> {
+    let talk = async {
+        let mut stream = sys::connect(name).await?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        stream.write_all(&line).await?;
+        let mut answer = String::new();
+        BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer).await?;
+        Ok(serde_json::from_str(&answer)?)
+    };
+    timeout(PATIENCE, talk).await?
+}
+
+/// The names of the tunnels that run on this machine, as far as this user may see.
+pub(crate) fn running() -> Vec<String> {
+    sys::running()
+}
+
+async fn converse<F>(stream: impl AsyncRead + AsyncWrite, controls: Controls<F>) -> io::Result<()>
+where
+    F: Fn(&str) -> Result<(), String>,
+{
+    let (read, mut write) = tokio::io::split(Box::pin(stream));
+    let mut read = BufReader::new(read);
+    loop {
+        let mut line = String::new();
+        let taken = timeout(PATIENCE, (&mut read).take(MAX_REQUEST).read_line(&mut line)).await??;
+        if taken == 0 {
+            return Ok(());
+        }
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => obey(request, &controls).await,
+            Err(error) => Answer::Error(error.to_string()),
+        };
+        let mut line = serde_json::to_vec(&answer)?;
+        line.push(b'\n');
+        timeout(PATIENCE, write.write_all(&line)).await??;
+    }
+}
+
+async fn obey<F>(request: Request, controls: &Controls<F>) -> Answer
+where
+    F: Fn(&str) -> Result<(), String>,
+{
+    match request {
+        Request::Status => {
+            let (asker, answer) = oneshot::channel();
+            let asked = controls.queries.send(asker).await;
+            match (asked, answer.await) {
+                (Ok(()), Ok(status)) => Answer::Status(Box::new(status)),
+                _ => Answer::Error("the tunnel is ending".into()),
+            }
+        }
+        Request::Backpressure(flag) => {
+            controls.backpressure.set(flag.policy());
+            tracing::info!(backpressure = ?flag.policy(), "switched");
+            Answer::Done
+        }
+        Request::Log(filter) => match (controls.set_log)(&filter) {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Error(error),
+        },
+    }
+}
+
+impl Flag {
+    /// The policy that it stands for.
+    pub fn policy(self) -> Policy {
+        match self {
+            Self::Wait => Policy::default(),
+            Self::Drop => Policy::Drop,
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! A Unix domain socket, in a directory of the user's.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+};
+
+use tokio::net::{UnixListener, UnixStream};
+
+pub(super) struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    pub(super) fn new(name: &str) -> io::Result<Self> {
+        let directory = directory();
+        // Nobody else's to look into.
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        let path = directory.join(format!("{name}.sock"));
+        let listener = UnixListener::bind(&path).or_else(|error| {
+            // One of a process that was killed answers no more.
+            let is_left_over = error.kind() == io::ErrorKind::AddrInUse
+                && std::os::unix::net::UnixStream::connect(&path).is_err();
+            if !is_left_over {
+                return Err(error);
+            }
+            fs::remove_file(&path)?;
+            UnixListener::bind(&path)
+        })?;
+        Ok(Self { listener, path })
+    }
+
+    pub(super) async fn accept(&mut self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+pub(super) async fn connect(name: &str) -> io::Result<UnixStream> {
+    UnixStream::connect(directory().join(format!("{name}.sock"))).await
+}
+
+pub(super) fn running() -> Vec<String> {
+    let entries = fs::read_dir(directory()).into_iter().flatten().flatten();
+    let mut names: Vec<_> =
+        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".sock")?.to_owned())).collect();
+    names.sort();
+    names
+}
+
+fn directory() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(directory) if !directory.is_empty() => PathBuf::from(directory).join("backwater"),
+        _ => PathBuf::from("/run/backwater"),
+    }
+}
