@@ -7,7 +7,7 @@ pub mod config;
 mod control;
 mod counters;
 mod event_loop;
-mod link;
+pub mod link;
 pub mod packet;
 mod path;
 mod peer;

@@ -1,1 +1,107 @@
 //! The system side: the TUN device, its addresses, routes and rules, and what changes in the network.
+
+use std::io;
+
+use ipnet::IpNet;
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub use linux::{Link, Monitor, Suspended};
+#[cfg(not(target_os = "linux"))]
+mod other;
+#[cfg(not(target_os = "linux"))]
+pub use other::{Link, Monitor, Suspended};
+
+/// The MTU of a device whose configuration names none, in bytes: what is left of 1,500 under IPv6 and WireGuard.
+pub const DEFAULT_MTU: u16 = 1420;
+
+/// Why there is no link. The program ends with 1.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The program may not do this.
+    #[error(
+        "no permission to {0}: run it as root, or grant CAP_NET_ADMIN, once by `setcap cap_net_admin+ep FILE` or by \
+         AmbientCapabilities=CAP_NET_ADMIN in its unit"
+    )]
+    Permission(&'static str),
+    /// The kernel has no TUN devices.
+    #[error(
+        "there is no /dev/net/tun: load the module (`modprobe tun`), or give the container the device (`--device \
+         /dev/net/tun`)"
+    )]
+    NoTun,
+    /// A device cannot have this name.
+    #[error("{0:?} cannot be a device's name: 1 to 15 characters, none of them a `/`, `:`, `%` or a space")]
+    Name(String),
+    /// Another device has it.
+    #[error("there is a device {0} already")]
+    Taken(String),
+    /// The device was refused.
+    #[error("the device: {0}")]
+    Device(#[source] io::Error),
+    /// The system refused an address.
+    #[error("address {address}: {source}")]
+    Address {
+        /// Which.
+        address: IpNet,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The system refused a route.
+    #[error("route {route}: {source}")]
+    Route {
+        /// Which.
+        route: IpNet,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The system refused to add, list or remove the rules that choose a routing table.
+    #[error("routing rules: {0}")]
+    Rules(#[source] io::Error),
+}
+
+/// What is different in the network since the last time, other than at our own device. It is a reason to look, not
+/// more: a router that is heard again changes an address too, by its lifetime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Change {
+    /// A device came, went, or changed its state.
+    pub link: bool,
+    /// An address did.
+    pub address: bool,
+    /// A route did.
+    pub route: bool,
+}
+
+/// The prefixes that are to be routes to the device: what the peers may be sent, but for what is routed there already
+/// because the device's own addresses have it in their prefixes. The widest come last.
+fn routes(addresses: &[IpNet], allowed: impl Iterator<Item = IpNet>) -> Vec<IpNet> {
+    let covered = |net: &IpNet| addresses.iter().any(|address| address.trunc().contains(net));
+    let mut routes: Vec<_> = allowed.map(|net| net.trunc()).filter(|net| !covered(net)).collect();
+    routes.sort_by_key(|net| (std::cmp::Reverse(net.prefix_len()), *net));
+    routes.dedup();
+    routes
+}
+
+/// Everything: its route is no ordinary one, or it would take what the tunnel itself sends.
+fn is_default(net: &IpNet) -> bool {
+    net.prefix_len() == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_route_for_each_allowed_prefix() {
+        let addresses = nets(&["10.0.0.1/24", "fd00::1/128"]);
+        let allowed = nets(&["0.0.0.0/0", "10.0.0.0/24", "10.0.0.7/32", "10.0.0.0/16", "10.0.3.4/16", "fd00::/64"]);
+        let expected = nets(&["fd00::/64", "10.0.0.0/16", "0.0.0.0/0"]);
+        assert_eq!(routes(&addresses, allowed.into_iter()), expected);
+    }
+}

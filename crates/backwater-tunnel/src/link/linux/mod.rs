@@ -1,0 +1,304 @@
+//! Linux.
+
+use std::{
+    fs,
+    io::{self, IoSlice},
+    net::IpAddr,
+    os::fd::AsFd,
+    task::{Context, Poll},
+};
+
+use ipnet::IpNet;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType},
+    stats::{StatsAttribute, StatsFilterMask, StatsMessage},
+};
+use rustix::io::Errno;
+use tun_rs::{AsyncDevice, DeviceBuilder};
+
+use super::{DEFAULT_MTU, Error, is_default, routes};
+use crate::config::{Config, Table};
+
+mod monitor;
+mod netlink;
+mod rules;
+
+pub use monitor::{Monitor, Suspended};
+use netlink::Netlink;
+use rules::{OURS, Policy};
+
+/// The TUN device with its addresses, routes and rules. They are gone when it is, and what a run left that was killed
+/// is removed by the next.
+pub struct Link {
+    // Before the device, whose end takes the routes away: a rule must not look in an empty table.
+    rules: Rules,
+    device: AsyncDevice,
+    name: String,
+    index: u32,
+    mtu: u16,
+    fwmark: u32,
+    has_udp_offload: bool,
+}
+
+impl Link {
+    /// Makes the device and sets everything up as the configuration says. What had been done is undone on an error.
+    /// Blocks for some milliseconds.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn open(config: &Config, name: &str) -> Result<Self, Error> {
+        let interface = &config.interface;
+        check_name(name)?;
+        let netlink = Netlink::open().map_err(Error::Device)?;
+        rules::remove_leftovers(&netlink).map_err(|error| refused(error, "remove a routing rule", Error::Rules))?;
+        let mtu = interface.mtu.unwrap_or(DEFAULT_MTU);
+        let device = create(name, mtu)?;
+        let index = device.if_index().map_err(Error::Device)?;
+        let mut link = Self {
+            rules: Rules { netlink, policy: None },
+            has_udp_offload: device.udp_gso(),
+            device,
+            name: name.to_owned(),
+            index,
+            mtu,
+            fwmark: interface.fwmark,
+        };
+        link.configure(&interface.addresses)?;
+        if interface.table == Table::Auto {
+            let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+            link.add_routes(&routes(&interface.addresses, allowed))?;
+        }
+        Ok(link)
+    }
+
+    /// Removes the rules, and the device with its addresses and routes. Dropping it does so too, but tells of no error.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.rules.remove().map_err(|error| refused(error, "remove a routing rule", Error::Rules))
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's MTU in bytes.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// The mark (`SO_MARK`) that the tunnel's sockets must have, 0 if they need none: without it what they send would
+    /// go into the tunnel again.
+    pub fn fwmark(&self) -> u32 {
+        self.fwmark
+    }
+
+    /// Whether each packet read or written begins with a `virtio_net_hdr` of 10 bytes, and may be a whole train of TCP.
+    pub fn has_offload(&self) -> bool {
+        self.device.tcp_gso()
+    }
+
+    /// Whether it may be a train of UDP datagrams too (Linux 6.2).
+    pub fn has_udp_offload(&self) -> bool {
+        self.has_udp_offload
+    }
+
+    /// Ready when there may be a packet to read, or the device is gone: reading says which. The task of the last call
+    /// is woken.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.device.poll_readable(cx)
+    }
+
+    /// Reads one packet, after the header if there [is one](Self::has_offload). What does not fit is lost: at most
+    /// 10 + 65,535 bytes come. `WouldBlock`: there is none, and [`poll_readable`](Self::poll_readable) waits for one.
+    pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        self.device.try_recv(buf)
+    }
+
+    /// Writes one packet, after the header if there [is one](Self::has_offload), from at most 1,024 slices. The kernel
+    /// takes it at once or refuses it (`tun_get_user`); it is lost then.
+    pub fn try_write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(rustix::io::writev(self.device.as_fd(), slices)?)
+    }
+
+    /// Sets how many packets may wait to be read (`txqueuelen`).
+    pub fn set_queue_len(&self, packets: u32) -> io::Result<()> {
+        self.device.set_tx_queue_len(packets)
+    }
+
+    /// How many packets may wait to be read.
+    pub fn queue_len(&self) -> io::Result<u32> {
+        self.device.tx_queue_len()
+    }
+
+    /// How many packets the kernel has dropped since they found that queue full (`tx_dropped`).
+    pub fn dropped(&self) -> io::Result<u64> {
+        let mut request = StatsMessage::default();
+        request.header.ifindex = self.index;
+        request.header.filter_mask = StatsFilterMask::Link64;
+        for answer in self.rules.netlink.ask(RouteNetlinkMessage::GetStats(request))? {
+            if let RouteNetlinkMessage::NewStats(stats) = answer {
+                for attribute in stats.attributes {
+                    if let StatsAttribute::Link64(counters) = attribute {
+                        return Ok(counters.tx_dropped);
+                    }
+                }
+            }
+        }
+        Err(io::ErrorKind::InvalidData.into())
+    }
+
+    /// Watches the network, but for this device.
+    pub fn monitor(&self) -> io::Result<Monitor> {
+        Monitor::new(self.index)
+    }
+
+    fn configure(&self, addresses: &[IpNet]) -> Result<(), Error> {
+        let netlink = &self.rules.netlink;
+        let mut link = LinkMessage::default();
+        link.header.index = self.index;
+        // No link-local address, and so no router is sought in the tunnel. There may be no IPv6.
+        let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let mut quiet = link.clone();
+        quiet.attributes.push(LinkAttribute::AfSpecUnspec(vec![mode]));
+        if let Err(error) = netlink.change(RouteNetlinkMessage::SetLink(quiet)) {
+            tracing::debug!(%error, "the device will have a link-local address");
+        }
+        for &address in addresses {
+            add_address(netlink, self.index, address)
+                .map_err(|error| refused(error, "add an address", |source| Error::Address { address, source }))?;
+        }
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        netlink
+            .change(RouteNetlinkMessage::SetLink(link))
+            .map_err(|error| refused(error, "set the device up", Error::Device))
+    }
+
+    fn add_routes(&mut self, routes: &[IpNet]) -> Result<(), Error> {
+        let add = |link: &Self, route: IpNet, table| {
+            add_route(&link.rules.netlink, link.index, route, table)
+                .map_err(|error| refused(error, "add a route", |source| Error::Route { route, source }))
+        };
+        for &route in routes.iter().filter(|route| !is_default(route)) {
+            add(self, route, RouteHeader::RT_TABLE_MAIN.into())?;
+        }
+        let defaults: Vec<_> = routes.iter().copied().filter(is_default).collect();
+        if defaults.is_empty() {
+            return Ok(());
+        }
+        let rules = |error| refused(error, "add a routing rule", Error::Rules);
+        let policy = Policy::choose(&self.rules.netlink, self.fwmark).map_err(rules)?;
+        self.fwmark = policy.mark;
+        // From here on they are removed, whatever happens.
+        self.rules.policy = Some(policy);
+        for route in defaults {
+            add(self, route, policy.table)?;
+            policy.add(&self.rules.netlink, family(route.addr())).map_err(rules)?;
+        }
+        warn_of_strict_filters();
+        Ok(())
+    }
+}
+
+/// The rules of this run, removed with it.
+struct Rules {
+    netlink: Netlink,
+    policy: Option<Policy>,
+}
+
+impl Rules {
+    fn remove(&mut self) -> io::Result<()> {
+        self.policy.take().map_or(Ok(()), |policy| policy.remove(&self.netlink))
+    }
+}
+
+impl Drop for Rules {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            tracing::error!(%error, "routing rules are left; the next run removes them");
+        }
+    }
+}
+
+/// As `dev_valid_name` of the kernel, and without a `%`, which would be a pattern.
+fn check_name(name: &str) -> Result<(), Error> {
+    let is_valid = (1..16).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| "/:%\0".contains(c) || c.is_whitespace());
+    if is_valid { Ok(()) } else { Err(Error::Name(name.to_owned())) }
+}
+
+fn create(name: &str, mtu: u16) -> Result<AsyncDevice, Error> {
+    // The kernel would give us a TUN device that is there and has no owner at the moment.
+    if fs::exists(format!("/proc/sys/net/ipv4/conf/{name}")).unwrap_or(false) {
+        return Err(Error::Taken(name.to_owned()));
+    }
+    let device = DeviceBuilder::new().name(name).offload(true).mtu(mtu).inherit_enable_state().build_async();
+    device.map_err(|error| match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Error::NoTun,
+        Some(Errno::BUSY) => Error::Taken(name.to_owned()),
+        Some(Errno::ACCESS) => Error::Permission("open /dev/net/tun"),
+        _ => refused(error, "make a TUN device", Error::Device),
+    })
+}
+
+fn add_address(netlink: &Netlink, index: u32, address: IpNet) -> io::Result<()> {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.header.index = index;
+    message.attributes = vec![
+        AddressAttribute::Local(address.addr()),
+        AddressAttribute::Address(address.addr()),
+        // Nobody else is in the tunnel whom it could belong to.
+        AddressAttribute::Flags(AddressFlags::Nodad),
+    ];
+    netlink.add(RouteNetlinkMessage::NewAddress(message))
+}
+
+fn add_route(netlink: &Netlink, index: u32, route: IpNet, table: u32) -> io::Result<()> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(route.addr());
+    message.header.destination_prefix_length = route.prefix_len();
+    message.header.protocol = OURS;
+    message.header.scope = if route.addr().is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Oif(index), RouteAttribute::Table(table)];
+    if !is_default(&route) {
+        message.attributes.push(RouteAttribute::Destination(match route.addr() {
+            IpAddr::V4(address) => address.into(),
+            IpAddr::V6(address) => address.into(),
+        }));
+    }
+    netlink.add(RouteNetlinkMessage::NewRoute(message))
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn refused(error: io::Error, what: &'static str, otherwise: impl FnOnce(io::Error) -> Error) -> Error {
+    if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) { Error::Permission(what) } else { otherwise(error) }
+}
+
+/// The answers to what the tunnel sends come from where an unmarked packet would not go to. A device that is strict
+/// about that (`rp_filter` 1, RFC 3704 section 2.2) drops them.
+fn warn_of_strict_filters() {
+    let value = |device: &str| -> Option<u8> {
+        fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter")).ok()?.trim().parse().ok()
+    };
+    // The larger of the two counts (Documentation/networking/ip-sysctl.rst).
+    let all = value("all").unwrap_or(0);
+    for entry in fs::read_dir("/proc/sys/net/ipv4/conf").into_iter().flatten().flatten() {
+        let device = entry.file_name().to_string_lossy().into_owned();
+        let is_one = !matches!(device.as_str(), "all" | "default" | "lo");
+        if is_one && value(&device).is_some_and(|value| value.max(all) == 1) {
+            tracing::warn!(device, "its rp_filter is strict (1) and drops the peers' answers; set it to 2");
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! The device with its addresses, routes and rules, in a network of its own.
+
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+#[path = "../../backwater-udp/tests/support/mod.rs"]
+mod base;
+
+use std::{
+    env,
+    future::poll_fn,
+    io::{self, BufRead, BufReader, IoSlice, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use backwater_tunnel::{
+    config::{Config, Interface, Key, Peer, Table},
+    link::{Error, Link},
+};
+use base::{block_on, in_namespace, ip};
+use ipnet::IpNet;
+
+/// What a test that starts itself again is to do then.
+const ROLE: &str = "BACKWATER_TEST_ROLE";
+
+#[test]
+fn the_device_is_as_configured_and_leaves_nothing() {
+    in_namespace("the_device_is_as_configured_and_leaves_nothing", || {
+        let before = state();
+        block_on(async {
+            let config = Config {
+                interface: Interface { mtu: Some(1380), ..config(&["10.1.0.1/24", "fd01::1/64"], &[]).interface },
+                ..config(&[], &["10.1.0.7/32", "10.2.0.0/16", "fd01::7/128", "fd02::/32"])
+            };
+            let link = Link::open(&config, "bw0").unwrap();
+            assert_eq!((link.name(), link.mtu(), link.fwmark()), ("bw0", 1380, 0));
+            let device = show("addr show dev bw0");
+            assert_eq!(device[0]["mtu"], 1380);
+            assert!(device[0]["flags"].as_array().unwrap().contains(&"UP".into()));
+            let addresses = device[0]["addr_info"].as_array().unwrap();
+            let address =
+                |i: usize| (addresses[i]["local"].as_str().unwrap(), addresses[i]["prefixlen"].as_u64().unwrap());
+            assert_eq!(addresses.len(), 2, "no link-local address: {addresses:?}");
+            assert_eq!((address(0), address(1)), (("10.1.0.1", 24), ("fd01::1", 64)));
+            assert!(addresses[1].get("tentative").is_none());
+            // In use at once.
+            UdpSocket::bind("[fd01::1]:0").unwrap();
+            assert_eq!(destinations("route show dev bw0"), ["10.1.0.0/24", "10.2.0.0/16"]);
+            let mut v6 = destinations("-6 route show dev bw0");
+            v6.retain(|net| !net.starts_with("ff00"));
+            assert_eq!(v6, ["fd01::/64", "fd02::/32"]);
+            assert_ne!(state(), before);
+            link.close().unwrap();
+        });
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn with_no_table_there_are_no_routes() {
+    in_namespace("with_no_table_there_are_no_routes", || {
+        block_on(async {
+            let mut config = config(&["10.1.0.1/32"], &["0.0.0.0/0", "10.2.0.0/16"]);
+            config.interface.table = Table::Off;
+            config.interface.fwmark = 7;
+            let before = show("rule");
+            let link = Link::open(&config, "bw0").unwrap();
+            assert_eq!((link.mtu(), link.fwmark()), (1420, 7));
+            assert_eq!(destinations("route show dev bw0"), [""; 0]);
+            assert_eq!(show("rule"), before);
+        });
+    });
+}
+
+#[test]
+fn all_goes_into_the_tunnel_but_what_it_sends() {
+    in_namespace("all_goes_into_the_tunnel_but_what_it_sends", || {
+        uplink();
+        let before = state();
+        let [v4, v6] = ["198.51.100.1:9", "[2001:db8:ffff::1]:9"];
+        let (uplink_v4, uplink_v6) = ("192.0.2.2", "2001:db8::2");
+        assert_eq!((source(v4, 0), source(v6, 0)), (uplink_v4.into(), uplink_v6.into()));
+        for wanted in [0, 77, 254] {
+            block_on(async {
+                let mut config = config(&["10.1.0.1/32", "fd01::1/128"], &["0.0.0.0/0", "::/0", "10.2.0.0/16"]);
+                config.interface.fwmark = wanted;
+                let link = Link::open(&config, "bw0").unwrap();
+                let mark = link.fwmark();
+                assert_eq!(mark, if wanted == 0 { 51820 } else { wanted });
+                assert_eq!((source(v4, 0), source(v6, 0)), ("10.1.0.1".into(), "fd01::1".into()));
+                assert_eq!((source(v4, mark), source(v6, mark)), (uplink_v4.into(), uplink_v6.into()));
+                // What is near stays near.
+                assert_eq!(source("192.0.2.9:9", 0), uplink_v4);
+                assert_eq!(source("[2001:db8::9]:9", 0), uplink_v6);
+                if wanted == 77 {
+                    // Without a word, as on the way out of a panic.
+                    drop(link);
+                } else {
+                    link.close().unwrap();
+                }
+            });
+            assert_eq!(state(), before, "{wanted}");
+        }
+    });
+}
+
+#[test]
+fn two_tunnels_do_not_disturb_each_other() {
+    in_namespace("two_tunnels_do_not_disturb_each_other", || {
+        uplink();
+        block_on(async {
+            let before = state();
+            let first = Link::open(&config(&["10.1.0.1/32"], &["0.0.0.0/0"]), "bw0").unwrap();
+            let with_one = state();
+            let second = Link::open(&config(&["fd01::1/128"], &["::/0"]), "bw1").unwrap();
+            assert_eq!((first.fwmark(), second.fwmark()), (51820, 51821));
+            second.close().unwrap();
+            assert_eq!(state(), with_one);
+            first.close().unwrap();
+            assert_eq!(state(), before);
+        });
+    });
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed() {
+    const NAME: &str = "what_a_killed_run_left_is_removed";
+    let config = || config(&["10.1.0.1/32", "fd01::1/128"], &["0.0.0.0/0", "::/0"]);
+    in_namespace(NAME, || {
+        if env::var_os(ROLE).is_some() {
+            return block_on(async {
+                let _link = Link::open(&config(), "bw0").unwrap();
+                println!("it is there");
+                std::thread::sleep(Duration::from_secs(60));
+            });
+        }
+        // Not ours.
+        ip("rule add not fwmark 51820 table 51820");
+        let before = state();
+        let mut run = again(NAME, "run").stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(run.stdout.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("it is there")));
+        run.kill().unwrap();
+        run.wait().unwrap();
+        let rules = |family: &str| show(&format!("{family} rule")).as_array().unwrap().len();
+        let untouched: serde_json::Value = serde_json::from_str(before.lines().last().unwrap()).unwrap();
+        assert_eq!(rules("-6"), untouched.as_array().unwrap().len() + 2, "rules are left");
+        block_on(async {
+            let link = Link::open(&config(), "bw0").unwrap();
+            assert_eq!(rules("-6"), untouched.as_array().unwrap().len() + 2, "no more than its own");
+            assert_eq!(link.fwmark(), 51820);
+            link.close().unwrap();
+        });
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn what_is_refused_is_named() {
+    in_namespace("what_is_refused_is_named", || {
+        uplink();
+        block_on(async {
+            let before = state();
+            let open = |addresses: &[&str], allowed: &[&str], name| Link::open(&config(addresses, allowed), name).err();
+            for name in ["", "a/b", "a b", "bw%d", "..", "sixteen-letters-"] {
+                assert!(matches!(open(&[], &[], name), Some(Error::Name(bad)) if bad == name));
+            }
+            assert!(matches!(open(&[], &[], "up0"), Some(Error::Taken(name)) if name == "up0"));
+            let link = Link::open(&config(&[], &[]), "bw0").unwrap();
+            assert!(matches!(open(&[], &[], "bw0"), Some(Error::Taken(name)) if name == "bw0"));
+            drop(link);
+            let error = open(&["10.1.0.1/24", "10.1.0.1/24"], &[], "bw0").unwrap();
+            assert!(
+                matches!(&error, Error::Address { address, .. } if address.to_string() == "10.1.0.1/24"),
+                "{error}"
+            );
+            // The rules are there by the time that the next is refused.
+            ip("-6 route add default dev up0 table 51820 metric 1024");
+            let mut two = config(&["10.1.0.1/24"], &["0.0.0.0/0", "::/0"]);
+            two.interface.fwmark = 51820;
+            let error = Link::open(&two, "bw0").err().unwrap();
+            assert!(matches!(&error, Error::Route { route, .. } if route.to_string() == "::/0"), "{error}");
+            ip("-6 route del default dev up0 table 51820");
+            let error = open(&["10.1.0.1/24"], &["192.0.2.0/24"], "bw0").unwrap();
+            assert_eq!(error.to_string(), "route 192.0.2.0/24: File exists (os error 17)");
+            assert_eq!(state(), before);
+        });
+    });
+}
+
+#[test]
+fn without_permission_it_says_what_to_grant() {
+    const NAME: &str = "without_permission_it_says_what_to_grant";
+    if env::var_os(ROLE).is_some() {
+        return block_on(async {
+            let error = Link::open(&config(&["10.1.0.1/24"], &[]), "bw0").err().unwrap();
+            assert!(matches!(error, Error::Permission(_)), "{error:?}");
+            assert!(error.to_string().contains("setcap cap_net_admin+ep"), "{error}");
+            println!("refused: {error}");
+        });
+    }
+    in_namespace(NAME, || {
+        let mut users = vec![vec!["--bounding-set=-all", "--inh-caps=-all"]];
+        // In a user namespace there is no other user.
+        if std::fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().eq(["0", "0", "4294967295"]) {
+            users.push(vec!["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"]);
+        }
+        for user in users {
+            let this = again(NAME, "run");
+            // Another user may have no way to where it is.
+            let file = std::fs::File::open(this.get_program()).unwrap();
+            let run = Command::new("setpriv")
+                .args(&user)
+                .arg("/proc/self/fd/0")
+                .args(this.get_args())
+                .envs(this.get_envs().filter_map(|(key, value)| Some((key, value?))))
+                .stdin(file)
+                .output()
+                .unwrap();
+            let output = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
+            assert!(run.status.success() && output.contains("refused: no permission"), "{user:?}: {output}");
+        }
+    });
+}
+
+#[test]
+fn trains_come_and_go_in_one_piece() {
+    in_namespace("trains_come_and_go_in_one_piece", || {
+        block_on(async {
+            let link = Link::open(&config(&["10.1.0.1/24", "fd01::1/64"], &[]), "bw0").unwrap();
+            assert!(link.has_offload());
+            for (near, far) in [("10.1.0.1", "10.1.0.2"), ("fd01::1", "fd01::2")].map(|(a, b)| (ip_of(a), ip_of(b))) {
+                let listener = TcpListener::bind((near, 0)).unwrap();
+                let addr = SocketAddr::new(far, listener.local_addr().unwrap().port());
+                let data: Vec<u8> = (0..4 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+                let sent = data.clone();
+                let sender = std::thread::spawn(move || TcpStream::connect(addr).unwrap().write_all(&sent).unwrap());
+                let receiver = std::thread::spawn(move || {
+                    let mut received = Vec::new();
+                    listener.accept().unwrap().0.read_to_end(&mut received).unwrap();
+                    received
+                });
+                let mut longest = (0, 0, 0);
+                while !receiver.is_finished() {
+                    let turn = tokio::time::timeout(
+                        Duration::from_secs(10),
+                        mirror(&link, |length, header| {
+                            // `gso_type` and `gso_size` of the virtio_net_hdr.
+                            longest = longest.max((length, header[1], u16::from_ne_bytes([header[4], header[5]])));
+                        }),
+                    );
+                    // The end of the connection may be the last that is seen.
+                    let _ = tokio::time::timeout(Duration::from_millis(100), turn).await;
+                }
+                sender.join().unwrap();
+                assert!(receiver.join().unwrap() == data, "what arrived is something else");
+                let (length, kind, size) = longest;
+                // VIRTIO_NET_HDR_GSO_TCPV4 and _TCPV6; ECN is a bit of its own.
+                assert_eq!(kind & !0x80, if near.is_ipv4() { 1 } else { 4 });
+                assert!(length > 8 * 1420, "{length}");
+                assert!((1280..1420).contains(&size), "{size}");
+            }
+        });
+    });
+}
+
+#[test]
+fn what_is_not_read_is_counted_when_it_is_dropped() {
+    in_namespace("what_is_not_read_is_counted_when_it_is_dropped", || {
+        block_on(async {
+            let link = Link::open(&config(&["10.1.0.1/24"], &[]), "bw0").unwrap();
+            link.set_queue_len(10).unwrap();
+            assert_eq!(link.queue_len().unwrap(), 10);
+            assert_eq!(link.dropped().unwrap(), 0);
+            let socket = UdpSocket::bind("10.1.0.1:0").unwrap();
+            for _ in 0..50 {
+                socket.send_to(b"datagram", "10.1.0.2:9").unwrap();
+            }
+            let mut buf = [0; 2000];
+            poll_fn(|cx| link.poll_readable(cx)).await.unwrap();
+            let mut read = 0;
+            let error = loop {
+                match link.try_read(&mut buf) {
+                    // A header, IPv4, UDP.
+                    Ok(length) => assert_eq!((length, buf[10]), (10 + 20 + 8 + 8, 0x45)),
+                    Err(error) => break error,
+                }
+                read += 1;
+            };
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(link.dropped().unwrap() + read, 50);
+            assert!((10..20).contains(&read), "{read}");
+            // The readiness is gone with the last packet, and comes again with the next.
+            let ready = poll_fn(|cx| link.poll_readable(cx));
+            assert!(tokio::time::timeout(Duration::from_millis(50), ready).await.is_err());
+            socket.send_to(b"datagram", "10.1.0.2:9").unwrap();
+            tokio::time::timeout(Duration::from_secs(5), poll_fn(|cx| link.poll_readable(cx))).await.unwrap().unwrap();
+            link.try_read(&mut buf).unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_device_that_is_taken_away_is_noticed() {
+    in_namespace("a_device_that_is_taken_away_is_noticed", || {
+        block_on(async {
+            let link = Link::open(&config(&["10.1.0.1/24"], &[]), "bw0").unwrap();
+            ip("link del bw0");
+            tokio::time::timeout(Duration::from_secs(5), poll_fn(|cx| link.poll_readable(cx))).await.unwrap().unwrap();
+            let error = link.try_read(&mut [0; 2000]).unwrap_err();
+            assert_ne!(error.kind(), io::ErrorKind::WouldBlock);
+            assert!(link.try_write(&[IoSlice::new(&[0; 10]), IoSlice::new(&[0x45; 20])]).is_err());
+            link.close().unwrap();
+        });
+    });
+}
+
+/// Reads what is there and writes it back with its addresses exchanged, so that whoever sends to the far end talks to
+/// the near one. Sums of what is exchanged stay as they are.
+async fn mirror(link: &Link, mut seen: impl FnMut(usize, &[u8])) {
+    let mut buf = vec![0; 10 + 65535];
+    loop {
+        poll_fn(|cx| link.poll_readable(cx)).await.unwrap();
+        let length = match link.try_read(&mut buf) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => panic!("{error}"),
+        };
+        let (header, packet) = buf[..length].split_at_mut(10);
+        seen(packet.len(), header);
+        let (from, size) = if packet[0] >> 4 == 4 { (12, 4) } else { (8, 16) };
+        let (source, rest) = packet[from..].split_at_mut(size);
+        source.swap_with_slice(&mut rest[..size]);
+        let (first, second) = packet.split_at(from);
+        let slices = [&*header, first, second].map(IoSlice::new);
+        assert_eq!(link.try_write(&slices).unwrap(), length);
+    }
+}
+
+fn config(addresses: &[&str], allowed: &[&str]) -> Config {
+    let nets = |list: &[&str]| -> Vec<IpNet> { list.iter().map(|net| net.parse().unwrap()).collect() };
+    Config {
+        interface: Interface {
+            private_key: Key([1; 32]),
+            addresses: nets(addresses),
+            listen_port: 0,
+            mtu: None,
+            fwmark: 0,
+            table: Table::Auto,
+        },
+        peers: vec![Peer {
+            public_key: Key([2; 32]),
+            preshared_key: None,
+            endpoint: None,
+            allowed_ips: nets(allowed),
+            persistent_keepalive: None,
+        }],
+    }
+}
+
+/// A device with default routes, and nobody at the other end.
+fn uplink() {
+    ip("link add up0 type veth peer name far0");
+    for device in ["up0", "far0"] {
+        ip(&format!("link set {device} addrgenmode none"));
+        ip(&format!("link set {device} up"));
+    }
+    ip("address add 192.0.2.2/24 dev up0");
+    ip("address add 2001:db8::2/64 dev up0 nodad");
+    ip("route add default via 192.0.2.1");
+    ip("-6 route add default via 2001:db8::1");
+}
+
+/// The address from which a socket with this mark reaches another.
+fn source(to: &str, mark: u32) -> String {
+    let to: SocketAddr = to.parse().unwrap();
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    socket2::SockRef::from(&socket).set_mark(mark).unwrap();
+    socket.connect(to).unwrap();
+    socket.local_addr().unwrap().ip().to_string()
+}
+
+/// All that a link may leave, as `ip` tells it, a line of JSON for each.
+fn state() -> String {
+    ["link", "addr", "route show table all", "-6 route show table all", "rule", "-6 rule"]
+        .map(|what| show(what).to_string())
+        .join("\n")
+}
+
+fn destinations(what: &str) -> Vec<String> {
+    let routes = show(what);
+    let mut destinations: Vec<_> =
+        routes.as_array().unwrap().iter().map(|route| route["dst"].as_str().unwrap().to_owned()).collect();
+    destinations.sort();
+    destinations
+}
+
+fn show(what: &str) -> serde_json::Value {
+    let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
+    let out = Command::new("ip").arg("-j").args(what.split(' ')).env("PATH", path).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    if out.stdout.is_empty() { serde_json::json!([]) } else { serde_json::from_slice(&out.stdout).unwrap() }
+}
+
+fn ip_of(address: &str) -> IpAddr {
+    address.parse().unwrap()
+}
+
+/// The calling test once more, in the same network.
+fn again(name: &str, role: &str) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]).env(ROLE, role);
+    command
+}
