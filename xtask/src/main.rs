@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod bench_stun;
+mod bench_tunnel;
 mod bench_udp;
 mod cargo;
 mod cross;
@@ -39,6 +40,8 @@ enum Bench {
     Relay(bench::Options),
     /// The codec and those that others use, on one thread.
     Stun(bench_stun::Options),
+    /// The tunnel, wireguard-go, boringtun-cli and gotatun-cli, with iperf3 across.
+    Tunnel(bench_tunnel::Options),
     /// The socket, a raw loop of system calls, quinn-udp and tokio's own socket.
     Udp(bench_udp::Options),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(root()),
         Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
         Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),
+        Task::Bench(Bench::Tunnel(options)) => bench_tunnel::run(root(), &options),
         Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
         Task::Cross(options) => cross::run(root(), &options),
     };

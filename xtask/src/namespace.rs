@@ -14,8 +14,13 @@ pub(crate) fn command() -> Result<Command> {
     let mut command = ends_with_us();
     command.args(["unshare", if is_root { "-n" } else { "-Urn" }]);
     command.args(["sh", "-c", INSIDE, "sh"]);
-    command.env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()));
+    command.env("PATH", path());
     Ok(command)
+}
+
+/// Where programs are looked for inside it.
+pub(crate) fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default())
 }
 
 /// Starts a program that the kernel ends when this one has ended, however that came about.

@@ -3,11 +3,11 @@
 //! All servers run side by side and idle but one. Rounds go through the cells, and in each cell through the servers,
 //! so that whatever the machine does meanwhile happens to all of them; what is compared is the ratio within a round.
 
-mod cpu;
+pub(crate) mod cpu;
 mod report;
 mod search;
 mod server;
-mod statistics;
+pub(crate) mod statistics;
 
 use std::{
     path::{Path, PathBuf},
@@ -22,6 +22,8 @@ use crate::{
     cargo::{Metadata, cargo},
     namespace,
 };
+pub(crate) use report::{machine, verdict};
+
 use report::Report;
 use search::Timing;
 use server::{Kind, Programs, Server, TURN_SERVER};

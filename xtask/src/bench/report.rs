@@ -241,7 +241,13 @@ const PER_SECOND: f64 = 20_000.0;
 
 /// Missed only when the whole interval lies below the target, met only when it lies above. A few rounds settle nothing;
 /// nor does a figure that is the generator's: what is only known to be at least so much may be more.
-fn verdict(target: f64, ratio: &Estimate, rounds: usize, ours_limited: bool, theirs_limited: bool) -> &'static str {
+pub(crate) fn verdict(
+    target: f64,
+    ratio: &Estimate,
+    rounds: usize,
+    ours_limited: bool,
+    theirs_limited: bool,
+) -> &'static str {
     if rounds < ENOUGH {
         ""
     } else if ratio.high < target && !ours_limited {
@@ -277,7 +283,7 @@ impl fmt::Display for Report {
 }
 
 /// Processor, kernel, date.
-fn machine() -> Result<String> {
+pub(crate) fn machine() -> Result<String> {
     let cpu = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
     let model = model.trim_start_matches([' ', '\t', ':']);

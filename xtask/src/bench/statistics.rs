@@ -2,16 +2,16 @@
 
 /// A median and the interval that it is known to lie in.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Estimate {
-    pub(super) median: f64,
-    pub(super) low: f64,
-    pub(super) high: f64,
+pub(crate) struct Estimate {
+    pub(crate) median: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
 }
 
 /// How sure the interval is, where there are values enough: five give 0.94 with all of them.
 const CONFIDENCE: f64 = 0.9;
 
-pub(super) fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -23,7 +23,7 @@ pub(super) fn median(values: &[f64]) -> f64 {
 
 /// The median with the interval between two order statistics that holds the true median with [`CONFIDENCE`], whatever
 /// the distribution; with too few values, between the least and the greatest.
-pub(super) fn estimate(values: &[f64]) -> Estimate {
+pub(crate) fn estimate(values: &[f64]) -> Estimate {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let n = sorted.len();
