@@ -28,7 +28,7 @@ use crate::{
     config::{Config, Endpoint},
     counters::Counters,
     link::{Link, Monitor, Suspended},
-    packet::{coalesce::Coalescer, header::Packet, icmp, virtio},
+    packet::{coalesce::Coalescer, icmp, virtio},
     path::{self, Path},
     peer::{Peer, Received, Refused, Tools, kind, parse},
     status::{PeerStatus, Status},
@@ -186,8 +186,11 @@ impl EventLoop {
             self.resolved(now, resolved);
         }
         while let Poll::Ready(change) = self.monitor.poll_change(cx) {
-            info!(?change, "the network has changed");
-            self.start_over(now, false);
+            info!(link = change.link, address = change.address, route = change.route, "the network has changed");
+            if change.link || change.address {
+                self.rebind(now);
+            }
+            self.call_peers(now, false);
         }
         let mut more = self.receive(cx, now);
         self.send_urgent(cx);
@@ -411,10 +414,12 @@ impl EventLoop {
         let waited = now.saturating_duration_since(self.rebound) >= RETRY;
         if self.suspended.check() {
             info!("the system was suspended");
-            self.start_over(now, true);
+            self.rebind(now);
+            self.call_peers(now, true);
         } else if waited && (!self.path.is_bound() || self.peers.iter().any(Peer::is_stuck)) {
             warn!("the path takes nothing: binding anew");
-            self.start_over(now, false);
+            self.rebind(now);
+            self.call_peers(now, false);
         } else if waited && self.peers.iter().any(|peer| peer.endpoint().is_none() && peer.configured.is_some()) {
             self.rebound = now;
             self.find_peers();
@@ -437,9 +442,8 @@ impl EventLoop {
         }
     }
 
-    /// Begins with new sockets, and lets the peers know where this side is now.
-    fn start_over(&mut self, now: Instant, new_sessions: bool) {
-        self.rebind(now);
+    /// Lets the peers know where this side is now.
+    fn call_peers(&mut self, now: Instant, new_sessions: bool) {
         for peer in &mut self.peers {
             if new_sessions && peer.is_established() {
                 peer.call_again(now, &mut self.tools);
@@ -452,17 +456,18 @@ impl EventLoop {
         self.find_peers();
     }
 
+    /// Begins with new sockets.
     fn rebind(&mut self, now: Instant) {
         self.rebound = now;
         // What has arrived already is taken, for a bounded time.
         let waker = std::task::Waker::noop();
         self.receive(&mut Context::from_waker(waker), now);
-        if let Err(error) = self.path.rebind() {
+        let port = self.path.close();
+        self.peers.iter_mut().for_each(|peer| peer.use_sockets(&self.path));
+        if let Err(error) = self.path.rebind(port) {
             warn!(%error, "no socket can be bound");
         }
-        for peer in &mut self.peers {
-            peer.use_sockets(&self.path);
-        }
+        self.peers.iter_mut().for_each(|peer| peer.use_sockets(&self.path));
     }
 
     /// Asks for the addresses of the peers that have a name, and takes those that need no asking.

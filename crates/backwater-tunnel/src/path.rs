@@ -61,22 +61,27 @@ impl Path {
     /// When no family can be bound, or the port is taken.
     pub(crate) fn bind(options: Options) -> io::Result<Self> {
         let mut path = Self { options, v4: None, v6: None };
-        path.rebind()?;
+        let port = path.port();
+        path.rebind(port)?;
         Ok(path)
     }
 
-    /// Binds anew: to the same port, or to another one if it was not asked for and is taken.
+    /// Lets go of the sockets, and returns their port. It is free when the peers' senders have gone, too.
+    pub(crate) fn close(&mut self) -> u16 {
+        let port = self.port();
+        (self.v4, self.v6) = (None, None);
+        port
+    }
+
+    /// Binds anew after [`close`](Self::close): to the port of `before`, or to another one if none was asked for and that is
+    /// taken.
     ///
     /// # Errors
     /// As [`bind`](Self::bind). The path is without sockets then, and this may be tried again.
-    pub(crate) fn rebind(&mut self) -> io::Result<()> {
-        let before = self.port();
-        // Their port is to be free.
-        (self.v4, self.v6) = (None, None);
+    pub(crate) fn rebind(&mut self, before: u16) -> io::Result<()> {
         let any = self.options.port == 0;
         match self.bind_both(before) {
-            Err(_) if any && before != 0 => self.bind_both(0),
-            // The port that one family was given may be taken in the other.
+            // Also when the port that one family was given is taken in the other.
             Err(_) if any => self.bind_both(0),
             bound => bound,
         }
@@ -110,6 +115,10 @@ impl Path {
     pub(crate) fn sender(&self, destination: SocketAddr) -> Option<Sender> {
         let side = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
         Some(side.as_ref()?.socket.sender())
+    }
+
+    pub(crate) fn side(&mut self, v6: bool) -> Option<&mut Side> {
+        if v6 { self.v6.as_mut() } else { self.v4.as_mut() }
     }
 
     pub(crate) fn sides(&mut self) -> impl Iterator<Item = &mut Side> {

@@ -20,7 +20,7 @@ use crate::{
 pub fn run(
     file: &Path,
     policy: Policy,
-    set_log: impl Fn(&str) -> Result<(), String> + Clone + Send + 'static,
+    set_log: impl Fn(&str) -> Result<(), String> + Clone + Send + Sync + 'static,
 ) -> ExitCode {
     let read = config::tunnel_name(file).and_then(|name| Ok((name, Config::read(file)?)));
     let (name, (config, warnings)) = match read {
@@ -47,7 +47,7 @@ async fn tunnel(
     name: &str,
     config: &Config,
     policy: Policy,
-    set_log: impl Fn(&str) -> Result<(), String> + Clone + Send + 'static,
+    set_log: impl Fn(&str) -> Result<(), String> + Clone + Send + Sync + 'static,
 ) -> ExitCode {
     // Signals are caught before there is anything to leave behind.
     let terminated = match termination() {
@@ -78,7 +78,7 @@ async fn tunnel(
     info!(tunnel = name, peers = config.peers.len(), "up");
     eprintln!("{name} is up");
     #[cfg(target_os = "linux")]
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         warn!(%error, "systemd was not told");
     }
     let (link, ended) = event_loop.run(terminated).await;

@@ -70,9 +70,9 @@ pub(crate) struct Controls<F> {
 ///
 /// # Errors
 /// When another tunnel of that name listens, or the directory cannot be made.
-pub(crate) fn serve<F>(name: &str, controls: Controls<F>) -> io::Result<impl Future<Output = ()>>
+pub(crate) fn serve<F>(name: &str, controls: Controls<F>) -> io::Result<impl Future<Output = ()> + use<F>>
 where
-    F: Fn(&str) -> Result<(), String> + Clone + Send + 'static,
+    F: Fn(&str) -> Result<(), String> + Clone + Send + Sync + 'static,
 {
     let mut listener = sys::Listener::new(name)?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));

@@ -31,7 +31,7 @@ pub struct Fair {
 }
 
 /// What has become of packets. `enqueued == dequeued + dropped + overflowed + Fair::packets()`, always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counters {
     /// Packets that came in.
     pub enqueued: u64,
@@ -98,6 +98,11 @@ impl Fair {
     /// Bytes that wait, `virtio_net_hdr`s included.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether no packet waits.
+    pub fn is_empty(&self) -> bool {
+        self.packets == 0
     }
 
     /// Packets that wait.
