@@ -7,9 +7,9 @@ use serde::Serialize;
 pub(crate) struct Counters {
     /// Packets read from the device; one of many segments counts once.
     pub(crate) device_read: u64,
-    /// Writes to the device; joined packets count once.
+    /// Packets written to the device; joined ones are counted each.
     pub(crate) device_written: u64,
-    /// Writes that the device refused.
+    /// Packets that the device refused.
     pub(crate) device_refused: u64,
     /// Packets from the device that could not be understood.
     pub(crate) device_malformed: u64,

@@ -28,7 +28,10 @@ use crate::{
     config::{Config, Endpoint},
     counters::Counters,
     link::{Link, Monitor, Suspended},
-    packet::{coalesce::Coalescer, icmp, virtio},
+    packet::{
+        coalesce::{Coalescer, Offload},
+        icmp, virtio,
+    },
     path::{self, Path},
     peer::{Peer, Received, Refused, Tools, kind, parse},
     status::{PeerStatus, Status},
@@ -122,6 +125,11 @@ impl EventLoop {
             peers.push(Peer::new(peer, &private_key, index as u32, &limiter));
         }
         let mtu = usize::from(link.mtu());
+        let offload = match (link.has_offload(), link.has_udp_offload()) {
+            (false, _) => Offload::None,
+            (true, false) => Offload::Tcp,
+            (true, true) => Offload::TcpAndUdp,
+        };
         let own = |v6| config.interface.addresses.iter().map(|net| net.addr()).find(|addr| addr.is_ipv6() == v6);
         Ok(Self {
             name,
@@ -137,7 +145,7 @@ impl EventLoop {
             peers,
             allowed,
             addresses: [own(false), own(true)],
-            tools: Tools::new(mtu, Coalescer::new(link.has_offload(), link.has_udp_offload())),
+            tools: Tools::new(mtu, Coalescer::new(offload)),
             batch: RecvBatch::new(SLOTS),
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),
@@ -280,7 +288,7 @@ impl EventLoop {
                     }
                     continue;
                 };
-                if tools.coalescer.space(datagram.len()).is_none() {
+                if tools.coalescer.space(datagram.len().max(path::MAX_URGENT)).is_none() {
                     write_out(&mut tools.coalescer, link, counters);
                 }
                 let allows = |from| allowed.longest_match(from).is_some_and(|(_, &owner)| owner == index);
@@ -593,11 +601,12 @@ fn flush(cx: &mut Context<'_>, peers: &mut [Peer], tools: &mut Tools, of: Option
 }
 
 fn write_out(coalescer: &mut Coalescer, link: &Link, counters: &mut Counters) {
-    coalescer.flush(|slices| {
-        let written = link.try_write(slices);
-        count_write(written.as_ref().map(drop).map_err(drop), counters);
-        written
-    });
+    let flushed = coalescer.flush(|slices| link.try_write(slices));
+    counters.device_written += flushed.packets as u64;
+    counters.device_refused += flushed.lost as u64;
+    if let Some(error) = flushed.error {
+        debug!(%error, "the device refused packets");
+    }
 }
 
 fn count_write<T, E>(written: Result<T, E>, counters: &mut Counters) {

@@ -61,7 +61,7 @@ impl fmt::Display for ForPeople<'_> {
             .iter()
             .filter(|(name, _)| name.starts_with("dropped_total"))
             .filter_map(|(_, value)| value.as_f64())
-            .sum();
+            .fold(0.0, |sum, value| sum + value);
         writeln!(
             f,
             "  backpressure: {}; {} datagrams sent, {} held now, {dropped} dropped, {} dropped by the device",
