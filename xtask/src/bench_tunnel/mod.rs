@@ -25,7 +25,7 @@ use crate::{
 };
 use load::Load;
 use report::Report;
-use subject::{Kind, Programs, Tunnel};
+use subject::{Idle, Kind, Programs, Tunnel};
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -160,9 +160,11 @@ fn measure(programs: &Programs, options: &Options) -> Result<Report> {
     report.idle = idle(&tunnels, if options.quick { IDLE_QUICK } else { IDLE })?;
     for round in 0..rounds {
         report.rounds = round + 1;
-        for load in Load::ALL {
-            tunnels.rotate_left(1);
-            for tunnel in &mut tunnels {
+        // Another one goes first in each load, and in the same load of the next round.
+        for (first, load) in (round..).zip(Load::ALL) {
+            let first = first % tunnels.len();
+            let (last, foremost) = tunnels.split_at_mut(first);
+            for tunnel in foremost.iter_mut().chain(last) {
                 sleep(PAUSE);
                 let kind = tunnel.kind;
                 let at = format!("{:>4.0} s  round {}/{rounds}  {load}", began.elapsed().as_secs_f64(), round + 1);
@@ -189,20 +191,18 @@ fn measure(programs: &Programs, options: &Options) -> Result<Report> {
 }
 
 /// What they do while nothing is sent; those that have processes.
-fn idle(tunnels: &[Tunnel], how_long: Duration) -> Result<Vec<(Kind, subject::Idle)>> {
+fn idle(tunnels: &[Tunnel], how_long: Duration) -> Result<Vec<(Kind, Idle)>> {
     sleep(Duration::from_secs(1));
     let wake_ups = || tunnels.iter().map(Tunnel::wake_ups).collect::<Result<Vec<_>>>();
     let (began, before) = (Instant::now(), wake_ups()?);
     sleep(how_long);
     let (elapsed, after) = (began.elapsed().as_secs_f64(), wake_ups()?);
     let mut idle = Vec::new();
-    for ((tunnel, before), after) in tunnels.iter().zip(before).zip(after).filter(|((t, _), _)| t.kind.has_processes())
-    {
-        let per_second = [0, 1].map(|end| after[end].saturating_sub(before[end]) as f64 / elapsed);
-        idle.push((
-            tunnel.kind,
-            subject::Idle { wake_ups: per_second, resident: tunnel.resident()?, resident_after: None },
-        ));
+    for ((tunnel, before), after) in tunnels.iter().zip(before).zip(after) {
+        if tunnel.kind.has_processes() {
+            let wake_ups = [0, 1].map(|end| after[end].saturating_sub(before[end]) as f64 / elapsed);
+            idle.push((tunnel.kind, Idle { wake_ups, resident: tunnel.resident()?, resident_after: None }));
+        }
     }
     Ok(idle)
 }

@@ -90,7 +90,8 @@ impl Kind {
         match self {
             // It names the device after the file. Its logs go where they vanish.
             Self::Backwater => command.arg("up").arg(configuration).env("XDG_CACHE_HOME", "/run"),
-            Self::WireguardGo => command.args(["-f", device]),
+            // As with -f, but without the advice to use the kernel's.
+            Self::WireguardGo => command.arg(device).env("WG_PROCESS_FOREGROUND", "1"),
             Self::BoringtunCli | Self::GotatunCli => {
                 command.args(["--foreground", "--disable-drop-privileges", "--verbosity", "error", device])
             }
@@ -141,7 +142,8 @@ impl Tunnel {
     }
 
     pub(super) fn still_runs(&mut self) -> Result<()> {
-        self.processes.iter_mut().try_for_each(Process::still_runs)
+        let mut ends = End::BOTH.iter().zip(&mut self.processes);
+        ends.try_for_each(|(end, process)| process.still_runs().with_context(|| format!("the {} end", end.name())))
     }
 
     /// CPU-seconds that the near and the far end have used; none if they are not processes.
