@@ -29,8 +29,8 @@ pub struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Looks at one; bytes behind its own length (WireGuard's padding) are cut. `None`: neither IPv4 nor IPv6, or shorter than
-    /// its header says.
+    /// Looks at one; bytes behind its own length (WireGuard's padding) are cut. `None`: neither IPv4 nor IPv6, or
+    /// shorter than its header says.
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         match bytes.first()? >> 4 {
@@ -117,8 +117,8 @@ impl<'a> Packet<'a> {
         self.is_fragment
     }
 
-    /// DSCP in the upper six bits, ECN in the lower two: IPv4's byte 1, IPv6's traffic class, which are bits 4 to 11 of the
-    /// packet (RFC 2474, RFC 3168).
+    /// DSCP in the upper six bits, ECN in the lower two: IPv4's byte 1, IPv6's traffic class, which are bits 4 to 11 of
+    /// the packet (RFC 2474, RFC 3168).
     #[inline]
     pub fn traffic_class(&self) -> u8 {
         if self.is_v6() { self.bytes[0] << 4 | self.bytes[1] >> 4 } else { self.bytes[1] }
@@ -130,7 +130,8 @@ impl<'a> Packet<'a> {
         if self.is_v6() { self.bytes[7] } else { self.bytes[8] }
     }
 
-    /// Source and destination as they are in the header, 8 or 32 bytes: for [`Sum::pseudo_header`](super::checksum::Sum).
+    /// Source and destination as they are in the header, 8 or 32 bytes: for
+    /// [`Sum::pseudo_header`](super::checksum::Sum).
     #[inline]
     pub fn addresses(&self) -> &'a [u8] {
         if self.is_v6() { &self.bytes[8..40] } else { &self.bytes[12..20] }
@@ -148,7 +149,8 @@ impl<'a> Packet<'a> {
         if self.is_v6() { self.v6_address(24) } else { self.v4_address(16) }
     }
 
-    /// Source and destination port of what has ports at the usual place (TCP, UDP, UDP-Lite, DCCP, SCTP) and is no fragment.
+    /// Source and destination port of what has ports at the usual place (TCP, UDP, UDP-Lite, DCCP, SCTP) and is no
+    /// fragment.
     #[inline]
     pub fn ports(&self) -> Option<(u16, u16)> {
         let has_ports = matches!(self.protocol, protocol::TCP | protocol::UDP | 33 | 132 | 136);
@@ -182,19 +184,20 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Addresses, protocol and ports of a packet; without the ports for what has none, and for fragments, of which but the first
-/// one has them.
+/// Addresses, protocol and ports of a packet; without the ports for what has none, and for fragments, of which but the
+/// first one has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow([u64; 5]);
 
 impl Flow {
-    /// Spreads flows over 64 bits, each of them as good as any other. Whoever does not know `seed` cannot make flows meet but
-    /// by chance.
+    /// Spreads flows over 64 bits, each of them as good as any other. Whoever does not know `seed` cannot make flows
+    /// meet but by chance.
     #[inline]
     pub fn hash(&self, seed: u64) -> u64 {
         let [a, b, c, d, e] = self.0;
         let first = fold(a ^ seed, b ^ 0x9e37_79b9_7f4a_7c15);
-        let second = fold(c ^ seed.rotate_left(32), d ^ 0xd1b5_4a32_d192_ed03);
+        // IPv4 has nothing here, and a factor of zero would make all of it zero.
+        let second = fold(c ^ seed.rotate_left(32) ^ 0x2545_f491_4f6c_dd1d, d ^ 0xd1b5_4a32_d192_ed03);
         fold(first ^ e ^ 0x8bb8_4b93_962e_acc9, second ^ seed.rotate_left(17))
     }
 }
@@ -289,8 +292,10 @@ mod tests {
             other[byte] = if byte == 9 { 6 } else { other[byte] ^ 0x40 };
             flows.push(Packet::parse(&other).unwrap().flow());
         }
-        let hashes: HashSet<_> = flows.iter().map(|flow| flow.hash(1)).collect();
-        assert_eq!(hashes.len(), flows.len());
+        for seed in [0, 1] {
+            let hashes: HashSet<_> = flows.iter().map(|flow| flow.hash(seed)).collect();
+            assert_eq!(hashes.len(), flows.len());
+        }
         assert!(flows.iter().enumerate().all(|(i, flow)| !flows[..i].contains(flow)));
         // The checksum and TTL are not part of it.
         let mut same = base.clone();

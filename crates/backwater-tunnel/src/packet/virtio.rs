@@ -3,7 +3,8 @@
 /// Its length in bytes (`TUNSETVNETHDRSZ` of 10, which is the default).
 pub const LEN: usize = 10;
 
-/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum at `csum_start + csum_offset` is but the pseudo header's sum, not complemented.
+/// `VIRTIO_NET_HDR_F_NEEDS_CSUM`: the checksum at `csum_start + csum_offset` is but the pseudo header's sum, not
+/// complemented.
 pub const NEEDS_CSUM: u8 = 1;
 /// `VIRTIO_NET_HDR_F_DATA_VALID`: whoever wrote this vouches for the checksum.
 pub const DATA_VALID: u8 = 2;
