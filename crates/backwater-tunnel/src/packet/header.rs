@@ -196,7 +196,8 @@ impl Flow {
     pub fn hash(&self, seed: u64) -> u64 {
         let [a, b, c, d, e] = self.0;
         let first = fold(a ^ seed, b ^ 0x9e37_79b9_7f4a_7c15);
-        let second = fold(c ^ seed.rotate_left(32), d ^ 0xd1b5_4a32_d192_ed03);
+        // IPv4 has nothing here, and a factor of zero would make all of it zero.
+        let second = fold(c ^ seed.rotate_left(32) ^ 0x2545_f491_4f6c_dd1d, d ^ 0xd1b5_4a32_d192_ed03);
         fold(first ^ e ^ 0x8bb8_4b93_962e_acc9, second ^ seed.rotate_left(17))
     }
 }
@@ -291,8 +292,10 @@ mod tests {
             other[byte] = if byte == 9 { 6 } else { other[byte] ^ 0x40 };
             flows.push(Packet::parse(&other).unwrap().flow());
         }
-        let hashes: HashSet<_> = flows.iter().map(|flow| flow.hash(1)).collect();
-        assert_eq!(hashes.len(), flows.len());
+        for seed in [0, 1] {
+            let hashes: HashSet<_> = flows.iter().map(|flow| flow.hash(seed)).collect();
+            assert_eq!(hashes.len(), flows.len());
+        }
         assert!(flows.iter().enumerate().all(|(i, flow)| !flows[..i].contains(flow)));
         // The checksum and TTL are not part of it.
         let mut same = base.clone();

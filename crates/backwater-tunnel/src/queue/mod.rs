@@ -4,3 +4,5 @@
 pub mod codel;
 pub mod fair;
 pub mod rate;
+#[cfg(test)]
+mod simulation;
