@@ -1,0 +1,39 @@
+//! `set`: changes a running tunnel.
+
+use std::process::ExitCode;
+
+use backwater_udp::Policy;
+
+/// Changes a running tunnel, until it is closed.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The tunnel; may be left out where only one is running.
+    #[arg(long, value_name = "NAME")]
+    pub tunnel: Option<String>,
+    /// What to change.
+    #[command(subcommand)]
+    pub what: What,
+}
+
+/// What can be changed.
+#[derive(Debug, clap::Subcommand)]
+pub enum What {
+    /// What to do with a datagram that the system has no room for.
+    Backpressure {
+        /// wait, wait:50ms, or drop.
+        policy: Policy,
+    },
+    /// What is logged.
+    Log {
+        /// A level, or a list of them by module (`info,backwater_udp=debug`).
+        filter: String,
+    },
+}
+
+/// Tells the tunnel, which may refuse.
+///
+/// # Errors
+/// When there is no such tunnel, it does not answer, or it refuses.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("{}: set is not built yet", args.tunnel.as_deref().unwrap_or("any tunnel"))
+}
