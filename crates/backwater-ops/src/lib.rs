@@ -6,6 +6,6 @@ mod logs;
 mod metrics;
 mod shutdown;
 
-pub use logs::{BadFilter, Logs};
+pub use logs::{BadFilter, LogFiles, Logs};
 pub use metrics::{Family, METRICS_CONTENT_TYPE, MetricKind, Metrics};
 pub use shutdown::termination;

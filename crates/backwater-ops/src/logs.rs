@@ -1,58 +1,106 @@
 use std::{
     fmt,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
     time::SystemTime,
 };
 
-use json_subscriber::JsonLayer;
+use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Registry,
     fmt::{format::Writer, time::FormatTime},
-    layer::{Layered, SubscriberExt},
+    layer::SubscriberExt,
+    reload,
 };
 
-/// Writes the process's `tracing` events to stdout, until it is dropped: for people on a terminal, else one JSON object
-/// a line, with `time` (RFC 3339, UTC), `severity`, `message` and the event's own fields.
+mod files;
+mod json;
+
+pub use files::LogFiles;
+use json::Json;
+
+/// Writes the process's `tracing` events, until it is dropped: one JSON object a line with `time` (RFC 3339, UTC,
+/// nanoseconds), `severity`, `message` and the event's own fields, in this order; for people on a terminal, without JSON.
 ///
-/// A reader that does not keep up costs lines, never time: no thread ever waits for stdout.
+/// A reader or a disk that does not keep up costs lines, never time: no thread but their own ever waits for it.
 #[must_use = "logs stop when it is dropped"]
 pub struct Logs {
-    _guard: WorkerGuard,
+    filter: reload::Handle<EnvFilter, Registry>,
+    _guards: Vec<WorkerGuard>,
 }
 
 /// A filter that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadFilter(String);
 
-/// Lines that wait for stdout at most.
+/// Lines that wait to be written at most.
 const MAX_LINES: usize = 16_384;
 
 impl Logs {
-    /// Begins. The filter is a level (`warn`) or a list of them by module (`info,backwater_turn=debug`).
+    /// Begins, on stdout. The filter is a level (`warn`) or a list of them by module (`info,backwater_turn=debug`).
     ///
     /// # Errors
     /// [`BadFilter`].
     pub fn to_stdout(filter: &str) -> Result<Self, BadFilter> {
-        let filter = EnvFilter::try_new(filter).map_err(|e| BadFilter(e.to_string()))?;
-        let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(MAX_LINES).finish(io::stdout());
-        let registry = Registry::default().with(filter);
-        let result = if io::stdout().is_terminal() {
-            let layer = tracing_subscriber::fmt::layer().with_timer(Clock).with_target(false).with_writer(writer);
-            tracing::subscriber::set_global_default(registry.with(layer))
+        let filter = parsed(filter)?;
+        let stdout = non_blocking(io::stdout());
+        Ok(if io::stdout().is_terminal() {
+            Self::begin(filter, Some(stdout), None)
         } else {
-            tracing::subscriber::set_global_default(registry.with(json(writer)))
-        };
+            Self::begin(filter, None, Some(stdout))
+        })
+    }
+
+    /// Begins, in files; and on stdout as well where that is a terminal. The filter is as for
+    /// [`to_stdout`](Self::to_stdout). A directory that cannot be written to, or a disk that is full, is said on stderr
+    /// and tried again with later lines.
+    ///
+    /// # Errors
+    /// [`BadFilter`].
+    pub fn to_files(filter: &str, files: &LogFiles) -> Result<Self, BadFilter> {
+        let filter = parsed(filter)?;
+        let terminal = io::stdout().is_terminal().then(|| non_blocking(io::stdout()));
+        Ok(Self::begin(filter, terminal, Some(non_blocking(files.writer(SystemTime::now())))))
+    }
+
+    /// Writes what passes this filter from now on.
+    ///
+    /// # Errors
+    /// [`BadFilter`]: the filter stays what it was.
+    pub fn set_filter(&self, filter: &str) -> Result<(), BadFilter> {
+        self.filter.reload(parsed(filter)?).map_err(|error| BadFilter(error.to_string()))
+    }
+
+    fn begin(
+        filter: EnvFilter,
+        terminal: Option<(NonBlocking, WorkerGuard)>,
+        json: Option<(NonBlocking, WorkerGuard)>,
+    ) -> Self {
+        let (terminal, terminal_guard) = terminal.unzip();
+        let (json, json_guard) = json.unzip();
+        let (layer, filter) = reload::Layer::new(filter);
+        let for_people =
+            |writer| tracing_subscriber::fmt::layer().with_timer(Clock).with_target(false).with_writer(writer);
+        let in_json = |writer| tracing_subscriber::fmt::layer().event_format(Json).with_writer(writer);
+        let registry = Registry::default().with(layer).with(terminal.map(for_people)).with(json.map(in_json));
         // Someone else's subscriber, set earlier, gets the events then.
-        drop(result);
-        Ok(Self { _guard: guard })
+        drop(tracing::subscriber::set_global_default(registry));
+        Self { filter, _guards: terminal_guard.into_iter().chain(json_guard).collect() }
     }
 }
 
-fn json(writer: NonBlocking) -> JsonLayer<Layered<EnvFilter, Registry>, NonBlocking> {
-    let mut layer = JsonLayer::new(writer);
-    layer.with_timer("time", Clock).with_level("severity").with_flattened_event();
-    layer
+fn non_blocking(to: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default().buffered_lines_limit(MAX_LINES).finish(to)
+}
+
+fn parsed(filter: &str) -> Result<EnvFilter, BadFilter> {
+    // `EnvFilter` takes a word alone for a module of which everything is wanted: `wran` would silence all the rest.
+    let no_level =
+        |part: &&str| !part.contains(['=', '[']) && (part.is_empty() || part.parse::<LevelFilter>().is_err());
+    if let Some(word) = filter.split(',').map(str::trim).find(no_level) {
+        return Err(BadFilter(format!("{word:?} is no level: off, error, warn, info, debug, trace or MODULE=LEVEL")));
+    }
+    EnvFilter::try_new(filter).map_err(|error| BadFilter(error.to_string()))
 }
 
 struct Clock;
@@ -70,3 +118,19 @@ impl fmt::Display for BadFilter {
 }
 
 impl std::error::Error for BadFilter {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_levels() {
+        for filter in ["info", "WARN", "off", "info,backwater_udp=trace", "a::b=debug, warn", "3"] {
+            assert!(parsed(filter).is_ok(), "{filter}");
+        }
+        for filter in ["", "wran", "info,", "info,backwater_udp", "a=b=c", "backwater=loud"] {
+            let error = parsed(filter).unwrap_err().to_string();
+            assert!(!error.is_empty() && !error.contains('\n'), "{filter}: {error}");
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     io::{self, IoSlice},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -73,8 +73,6 @@ pub(crate) struct EventLoop {
     peers: Vec<Peer>,
     by_key: HashMap<[u8; 32], usize>,
     allowed: IpNetworkTable<usize>,
-    /// For messages to the local host, by family.
-    addresses: [Option<IpAddr>; 2],
     tools: Tools,
     batch: RecvBatch,
     read: Box<[u8]>,
@@ -130,7 +128,6 @@ impl EventLoop {
             (true, false) => Offload::Tcp,
             (true, true) => Offload::TcpAndUdp,
         };
-        let own = |v6| config.interface.addresses.iter().map(|net| net.addr()).find(|addr| addr.is_ipv6() == v6);
         Ok(Self {
             name,
             started: now,
@@ -144,12 +141,11 @@ impl EventLoop {
             by_key: peers.iter().enumerate().map(|(index, peer)| (peer.public_key.to_bytes(), index)).collect(),
             peers,
             allowed,
-            addresses: [own(false), own(true)],
             tools: Tools::new(mtu, Coalescer::new(offload)),
             batch: RecvBatch::new(SLOTS),
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),
-            messages: icmp::Limit::new(now),
+            messages: icmp::Limit::default(),
             queries,
             resolved: mpsc::channel(64),
             timer: Box::pin(tokio::time::sleep(TICK)),
@@ -373,34 +369,30 @@ impl EventLoop {
 
     /// Says to the local host why its packet, the one that was read last, does not go.
     fn tell_host(&mut self, now: Instant, len: usize, refused: Refused) {
-        let why = match refused {
+        let too_big = match refused {
             Refused::Malformed => {
                 self.counters.device_malformed += 1;
                 return;
             }
-            Refused::NoPeer => icmp::Reason::NoPeer,
+            Refused::NoPeer => None,
             Refused::NoEndpoint => {
                 self.counters.no_endpoint += 1;
-                icmp::Reason::NoEndpoint
+                None
             }
             Refused::TooBig(mtu) => {
                 self.counters.too_big += 1;
-                icmp::Reason::TooBig { mtu: mtu as u32 }
+                Some(u16::try_from(mtu).unwrap_or(u16::MAX))
             }
         };
-        let Some((_, packet)) = self.read.get(..len).and_then(parse) else { return };
-        let from = self.addresses[usize::from(packet.is_v6())].unwrap_or(packet.destination());
-        if !self.messages.take(now) {
-            return;
-        }
-        if let Some(message) = icmp::message(&packet, why, from) {
-            let header = virtio::Header::default().to_bytes();
-            let written = if self.link.has_offload() {
-                self.link.try_write(&[IoSlice::new(&header), IoSlice::new(&message)])
-            } else {
-                self.link.try_write(&[IoSlice::new(&message)])
-            };
-            count_write(written, &mut self.counters);
+        let Some(packet) = self.read.get(virtio::LEN..len) else { return };
+        let message = too_big.map_or_else(|| icmp::unreachable(packet), |mtu| icmp::too_big(packet, mtu));
+        let Some(message) = message.filter(|_| self.messages.take(now)) else { return };
+        let header = virtio::Header::default().to_bytes();
+        let slices = [IoSlice::new(&header), IoSlice::new(&message)];
+        let slices = if self.link.has_offload() { &slices[..] } else { &slices[1..] };
+        match self.link.try_write(slices) {
+            Ok(_) => self.counters.device_written += 1,
+            Err(_) => self.counters.device_refused += 1,
         }
     }
 
@@ -529,7 +521,8 @@ impl EventLoop {
         let samples = self.options.stats.snapshot().samples();
         let transport = samples.into_iter().map(|sample| {
             let labels = sample.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
-            let name = if labels.is_empty() { sample.name.into() } else { format!("{}{{{}}}", sample.name, labels.join(",")) };
+            let name =
+                if labels.is_empty() { sample.name.into() } else { format!("{}{{{}}}", sample.name, labels.join(",")) };
             (name, sample.value.into())
         });
         let peers = self.peers.iter().map(|peer| PeerStatus {
@@ -550,10 +543,7 @@ impl EventLoop {
             name: self.name.clone(),
             public_key: name_of(&self.public_key),
             listen_port: self.path.port(),
-            backpressure: match self.options.backpressure.get() {
-                backwater_udp::Policy::Wait { .. } => "wait".into(),
-                backwater_udp::Policy::Drop => "drop".into(),
-            },
+            backpressure: self.options.backpressure.get().to_string(),
             uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
             device,
             transport: transport.collect(),
@@ -606,13 +596,6 @@ fn write_out(coalescer: &mut Coalescer, link: &Link, counters: &mut Counters) {
     counters.device_refused += flushed.lost as u64;
     if let Some(error) = flushed.error {
         debug!(%error, "the device refused packets");
-    }
-}
-
-fn count_write<T, E>(written: Result<T, E>, counters: &mut Counters) {
-    match written {
-        Ok(_) => counters.device_written += 1,
-        Err(_) => counters.device_refused += 1,
     }
 }
 

@@ -12,5 +12,5 @@ pub mod packet;
 mod path;
 mod peer;
 pub mod queue;
-mod status;
+pub mod status;
 mod train;

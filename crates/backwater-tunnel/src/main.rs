@@ -2,11 +2,77 @@
 
 #![forbid(unsafe_code)]
 
-fn main() -> std::process::ExitCode {
-    let args: Vec<String> = std::env::args().collect();
-    let _logs = backwater_ops::Logs::to_stdout("info");
-    match args[1].as_str() {
-        "up" => backwater_tunnel::commands::up::run(std::path::Path::new(&args[2]), Default::default(), |_| Ok(())),
-        _ => tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(backwater_tunnel::commands::status::run(None, false, false)),
+use std::process::ExitCode;
+
+use anyhow::Context;
+use backwater_tunnel::{
+    commands::{check, generate, set, status, up},
+    config::Errors,
+};
+use clap::{Parser, Subcommand};
+
+/// The command line or the configuration cannot be used. Clap has the same code.
+const BAD_CONFIGURATION: u8 = 2;
+
+/// Moves IP packets between this host and WireGuard peers, and manages the queue in front of a congested path.
+#[derive(Parser)]
+#[command(name = "backwater-tunnel", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(up::Args),
+    Check(check::Args),
+    Status(status::Args),
+    Set(set::Args),
+    Generate(generate::Args),
+}
+
+fn main() -> ExitCode {
+    run(Cli::parse().command).unwrap_or_else(|error| {
+        let Some(errors) = error.downcast_ref::<Errors>() else {
+            eprintln!("backwater-tunnel: {error:#}");
+            return ExitCode::FAILURE;
+        };
+        // Each has its file and line, where editors and people look for them.
+        eprintln!("{errors}");
+        ExitCode::from(BAD_CONFIGURATION)
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Up(args) => up::run(args).await,
+            Command::Check(args) => check::run(args).await,
+            Command::Status(args) => status::run(args).await,
+            Command::Set(args) => set::run(args).await,
+            Command::Generate(args) => generate::run(&args),
+        }
+    });
+    // A resolver that does not answer has a thread, which is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_one() {
+        Cli::command().debug_assert();
+        for line in
+            ["up a.conf --backpressure wait:50ms", "set --tunnel a log info", "set backpressure drop", "status --json"]
+        {
+            Cli::try_parse_from(["backwater-tunnel"].into_iter().chain(line.split(' '))).map(|_| ()).unwrap();
+        }
+        assert!(Cli::try_parse_from(["backwater-tunnel", "set", "backpressure", "never"]).is_err());
     }
 }

@@ -19,13 +19,7 @@ use boringtun::{
 use crate::{
     config::{self, Endpoint},
     counters::PeerCounters,
-    packet::{
-        coalesce::Coalescer,
-        ecn,
-        header::Packet,
-        segment::Segments,
-        virtio,
-    },
+    packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
     queue::{fair::Fair, rate::Rate},
     train::{OVERHEAD, Train},
@@ -132,7 +126,12 @@ impl Tools {
 }
 
 impl Peer {
-    pub(crate) fn new(config: &config::Peer, private_key: &StaticSecret, index: u32, limiter: &Arc<RateLimiter>) -> Self {
+    pub(crate) fn new(
+        config: &config::Peer,
+        private_key: &StaticSecret,
+        index: u32,
+        limiter: &Arc<RateLimiter>,
+    ) -> Self {
         let public_key = PublicKey::from(config.public_key.0);
         Self {
             public_key,
@@ -170,11 +169,6 @@ impl Peer {
 
     pub(crate) fn is_established(&self) -> bool {
         self.established
-    }
-
-    /// Time since the session began, by the protocol's own clock.
-    pub(crate) fn session_age(&self) -> Option<Duration> {
-        self.tunn.time_since_last_handshake()
     }
 
     /// Whether the path has taken nothing for seconds.
@@ -406,7 +400,12 @@ impl Peer {
         self.established = self.tunn.time_since_last_handshake().is_some();
     }
 
-    fn answer(&mut self, now: Instant, message: Option<&[u8]>, urgent: &mut Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>) {
+    fn answer(
+        &mut self,
+        now: Instant,
+        message: Option<&[u8]>,
+        urgent: &mut Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>,
+    ) {
         let Some(message) = message else { return };
         if message.first() == Some(&kind::INITIATION) {
             self.initiated = Some(now);
@@ -512,10 +511,9 @@ pub(crate) fn parse(raw: &[u8]) -> Option<(virtio::Header, Packet<'_>)> {
 fn result_message<'a>(result: TunnResult<'a>) -> Option<&'a [u8]> {
     match result {
         TunnResult::WriteToNetwork(message) => Some(message),
-        TunnResult::Done
-        | TunnResult::Err(_)
-        | TunnResult::WriteToTunnelV4(..)
-        | TunnResult::WriteToTunnelV6(..) => None,
+        TunnResult::Done | TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+            None
+        }
     }
 }
 

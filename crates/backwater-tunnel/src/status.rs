@@ -11,7 +11,7 @@ pub struct Status {
     pub public_key: String,
     /// The port of its sockets.
     pub listen_port: u16,
-    /// `wait` or `drop`.
+    /// The policy: `wait:100ms`, say, or `drop`.
     pub backpressure: String,
     /// Since its start, in seconds.
     pub uptime_seconds: u64,

@@ -1,36 +1,53 @@
-//! `set`: what can be changed while a tunnel runs.
+//! `set`: changes a running tunnel.
 
-use std::{fmt, process::ExitCode};
+use std::process::ExitCode;
 
-use super::FAILED;
-use crate::control::{self, Answer, Flag, Request};
+use anyhow::Context;
+use backwater_udp::Policy;
 
-/// Switches the policy. Without a name it is that of the one tunnel that runs.
-pub async fn backpressure(name: Option<&str>, flag: Flag) -> ExitCode {
-    send(name, Request::Backpressure(flag)).await
+use crate::control::{self, Request};
+
+/// Changes a running tunnel, until it is closed.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The tunnel; may be left out where only one is running.
+    #[arg(long, value_name = "NAME")]
+    pub tunnel: Option<String>,
+    /// What to change.
+    #[command(subcommand)]
+    pub what: What,
 }
 
-/// Switches the log's filter.
-pub async fn log(name: Option<&str>, filter: &str) -> ExitCode {
-    send(name, Request::Log(filter.to_owned())).await
+/// What can be changed.
+#[derive(Debug, clap::Subcommand)]
+pub enum What {
+    /// What to do with a datagram that the system has no room for.
+    Backpressure {
+        /// wait, wait:50ms, or drop.
+        policy: Policy,
+    },
+    /// What is logged.
+    Log {
+        /// A level, or a list of them by module (`info,backwater_udp=debug`).
+        filter: String,
+    },
 }
 
-async fn send(name: Option<&str>, request: Request) -> ExitCode {
-    let name = match (name, control::running().as_slice()) {
-        (Some(name), _) => name.to_owned(),
+/// Tells the tunnel, which may refuse.
+///
+/// # Errors
+/// When there is no such tunnel, it does not answer, or it refuses.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let name = match (args.tunnel, control::running().as_slice()) {
+        (Some(name), _) => name,
         (None, [only]) => only.clone(),
-        (None, []) => return fail("no tunnel is up"),
-        (None, several) => return fail(format_args!("which tunnel? --tunnel {}", several.join("|"))),
+        (None, []) => anyhow::bail!("no tunnel is up"),
+        (None, several) => anyhow::bail!("which tunnel? --tunnel {}", several.join("|")),
     };
-    match control::ask(&name, &request).await {
-        Ok(Answer::Done) => ExitCode::SUCCESS,
-        Ok(Answer::Error(error)) => fail(format_args!("{name}: {error}")),
-        Ok(Answer::Status(_)) => fail(format_args!("{name}: an answer to something else")),
-        Err(error) => fail(format_args!("{name}: {error}")),
-    }
-}
-
-fn fail(error: impl fmt::Display) -> ExitCode {
-    eprintln!("backwater-tunnel: {error}");
-    ExitCode::from(FAILED)
+    let change = match args.what {
+        What::Backpressure { policy } => Request::Backpressure(policy.to_string()),
+        What::Log { filter } => Request::Log(filter),
+    };
+    control::change(&name, &change).await.context(name)?;
+    Ok(ExitCode::SUCCESS)
 }

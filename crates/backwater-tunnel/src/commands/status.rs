@@ -2,46 +2,46 @@
 
 use std::{fmt, fmt::Write as _, process::ExitCode, time::Duration};
 
-use super::FAILED;
-use crate::{
-    control::{self, Answer, Request},
-    status::Status,
-};
+use anyhow::Context;
 
-/// Prints it for one tunnel or for all that run, once or every second.
-pub async fn run(name: Option<&str>, json: bool, watch: bool) -> ExitCode {
+use crate::{control, status::Status};
+
+/// Shows the state of a running tunnel: the path in use, round-trip time, last handshake, bytes, back-pressure.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The tunnel; may be left out where all are meant.
+    pub name: Option<String>,
+    /// As one JSON object; with `--watch`, one a line.
+    #[arg(long)]
+    pub json: bool,
+    /// Again each second, until interrupted.
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// Asks the tunnel and prints what it answers; without a name, all that run.
+///
+/// # Errors
+/// When there is no such tunnel, or it does not answer.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     loop {
-        let names = name.map_or_else(control::running, |name| vec![name.to_owned()]);
+        let names = args.name.clone().map_or_else(control::running, |name| vec![name]);
         if names.is_empty() {
-            eprintln!("backwater-tunnel: no tunnel is up");
-            return ExitCode::from(FAILED);
+            anyhow::bail!("no tunnel is up");
         }
-        let mut failed = false;
         for name in names {
-            match control::ask(&name, &Request::Status).await {
-                Ok(Answer::Status(status)) if json => match serde_json::to_string(&status) {
-                    Ok(line) => println!("{line}"),
-                    Err(error) => failed |= complain(&name, error),
-                },
-                Ok(Answer::Status(status)) => println!("{}", ForPeople(&status)),
-                Ok(Answer::Error(error)) => failed |= complain(&name, error),
-                Ok(Answer::Done) => failed |= complain(&name, "an answer to something else"),
-                Err(error) => failed |= complain(&name, error),
+            let status = control::status(&name).await.with_context(|| name.clone())?;
+            if args.json {
+                println!("{}", serde_json::to_string(&status)?);
+            } else {
+                println!("{}", ForPeople(&status));
             }
         }
-        if failed {
-            return ExitCode::from(FAILED);
-        }
-        if !watch {
-            return ExitCode::SUCCESS;
+        if !args.watch {
+            return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-}
-
-fn complain(name: &str, error: impl fmt::Display) -> bool {
-    eprintln!("backwater-tunnel: {name}: {error}");
-    true
 }
 
 struct ForPeople<'a>(&'a Status);
@@ -86,12 +86,7 @@ impl fmt::Display for ForPeople<'_> {
                 None => writeln!(f, "    handshake:  none yet")?,
             }
             let counter = |name: &str| number(&peer.counters, name);
-            writeln!(
-                f,
-                "    bytes:      {} sent, {} received",
-                counter("bytes_sent"),
-                counter("bytes_received")
-            )?;
+            writeln!(f, "    bytes:      {} sent, {} received", counter("bytes_sent"), counter("bytes_received"))?;
             write!(f, "    queue:      {} of {} bytes", peer.queued_bytes, peer.queue_bound_bytes)?;
             if let Some(rate) = peer.path_rate {
                 write!(f, " at {:.1} Mbit/s", rate as f64 / 1e6)?;

@@ -1,13 +1,13 @@
-//! `up`: a tunnel, in the foreground.
+//! `up`: the tunnel itself.
 
-use std::{fmt, path::Path, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use backwater_ops::termination;
+use anyhow::Context;
+use backwater_ops::{LogFiles, Logs, termination};
 use backwater_udp::{Backpressure, Policy};
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use super::{BAD_CONFIGURATION, FAILED};
 use crate::{
     config::{self, Config},
     control,
@@ -16,65 +16,60 @@ use crate::{
     path,
 };
 
-/// Brings the tunnel of a file up, and runs it until the process is told to end. `set_log` switches the log's filter.
-pub fn run(
-    file: &Path,
-    policy: Policy,
-    set_log: impl Fn(&str) -> Result<(), String> + Clone + Send + Sync + 'static,
-) -> ExitCode {
-    let read = config::tunnel_name(file).and_then(|name| Ok((name, Config::read(file)?)));
-    let (name, (config, warnings)) = match read {
-        Ok(read) => read,
-        Err(errors) => {
-            for error in errors.iter() {
-                eprintln!("{error}");
-            }
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+/// Its logs are in its own directory below the user's caches.
+const APPLICATION: &str = "dev.backwater.client";
+
+/// Opens a tunnel, in the foreground, until SIGTERM or SIGINT.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A WireGuard configuration; its name, without `.conf`, names the tunnel and its device.
+    pub file: PathBuf,
+    /// What to log: a level, or a list of them by module (`info,backwater_udp=debug`).
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log: String,
+    /// What to do with a datagram that the system has no room for: wait, wait:50ms, or drop.
+    #[arg(long, value_name = "POLICY", default_value = "wait")]
+    pub backpressure: Policy,
+}
+
+/// Opens the tunnel and returns when it is closed again.
+///
+/// # Errors
+/// [`Errors`](crate::config::Errors), or why it cannot start.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let name = config::tunnel_name(&args.file)?;
+    let (config, warnings) = Config::read(&args.file)?;
+    let logs = match LogFiles::of(APPLICATION) {
+        Some(files) => Logs::to_files(&args.log, &files),
+        // Without a home there is still a service manager that keeps what is printed.
+        None => Logs::to_stdout(&args.log),
     };
+    let logs = Arc::new(logs.with_context(|| format!("--log {:?}", args.log))?);
     for warning in warnings {
         warn!("{warning}");
         eprintln!("{warning}");
     }
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(error),
-    };
-    runtime.block_on(tunnel(&name, &config, policy, set_log))
+    let ended = tunnel(&name, &config, args.backpressure, logs).await;
+    if let Err(error) = &ended {
+        error!("{error:#}");
+    }
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
-async fn tunnel(
-    name: &str,
-    config: &Config,
-    policy: Policy,
-    set_log: impl Fn(&str) -> Result<(), String> + Clone + Send + Sync + 'static,
-) -> ExitCode {
+async fn tunnel(name: &str, config: &Config, policy: Policy, logs: Arc<Logs>) -> anyhow::Result<()> {
     // Signals are caught before there is anything to leave behind.
-    let terminated = match termination() {
-        Ok(terminated) => terminated,
-        Err(error) => return fail(format_args!("cannot catch signals: {error}")),
-    };
+    let terminated = termination().context("cannot catch signals")?;
     let backpressure = Backpressure::new(policy);
     let (queries, asked) = mpsc::channel(16);
-    let controls = control::Controls { backpressure: backpressure.clone(), queries, set_log };
-    let control = match control::serve(name, controls) {
-        Ok(control) => tokio::spawn(control),
-        Err(error) => return fail(format_args!("the control socket of {name}: {error} (is the tunnel up already?)")),
-    };
-    let link = match Link::open(config, name) {
-        Ok(link) => link,
-        Err(error) => return fail(error),
-    };
-    let options = path::Options {
-        port: config.interface.listen_port,
-        mark: link.fwmark(),
-        backpressure,
-        stats: Arc::default(),
-    };
-    let event_loop = match EventLoop::new(name.to_owned(), config, link, options, asked) {
-        Ok(event_loop) => event_loop,
-        Err(error) => return fail(format_args!("port {}: {error}", config.interface.listen_port)),
-    };
+    let controls = control::Controls { backpressure: backpressure.clone(), queries, logs };
+    let control = control::serve(name, controls)
+        .with_context(|| format!("the control socket of {name} (is the tunnel up already?)"))?;
+    let link = Link::open(config, name)?;
+    let port = config.interface.listen_port;
+    let options = path::Options { port, mark: link.fwmark(), backpressure, stats: Arc::default() };
+    let event_loop =
+        EventLoop::new(name.to_owned(), config, link, options, asked).with_context(|| format!("port {port}"))?;
+    let control = tokio::spawn(control);
     info!(tunnel = name, peers = config.peers.len(), "up");
     eprintln!("{name} is up");
     #[cfg(target_os = "linux")]
@@ -87,15 +82,6 @@ async fn tunnel(
     let _ = control.await;
     let closed = link.close();
     info!(tunnel = name, "down");
-    match (ended, closed) {
-        (Ok(()), Ok(())) => ExitCode::SUCCESS,
-        (Err(error), _) => fail(format_args!("the device: {error}")),
-        (Ok(()), Err(error)) => fail(error),
-    }
-}
-
-fn fail(error: impl fmt::Display) -> ExitCode {
-    tracing::error!("{error}");
-    eprintln!("backwater-tunnel: {error}");
-    ExitCode::from(FAILED)
+    ended.context("the device")?;
+    Ok(closed?)
 }

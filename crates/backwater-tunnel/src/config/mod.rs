@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     num::NonZeroU16,
     path::Path,
+    str::FromStr,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -195,6 +196,16 @@ pub fn tunnel_name(path: &Path) -> Result<String, Errors> {
 }
 
 impl Key {
+    /// A new private or preshared key.
+    ///
+    /// # Errors
+    /// When the system has no randomness.
+    pub fn generate() -> io::Result<Self> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(io::Error::from)?;
+        Ok(Self(bytes))
+    }
+
     /// Reads what [`to_base64`](Self::to_base64) writes: 44 characters.
     pub fn from_base64(text: &str) -> Option<Self> {
         BASE64_STANDARD.decode(text).ok()?.try_into().ok().map(Self)
@@ -212,6 +223,11 @@ impl Key {
 }
 
 impl Errors {
+    /// All of them.
+    pub(crate) fn joined(all: impl IntoIterator<Item = Option<Self>>) -> Self {
+        Self(all.into_iter().flatten().flat_map(|Self(lines)| lines).collect())
+    }
+
     /// The lines.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
@@ -238,6 +254,15 @@ impl fmt::Display for Endpoint {
             Self::Address(addr) => addr.fmt(f),
             Self::Name(name, port) => write!(f, "{name}:{port}"),
         }
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = String;
+
+    /// Reads `IPv4:port`, `[IPv6]:port` or `name:port`; the port is not 0.
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse::endpoint(text).ok_or_else(|| format!("expected {}", parse::ENDPOINT))
     }
 }
 

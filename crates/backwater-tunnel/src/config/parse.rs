@@ -23,7 +23,7 @@ const MAX_ERRORS: usize = 1000;
 
 const KEY: &str = "32 bytes in base64, as `wg genkey` prints them";
 const PREFIX: &str = "an address or a prefix, such as 10.0.0.1/24 or fd00::1/64";
-const ENDPOINT: &str = "IPv4:port, [IPv6]:port or name:port";
+pub(super) const ENDPOINT: &str = "IPv4:port, [IPv6]:port or name:port";
 /// RFC 8200, section 5.
 const MIN_MTU_V6: u16 = 1280;
 
@@ -355,7 +355,7 @@ fn fwmark(text: &str) -> Option<u32> {
     }
 }
 
-fn endpoint(text: &str) -> Option<Endpoint> {
+pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     if let Ok(addr) = text.parse::<SocketAddr>() {
         return (addr.port() != 0).then_some(Endpoint::Address(addr));
     }

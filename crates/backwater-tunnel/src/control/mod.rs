@@ -6,7 +6,8 @@ mod sys;
 
 use std::{io, sync::Arc, time::Duration};
 
-use backwater_udp::{Backpressure, Policy};
+use backwater_ops::Logs;
+use backwater_udp::Backpressure;
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
@@ -33,20 +34,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Request {
     Status,
-    /// Switches the policy.
-    Backpressure(Flag),
+    /// Switches the policy: `wait`, `wait:50ms` or `drop`.
+    Backpressure(String),
     /// Switches the log's filter.
     Log(String),
-}
-
-/// Whether a datagram waits for room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Flag {
-    /// It waits, 100 ms at most.
-    Wait,
-    /// It is dropped.
-    Drop,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -59,21 +50,17 @@ pub(crate) enum Answer {
 
 /// What requests act on.
 #[derive(Clone)]
-pub(crate) struct Controls<F> {
+pub(crate) struct Controls {
     pub(crate) backpressure: Backpressure,
     pub(crate) queries: mpsc::Sender<oneshot::Sender<Status>>,
-    /// Switches the log's filter; an error says what is wrong with it.
-    pub(crate) set_log: F,
+    pub(crate) logs: Arc<Logs>,
 }
 
 /// Listens under the tunnel's name, and answers until it is dropped.
 ///
 /// # Errors
 /// When another tunnel of that name listens, or the directory cannot be made.
-pub(crate) fn serve<F>(name: &str, controls: Controls<F>) -> io::Result<impl Future<Output = ()> + use<F>>
-where
-    F: Fn(&str) -> Result<(), String> + Clone + Send + Sync + 'static,
-{
+pub(crate) fn serve(name: &str, controls: Controls) -> io::Result<impl Future<Output = ()> + use<>> {
     let mut listener = sys::Listener::new(name)?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     Ok(async move {
@@ -95,11 +82,36 @@ where
     })
 }
 
-/// Asks the tunnel of this name.
+/// Asks the tunnel of this name how it is.
 ///
 /// # Errors
 /// When none runs, or it does not answer within ten seconds.
-pub(crate) async fn ask(name: &str, request: &Request) -> io::Result<Answer> {
+pub(crate) async fn status(name: &str) -> io::Result<Status> {
+    match ask(name, &Request::Status).await? {
+        Answer::Status(status) => Ok(*status),
+        Answer::Error(error) => Err(io::Error::other(error)),
+        Answer::Done => Err(io::Error::other("an answer to something else")),
+    }
+}
+
+/// Has the tunnel of this name change something.
+///
+/// # Errors
+/// When none runs, it does not answer within ten seconds, or it refuses.
+pub(crate) async fn change(name: &str, request: &Request) -> io::Result<()> {
+    match ask(name, request).await? {
+        Answer::Done => Ok(()),
+        Answer::Error(error) => Err(io::Error::other(error)),
+        Answer::Status(_) => Err(io::Error::other("an answer to something else")),
+    }
+}
+
+/// The names of the tunnels that run on this machine, as far as this user may see.
+pub(crate) fn running() -> Vec<String> {
+    sys::running()
+}
+
+async fn ask(name: &str, request: &Request) -> io::Result<Answer> {
     let talk = async {
         let mut stream = sys::connect(name).await?;
         let mut line = serde_json::to_vec(request)?;
@@ -112,15 +124,7 @@ pub(crate) async fn ask(name: &str, request: &Request) -> io::Result<Answer> {
     timeout(PATIENCE, talk).await?
 }
 
-/// The names of the tunnels that run on this machine, as far as this user may see.
-pub(crate) fn running() -> Vec<String> {
-    sys::running()
-}
-
-async fn converse<F>(stream: impl AsyncRead + AsyncWrite, controls: Controls<F>) -> io::Result<()>
-where
-    F: Fn(&str) -> Result<(), String>,
-{
+async fn converse(stream: impl AsyncRead + AsyncWrite, controls: Controls) -> io::Result<()> {
     let (read, mut write) = tokio::io::split(Box::pin(stream));
     let mut read = BufReader::new(read);
     loop {
@@ -139,10 +143,7 @@ where
     }
 }
 
-async fn obey<F>(request: Request, controls: &Controls<F>) -> Answer
-where
-    F: Fn(&str) -> Result<(), String>,
-{
+async fn obey(request: Request, controls: &Controls) -> Answer {
     match request {
         Request::Status => {
             let (asker, answer) = oneshot::channel();
@@ -152,24 +153,17 @@ where
                 _ => Answer::Error("the tunnel is ending".into()),
             }
         }
-        Request::Backpressure(flag) => {
-            controls.backpressure.set(flag.policy());
-            tracing::info!(backpressure = ?flag.policy(), "switched");
-            Answer::Done
-        }
-        Request::Log(filter) => match (controls.set_log)(&filter) {
-            Ok(()) => Answer::Done,
-            Err(error) => Answer::Error(error),
+        Request::Backpressure(policy) => match policy.parse() {
+            Ok(policy) => {
+                controls.backpressure.set(policy);
+                tracing::info!(backpressure = %policy, "switched");
+                Answer::Done
+            }
+            Err(error) => Answer::Error(format!("{error}")),
         },
-    }
-}
-
-impl Flag {
-    /// The policy that it stands for.
-    pub fn policy(self) -> Policy {
-        match self {
-            Self::Wait => Policy::default(),
-            Self::Drop => Policy::Drop,
-        }
+        Request::Log(filter) => match controls.logs.set_filter(&filter) {
+            Ok(()) => Answer::Done,
+            Err(error) => Answer::Error(error.to_string()),
+        },
     }
 }

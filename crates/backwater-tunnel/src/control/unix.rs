@@ -22,8 +22,8 @@ impl Listener {
         let path = directory.join(format!("{name}.sock"));
         let listener = UnixListener::bind(&path).or_else(|error| {
             // One of a process that was killed answers no more.
-            let is_left_over = error.kind() == io::ErrorKind::AddrInUse
-                && std::os::unix::net::UnixStream::connect(&path).is_err();
+            let is_left_over =
+                error.kind() == io::ErrorKind::AddrInUse && std::os::unix::net::UnixStream::connect(&path).is_err();
             if !is_left_over {
                 return Err(error);
             }

@@ -1,0 +1,172 @@
+//! Log files of whole processes: a test starts itself again as the process that logs.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    env, fs,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use backwater_ops::{LogFiles, Logs};
+
+const APPLICATION: &str = "dev.backwater.test";
+
+/// Where the user's directory for caches is, for a test.
+struct Caches(PathBuf);
+
+impl Caches {
+    fn new(test: &str) -> Self {
+        Self(env::temp_dir().join(format!("backwater-{test}-{}", std::process::id())))
+    }
+
+    /// The same test in another process, which takes `child`'s way.
+    fn start(&self, test: &str) -> Child {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", test, "--nocapture"]).env(CHILD, "1").env("DONE", &self.0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        for variable in ["XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"] {
+            command.env(variable, &self.0);
+        }
+        command.spawn().unwrap()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let caches = if cfg!(target_vendor = "apple") { self.0.join("Library/Caches") } else { self.0.clone() };
+        let entries = fs::read_dir(caches.join(APPLICATION).join("data").join("logs")).unwrap();
+        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+}
+
+impl Drop for Caches {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const CHILD: &str = "BACKWATER_LOG_CHILD";
+
+fn is_child() -> bool {
+    env::var_os(CHILD).is_some()
+}
+
+fn logs(filter: &str, max_bytes: u64) -> Logs {
+    Logs::to_files(filter, &LogFiles { max_bytes, ..LogFiles::of(APPLICATION).unwrap() }).unwrap()
+}
+
+fn lines(path: &Path) -> Vec<String> {
+    fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_filter_is_switched_while_running_and_refused_when_invalid() {
+    if is_child() {
+        let logs = logs("info", 100 << 20);
+        tracing::info!(n = 1, "first");
+        tracing::debug!("not this");
+        logs.set_filter("debug").unwrap();
+        tracing::debug!("second");
+        assert!(logs.set_filter("loud").is_err() && logs.set_filter("a=b=c").is_err());
+        tracing::debug!("third");
+        logs.set_filter("error").unwrap();
+        tracing::warn!("nor this");
+        tracing::error!(time = 5, "fourth\nand last");
+        return;
+    }
+    let caches = Caches::new("filter");
+    let status = caches.start("a_filter_is_switched_while_running_and_refused_when_invalid").wait().unwrap();
+    assert!(status.success());
+    let [file] = &caches.files()[..] else { panic!("{:?}", caches.files()) };
+    let lines = lines(file);
+    let tails = [
+        r#""severity":"INFO","message":"first","n":1}"#,
+        r#""severity":"DEBUG","message":"second"}"#,
+        r#""severity":"DEBUG","message":"third"}"#,
+        r#""severity":"ERROR","message":"fourth\nand last","time_":5}"#,
+    ];
+    assert_eq!(lines.len(), tails.len(), "{lines:?}");
+    for (line, tail) in lines.iter().zip(tails) {
+        assert!(line.starts_with("{\"time\":\"20") && line.ends_with(tail), "{line}");
+    }
+    #[cfg(unix)]
+    what_the_manual_says_works(file);
+}
+
+/// `cat *.log | jq -r '"\(.time) \(.severity) \(.message)"'`
+#[cfg(unix)]
+fn what_the_manual_says_works(file: &Path) {
+    let mut command = Command::new("jq");
+    command.args(["-r", r#""\(.time) \(.severity) \(.message)""#]).stdin(fs::File::open(file).unwrap());
+    let Ok(out) = command.output() else {
+        eprintln!("skipped: jq is not there");
+        assert!(!env::var("CI").is_ok_and(|value| value == "true"), "CI=true, and jq is not there");
+        return;
+    };
+    let text = String::from_utf8(out.stdout).unwrap();
+    let lines: Vec<_> = text.lines().map(|line| line.split_once("Z ").unwrap_or(("", line)).1).collect();
+    assert_eq!(lines, ["INFO first", "DEBUG second", "DEBUG third", "ERROR fourth", "and last"]);
+}
+
+/// Each writes 200 kB where 100 kB are kept.
+#[test]
+fn two_processes_at_once_share_what_is_kept() {
+    const LINES: usize = 2000;
+    if is_child() {
+        let _logs = logs("info", 100_000);
+        for n in 0..LINES {
+            tracing::info!(n, process = std::process::id(), "a line of about a hundred bytes");
+            if n % 100 == 0 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        // What one has written is not old before the other is done.
+        let done = env::var_os("DONE").unwrap();
+        fs::write(Path::new(&done).join(std::process::id().to_string()), "").unwrap();
+        let _ = std::io::stdin().read(&mut [0]);
+        return;
+    }
+    let caches = Caches::new("two");
+    let mut children = [(); 2].map(|()| caches.start("two_processes_at_once_share_what_is_kept"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let done = |child: &Child| caches.0.join(child.id().to_string()).exists();
+    while !children.iter().all(done) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for child in &mut children {
+        // That closes its stdin.
+        assert!(child.wait().unwrap().success());
+    }
+    let files = caches.files();
+    let total: u64 = files.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!((50_000..=100_000).contains(&total), "{total} bytes in {files:?}");
+    for child in &children {
+        let of_child = format!("\"process\":{}}}", child.id());
+        let own: Vec<_> =
+            files.iter().filter(|path| path.to_string_lossy().contains(&format!("-{}-", child.id()))).collect();
+        let lines: Vec<_> = own.iter().flat_map(|path| lines(path)).collect();
+        assert!(
+            lines.iter().all(|line| line.starts_with('{') && line.ends_with(&of_child)),
+            "lines are whole, and its own"
+        );
+        assert!(lines.last().unwrap().contains(&format!("\"n\":{},", LINES - 1)), "the last one is there");
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_ends_no_process() {
+    if is_child() {
+        let logs = logs("info", 100_000);
+        tracing::info!("lost");
+        drop(logs);
+        return;
+    }
+    let caches = Caches::new("none");
+    fs::write(&caches.0, "a file").unwrap();
+    let status = caches.start("a_directory_that_cannot_be_made_ends_no_process").wait().unwrap();
+    fs::remove_file(&caches.0).unwrap();
+    assert!(status.success());
+}
