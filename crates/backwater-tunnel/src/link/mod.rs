@@ -7,11 +7,13 @@ use ipnet::IpNet;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
-pub use linux::{Link, Monitor, Suspended};
+use linux as system;
 #[cfg(not(target_os = "linux"))]
 mod other;
 #[cfg(not(target_os = "linux"))]
-pub use other::{Link, Monitor, Suspended};
+use other as system;
+
+pub use system::{Link, Monitor, Suspended};
 
 /// The MTU of a device whose configuration names none, in bytes: what is left of 1,500 under IPv6 and WireGuard.
 pub const DEFAULT_MTU: u16 = 1420;
@@ -21,10 +23,7 @@ pub const DEFAULT_MTU: u16 = 1420;
 #[non_exhaustive]
 pub enum Error {
     /// The program may not do this.
-    #[error(
-        "no permission to {0}: run it as root, or grant CAP_NET_ADMIN, once by `setcap cap_net_admin+ep FILE` or by \
-         AmbientCapabilities=CAP_NET_ADMIN in its unit"
-    )]
+    #[error("no permission to {0}: {grant}", grant = system::GRANT)]
     Permission(&'static str),
     /// The kernel has no TUN devices.
     #[error(

@@ -30,6 +30,10 @@ pub use monitor::{Monitor, Suspended};
 use netlink::Netlink;
 use rules::{OURS, Policy};
 
+/// What a program without permission needs.
+pub(super) const GRANT: &str = "run it as root, or grant it CAP_NET_ADMIN: once and for all by `setcap cap_net_admin+ep \
+     FILE`, or in its unit by AmbientCapabilities=CAP_NET_ADMIN";
+
 /// The TUN device with its addresses, routes and rules. They are gone when it is, and what a run left that was killed
 /// is removed by the next.
 pub struct Link {
