@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::{IcmpKind, RecvBatch};
+use backwater_udp::{Datagram, IcmpKind, RecvBatch};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use boringtun::{
     noise::{self, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
@@ -258,15 +258,15 @@ impl EventLoop {
     fn take_batch(&mut self, now: Instant) {
         let Self { batch, peers, tools, path, allowed, counters, by_key, link, limiter, .. } = self;
         for train in batch.trains() {
-            for datagram in train.payloads() {
-                let index = match *datagram {
+            for datagram in train.datagrams() {
+                let index = match *datagram.payload {
                     [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]
                     | [kind::RESPONSE, _, _, _, _, _, _, _, a, b, c, d, ..] => {
                         // The session's number is the peer's, and eight bits of its own.
                         Some((u32::from_le_bytes([a, b, c, d]) >> 8) as usize)
                     }
                     [kind::INITIATION, ..] => {
-                        match who_calls(limiter, &self.private_key, &self.public_key, train.source, datagram, tools) {
+                        match who_calls(limiter, &self.private_key, &self.public_key, datagram, tools) {
                             Caller::Known(key) => by_key.get(&key).copied(),
                             Caller::Doubtful => {
                                 counters.cookies_sent += 1;
@@ -278,24 +278,24 @@ impl EventLoop {
                     _ => None,
                 };
                 let Some((index, peer)) = index.and_then(|index| Some((index, peers.get_mut(index)?))) else {
-                    match datagram.first() {
+                    match datagram.payload.first() {
                         Some(&kind::INITIATION) => counters.handshakes_refused += 1,
                         _ => counters.strange += 1,
                     }
                     continue;
                 };
-                if tools.coalescer.space(datagram.len().max(path::MAX_URGENT)).is_none() {
+                if tools.coalescer.space(datagram.payload.len().max(path::MAX_URGENT)).is_none() {
                     write_out(&mut tools.coalescer, link, counters);
                 }
                 let allows = |from| allowed.longest_match(from).is_some_and(|(_, &owner)| owner == index);
-                match peer.receive(now, train.source, datagram, train.ecn, path, tools, allows) {
+                match peer.receive(now, datagram, path, tools, allows) {
                     Received::Good => self.traffic = true,
                     Received::Handshake => {
                         self.traffic = true;
                         info!(peer = %name_of(&peer.public_key), endpoint = %train.source, "session established");
                     }
                     Received::Cookie => counters.cookies_sent += 1,
-                    Received::Bad if datagram.first() != Some(&kind::DATA) => counters.handshakes_refused += 1,
+                    Received::Bad if datagram.payload.first() != Some(&kind::DATA) => counters.handshakes_refused += 1,
                     Received::Bad => {}
                 }
             }
@@ -564,12 +564,11 @@ fn who_calls(
     limiter: &RateLimiter,
     private_key: &StaticSecret,
     public_key: &PublicKey,
-    source: SocketAddr,
-    datagram: &[u8],
+    datagram: Datagram<'_>,
     tools: &mut Tools,
 ) -> Caller {
     let mut cookie = [0; path::MAX_URGENT];
-    match limiter.verify_packet(Some(source.ip()), datagram, &mut cookie) {
+    match limiter.verify_packet(Some(datagram.source.ip()), datagram.payload, &mut cookie) {
         Ok(noise::Packet::HandshakeInit(initiation)) => {
             match parse_handshake_anon(private_key, public_key, &initiation) {
                 Ok(half) => Caller::Known(half.peer_static_public),
@@ -577,7 +576,7 @@ fn who_calls(
             }
         }
         Err(TunnResult::WriteToNetwork(cookie)) => {
-            tools.answer(source, cookie);
+            tools.answer(datagram.source, cookie);
             Caller::Doubtful
         }
         Ok(_) | Err(_) => Caller::Nobody,

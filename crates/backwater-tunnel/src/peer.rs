@@ -3,14 +3,14 @@
 use std::{
     collections::VecDeque,
     io::IoSlice,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
 
 use arrayvec::ArrayVec;
-use backwater_udp::{Cursor, Ecn, Sender, Transmit};
+use backwater_udp::{Cursor, Datagram, Ecn, Sender, Transmit};
 use boringtun::{
     noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -272,7 +272,10 @@ impl Peer {
                     push(&mut tools.urgent, self.endpoint, message);
                     continue;
                 }
-                _ => continue,
+                TunnResult::Done
+                | TunnResult::Err(_)
+                | TunnResult::WriteToTunnelV4(..)
+                | TunnResult::WriteToTunnelV6(..) => continue,
             };
             tools.train.push(sealed, ecn);
             self.counters.bytes_sent += len as u64;
@@ -417,18 +420,17 @@ impl Peer {
     pub(crate) fn receive(
         &mut self,
         now: Instant,
-        source: SocketAddr,
-        datagram: &[u8],
-        outer: Option<Ecn>,
+        datagram: Datagram<'_>,
         path: &Path,
         tools: &mut Tools,
-        allows: impl FnOnce(std::net::IpAddr) -> bool,
+        allows: impl FnOnce(IpAddr) -> bool,
     ) -> Received {
-        let message = datagram.first().copied().unwrap_or_default();
-        let Some(space) = tools.coalescer.space(datagram.len().max(MAX_URGENT)) else { return Received::Bad };
-        let packet = match self.tunn.decapsulate(Some(source.ip()), datagram, space) {
-            TunnResult::WriteToTunnelV4(packet, from) => (packet, from.into()),
-            TunnResult::WriteToTunnelV6(packet, from) => (packet, from.into()),
+        let Datagram { source, ecn: outer, payload, .. } = datagram;
+        let message = payload.first().copied().unwrap_or_default();
+        let Some(space) = tools.coalescer.space(payload.len().max(MAX_URGENT)) else { return Received::Bad };
+        let (packet, from) = match self.tunn.decapsulate(Some(source.ip()), payload, space) {
+            TunnResult::WriteToTunnelV4(packet, from) => (packet, IpAddr::from(from)),
+            TunnResult::WriteToTunnelV6(packet, from) => (packet, IpAddr::from(from)),
             TunnResult::WriteToNetwork(answer) => {
                 let is_cookie = answer.first() == Some(&kind::COOKIE);
                 push(&mut tools.urgent, Some(source), answer);
@@ -449,14 +451,14 @@ impl Peer {
                 return Received::Good;
             }
             TunnResult::Err(error) => {
-                match error {
-                    WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter => self.counters.replayed += 1,
-                    _ => self.counters.invalid += 1,
+                if matches!(error, WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) {
+                    self.counters.replayed += 1;
+                } else {
+                    self.counters.invalid += 1;
                 }
                 return Received::Bad;
             }
         };
-        let (packet, from) = packet;
         let len = packet.len();
         self.counters.datagrams_received += 1;
         if !allows(from) {

@@ -51,7 +51,7 @@ impl Sum {
 
     /// With all of another sum, whose bytes are at an even distance from those before.
     #[inline]
-    pub fn add(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 

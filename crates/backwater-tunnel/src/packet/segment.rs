@@ -180,7 +180,7 @@ impl Train {
             None => put(headers, 4, (len - 40) as u16),
         }
         let headers = &mut headers[self.transport..];
-        let sum = self.sum.add(sum).word(transport_len);
+        let sum = self.sum.plus(sum).word(transport_len);
         match &mut self.tcp {
             Some(tcp) => {
                 let [s0, s1, s2, s3] = tcp.sequence.to_be_bytes();

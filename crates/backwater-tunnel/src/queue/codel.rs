@@ -111,10 +111,10 @@ mod tests {
         // 100, then 100/√1, 100/√2, 100/√3, ... later, on the next millisecond.
         assert_eq!(signals(&mut codel, start, 0..500, long), [100, 200, 271, 329, 379, 424, 464]);
         // What is short ends it at once; a new time of signalling soon after goes on at 7 - 1 signals.
-        assert_eq!(signals(&mut codel, start, 500..510, TARGET / 2), []);
+        assert_eq!(signals(&mut codel, start, 500..510, TARGET / 2), [] as [u64; 0]);
         assert_eq!(signals(&mut codel, start, 510..740, long), [610, 651, 689, 724]);
         // Long after it begins anew.
-        assert_eq!(signals(&mut codel, start, 740..750, TARGET / 2), []);
+        assert_eq!(signals(&mut codel, start, 740..750, TARGET / 2), [] as [u64; 0]);
         assert_eq!(signals(&mut codel, start, 5000..5300, long), [5100, 5200, 5271]);
     }
 
@@ -123,7 +123,7 @@ mod tests {
         let (mut codel, start) = (Codel::default(), Instant::now());
         for round in 0..20 {
             assert_eq!(signals(&mut codel, start, 110 * round..110 * round + 99, TARGET * 9), []);
-            assert_eq!(signals(&mut codel, start, 110 * round + 99..110 * round + 100, TARGET / 2), []);
+            assert_eq!(signals(&mut codel, start, 110 * round + 99..110 * round + 100, TARGET / 2), [] as [u64; 0]);
         }
     }
 
@@ -146,6 +146,6 @@ mod tests {
         let (mut codel, start) = (Codel::default(), Instant::now());
         assert_eq!(signals(&mut codel, start, 0..150, TARGET), [100]);
         codel.on_empty();
-        assert_eq!(signals(&mut codel, start, 150..250, TARGET), []);
+        assert_eq!(signals(&mut codel, start, 150..250, TARGET), [] as [u64; 0]);
     }
 }
