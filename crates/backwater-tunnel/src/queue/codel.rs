@@ -122,7 +122,7 @@ mod tests {
     fn a_burst_of_less_than_an_interval_passes() {
         let (mut codel, start) = (Codel::default(), Instant::now());
         for round in 0..20 {
-            assert_eq!(signals(&mut codel, start, 110 * round..110 * round + 99, TARGET * 9), []);
+            assert_eq!(signals(&mut codel, start, 110 * round..110 * round + 99, TARGET * 9), [] as [u64; 0]);
             assert_eq!(signals(&mut codel, start, 110 * round + 99..110 * round + 100, TARGET / 2), [] as [u64; 0]);
         }
     }
