@@ -51,7 +51,7 @@ impl Sum {
 
     /// With all of another sum, whose bytes are at an even distance from those before.
     #[inline]
-    pub fn add(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         Self(self.0 + other.0)
     }
 
@@ -92,8 +92,6 @@ pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::{hint::black_box, time::Instant};
-
     use proptest::prelude::*;
 
     use super::*;
@@ -106,16 +104,6 @@ pub(super) mod tests {
             sum = (sum & 0xffff) + (sum >> 16);
         }
         !(sum as u16)
-    }
-
-    /// Nanoseconds that it takes when nothing else is on the processor: the best of many rounds.
-    pub(crate) fn best_ns(mut run: impl FnMut()) -> f64 {
-        let mut round = || {
-            let started = Instant::now();
-            (0..500).for_each(|_| run());
-            started.elapsed().as_nanos() as f64 / 500.0
-        };
-        (0..200).map(|_| round()).fold(f64::MAX, f64::min)
     }
 
     proptest! {
@@ -144,15 +132,5 @@ pub(super) mod tests {
             Sum::default().bytes(&bytes).bytes(&bytes).word(0xffff).folded(),
             !simple(&[bytes.clone(), bytes].concat())
         );
-    }
-
-    #[test]
-    #[ignore = "prints a figure"]
-    fn speed() {
-        let bytes = vec![0xa5; 1400];
-        let ns = best_ns(|| {
-            black_box(Sum::default().bytes(black_box(&bytes)).checksum());
-        });
-        println!("1,400 B: {ns:.1} ns, {:.1} GB/s", 1400.0 / ns);
     }
 }
