@@ -31,7 +31,7 @@ pub fn unreachable(packet: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// That only packets of `mtu` bytes can go: fragmentation needed (type 3, code 4; RFC 1191), for IPv6 packet too big (type 2;
-/// RFC 8201). Otherwise like [`unreachable`].
+/// RFC 8201). Otherwise like [`unreachable()`].
 ///
 /// An IPv4 packet that may be fragmented (without DF) is answered, too: nothing here fragments, and the host does once it
 /// knows. An `mtu` that no host would heed is raised to 68 or 1,280.

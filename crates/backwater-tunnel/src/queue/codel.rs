@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 pub const TARGET: Duration = Duration::from_millis(5);
 
 /// How long a queue may be above the target before its senders are told: the worst round trip that is expected
-/// (RFC 8289, section 4.3).
+/// (RFC 8289, section 4.2).
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
 /// What is to be done with a packet that leaves the queue.
@@ -38,13 +38,13 @@ impl Codel {
     /// next packet is to be taken and judged at once.
     ///
     /// `backlog` is how many bytes wait without it: where they are no more than `mtu` there is nothing to gain, and the path
-    /// would only idle.
+    /// would only idle (RFC 8289, section 4.1).
     pub fn judge(&mut self, now: Instant, waited: Duration, backlog: usize, mtu: usize, ecn_capable: bool) -> Verdict {
         let above = self.is_above(now, waited, backlog, mtu);
-        match self.signals(now, above) {
-            false => Verdict::Forward,
-            true if ecn_capable => Verdict::Mark,
-            true => Verdict::Drop,
+        match (self.signals(now, above), ecn_capable) {
+            (false, _) => Verdict::Forward,
+            (true, true) => Verdict::Mark,
+            (true, false) => Verdict::Drop,
         }
     }
 
@@ -86,7 +86,7 @@ impl Codel {
     }
 }
 
-/// The control law: TCP's rate falls with the square root of how often it is told (RFC 8289, section 5.3).
+/// The control law: TCP's rate falls with the square root of how often it is told (RFC 8289, section 3.3).
 fn until_next(count: u32) -> Duration {
     INTERVAL.div_f64(f64::from(count.max(1)).sqrt())
 }

@@ -84,6 +84,8 @@ struct FlowQueue {
     codel: Codel,
 }
 
+/// Memory of its own and as much as it needs, which costs 0.1 µs, a tenth of what it takes to encrypt a packet of 1,400 bytes.
+/// In buffers of 64 KiB a bound on bytes would not bound memory.
 #[derive(Debug)]
 struct Waiting {
     since: Instant,
@@ -142,9 +144,9 @@ impl Fair {
     }
 
     /// Puts a packet at the end of its flow. If `bound` bytes or more wait, the flow that has most of them loses from its head
-    /// before (RFC 8290, section 4.1.3), so that never more than the bound and one packet wait.
+    /// before (RFC 8290, section 4.1), so that never more than the bound and one packet wait.
     ///
-    /// Where one packet was taken apart ([`Rate::longest_packet`](super::rate::Rate::longest_packet)), the bound is for the
+    /// Where one packet was taken apart ([`Rate::longest_train`](super::rate::Rate::longest_train)), the bound is for the
     /// first of its segments, and `usize::MAX` for the others: they were admitted with it.
     pub fn enqueue(&mut self, now: Instant, packet: &[u8], bound: usize) {
         self.make_room(bound);

@@ -74,10 +74,13 @@ impl Rate {
         })
     }
 
-    /// How many bytes the path takes in 5 ms, 3,020 at least; 64 KiB and more if its rate is not known. What is longer is to be
-    /// taken apart before it is queued: nothing overtakes a packet once it is on its way, and CoDel and the bound deal in whole
-    /// packets. TCP makes them longer than a millisecond's worth only where the round trip is short (`tcp_tso_autosize`).
-    pub fn longest_packet(&self, now: Instant) -> usize {
+    /// How many bytes are to go to the path at once: what it takes in 5 ms, 3,020 at least; more than 64 KiB if its rate is not
+    /// known.
+    ///
+    /// Nothing overtakes what is on its way, and CoDel and the bound deal in whole packets: one from the TUN device that is
+    /// longer than this is to be taken apart before it is queued. TCP makes them longer than a millisecond's worth only where
+    /// the round trip is short (`tcp_tso_autosize`).
+    pub fn longest_train(&self, now: Instant) -> usize {
         (self.bound(now) / 10).max(LEAST_BOUND)
     }
 
@@ -137,7 +140,7 @@ mod tests {
         }
         assert_eq!(rate.bytes_per_second(now), None);
         assert_eq!(
-            (rate.bound(now), rate.longest_packet(now) > 1 << 16, rate.queue_len(now, 1420)),
+            (rate.bound(now), rate.longest_train(now) > 1 << 16, rate.queue_len(now, 1420)),
             (4 << 20, true, 500)
         );
     }
@@ -153,7 +156,7 @@ mod tests {
         for (mbit, bound, longest, queue) in mbit_bound_longest_and_queue {
             let (mut rate, mut now) = (Rate::default(), Instant::now());
             run(&mut rate, &mut now, (mbit * 125.0 * 20.0) as usize, 20 * MS, 300 * MS);
-            assert_eq!((rate.bound(now), rate.longest_packet(now), rate.queue_len(now, 1420)), (bound, longest, queue));
+            assert_eq!((rate.bound(now), rate.longest_train(now), rate.queue_len(now, 1420)), (bound, longest, queue));
         }
     }
 

@@ -240,7 +240,7 @@ impl Simulation {
     }
 
     fn enqueue(&mut self, now: Instant, packet: &[u8], mut bound: usize) {
-        if !self.takes_apart || packet.len() <= self.rate.longest_packet(now) {
+        if !self.takes_apart || packet.len() <= self.rate.longest_train(now) {
             return self.queue.enqueue(now, packet, bound);
         }
         for segment in segments(packet) {
@@ -316,7 +316,7 @@ impl Source {
         if room < 1.0 {
             return None;
         }
-        // What is sent in a millisecond at the pace that TCP would have (tcp_tso_autosize).
+        // What is sent in a millisecond at the pace that TCP would have, and more to what is near (tcp_tso_autosize).
         let paced = tcp.window * 1.2 / tcp.round_trip / 1024.0;
         let near = LARGEST_TRAIN / 2f64.powf((least_round_trip / 512_000) as f64);
         let train = (paced + near).floor().clamp(2.0, LARGEST_TRAIN);
