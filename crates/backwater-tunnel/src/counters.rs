@@ -40,6 +40,8 @@ pub(crate) struct PeerCounters {
     pub(crate) datagrams_dropped: u64,
     /// Data datagrams from it that were good.
     pub(crate) datagrams_received: u64,
+    /// Data datagrams that it has numbered and that have not come, those still under way included: lost, or never sent.
+    pub(crate) datagrams_missing: u64,
     /// Times that a train was held for want of room.
     pub(crate) held: u64,
     /// Datagrams that were seen before or are too old.
