@@ -212,6 +212,7 @@ impl EventLoop {
             Some(_) => {}
         }
         self.send_urgent(cx);
+        more |= self.peers.iter().any(Peer::is_ready);
         if until.is_none() {
             let next = self.ticked + if self.traffic { TICK } else { IDLE_TICK };
             if self.timer.deadline().into_std() != next {
@@ -425,6 +426,9 @@ impl EventLoop {
             self.find_peers();
         }
         self.size_device_queue(now);
+        for v6 in [false, true] {
+            self.size_send_buffer(now, v6);
+        }
     }
 
     /// Keeps the device's own queue at 50 ms of the path's rate as well.
@@ -439,6 +443,15 @@ impl EventLoop {
                     self.queue_len = wanted;
                 }
             }
+        }
+    }
+
+    /// What waits in the socket is behind the queue that is managed: as little of it as keeps the path busy.
+    fn size_send_buffer(&mut self, now: Instant, v6: bool) {
+        let here = self.peers.iter().filter(|peer| peer.endpoint().is_some_and(|endpoint| endpoint.is_ipv6() == v6));
+        let rate: u64 = here.filter_map(|peer| peer.rate.bytes_per_second(now)).sum();
+        if let Some(side) = self.path.side(v6) {
+            side.size_send_buffer(rate);
         }
     }
 
