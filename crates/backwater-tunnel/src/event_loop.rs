@@ -190,11 +190,17 @@ impl EventLoop {
             self.resolved(now, resolved);
         }
         while let Poll::Ready(change) = self.monitor.poll_change(cx) {
-            info!(link = change.link, address = change.address, route = change.route, "the network has changed");
-            if change.link || change.address {
+            // Also told of where nothing is different, as by a router that advertises itself again.
+            let moved =
+                self.peers.iter_mut().filter_map(|peer| peer.source_changed(&self.path).then_some(())).count() > 0;
+            debug!(?change, moved, "the network has changed");
+            if moved {
+                info!("this side's address has changed");
                 self.rebind(now);
             }
-            self.call_peers(now, false);
+            if moved || change.link {
+                self.call_peers(now, false);
+            }
         }
         let mut more = self.receive(cx, now);
         self.send_urgent(cx);

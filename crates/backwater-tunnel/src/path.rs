@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     task::Context,
 };
@@ -122,6 +122,14 @@ impl Path {
         self.v4.is_some() || self.v6.is_some()
     }
 
+    /// The address that the system sends from to `destination` now, if there is a way at all.
+    pub(crate) fn source(&self, destination: SocketAddr) -> Option<IpAddr> {
+        let socket = self.options.socket(destination).ok()?;
+        // Sends nothing: it chooses a route.
+        socket.connect(&destination.into()).ok()?;
+        Some(socket.local_addr().ok()?.as_socket()?.ip())
+    }
+
     /// A sender of its own for a peer at `destination`.
     pub(crate) fn sender(&self, destination: SocketAddr) -> Option<Sender> {
         let side = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
@@ -181,14 +189,20 @@ impl Side {
 }
 
 impl Options {
-    fn open(&self, addr: SocketAddr) -> io::Result<Side> {
+    /// One of the family of `addr`, with the mark.
+    fn socket(&self, addr: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
         #[cfg(target_os = "linux")]
         if self.mark != 0 {
             socket.set_mark(self.mark)?;
+        }
+        Ok(socket)
+    }
+
+    fn open(&self, addr: SocketAddr) -> io::Result<Side> {
+        let socket = self.socket(addr)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
         }
         socket.bind(&addr.into())?;
         let options = socket.try_clone()?;

@@ -54,6 +54,8 @@ pub(crate) struct Peer {
     pub(crate) last_handshake: Option<SystemTime>,
     tunn: Tunn,
     endpoint: Option<SocketAddr>,
+    /// The address that the system sent from when it was last looked at.
+    source: Option<IpAddr>,
     sender: Option<Sender>,
     /// Encrypted, but refused so far. Never more than what one packet of the device makes.
     held: VecDeque<Held>,
@@ -150,6 +152,7 @@ impl Peer {
                 Some(limiter.clone()),
             ),
             endpoint: None,
+            source: None,
             sender: None,
             held: VecDeque::new(),
             established: false,
@@ -202,9 +205,16 @@ impl Peer {
             self.rate = Rate::default();
         }
         self.endpoint = Some(endpoint);
+        self.source = path.source(endpoint);
         if !same_family || self.sender.is_none() {
             self.use_sockets(path);
         }
+    }
+
+    /// Whether the system sends from another address than when this was last asked.
+    pub(crate) fn source_changed(&mut self, path: &Path) -> bool {
+        let source = self.endpoint.and_then(|endpoint| path.source(endpoint));
+        std::mem::replace(&mut self.source, source) != source
     }
 
     /// Takes a sender of the sockets as they are now. What the old one held is given up: it was for another path.
