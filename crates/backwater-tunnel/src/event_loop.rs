@@ -17,7 +17,6 @@ use boringtun::{
     noise::{self, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
 };
-use ip_network_table::IpNetworkTable;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Sleep,
@@ -25,6 +24,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    allowed::{Allowed, Last},
     config::{Config, Endpoint},
     counters::Counters,
     link::{Link, Monitor, Suspended},
@@ -72,7 +72,10 @@ pub(crate) struct EventLoop {
     limiter: Arc<RateLimiter>,
     peers: Vec<Peer>,
     by_key: HashMap<[u8; 32], usize>,
-    allowed: IpNetworkTable<usize>,
+    allowed: Allowed,
+    /// Of packets from the device, and to it.
+    last_destination: Last,
+    last_source: Last,
     tools: Tools,
     batch: RecvBatch,
     read: Box<[u8]>,
@@ -111,15 +114,10 @@ impl EventLoop {
         let public_key = PublicKey::from(&private_key);
         let limiter = Arc::new(RateLimiter::new(&public_key, HANDSHAKES));
         let path = Path::bind(options.clone())?;
-        let mut allowed = IpNetworkTable::new();
+        let mut allowed = Allowed::new();
         let mut peers = Vec::new();
         for (index, peer) in config.peers.iter().enumerate() {
-            for net in &peer.allowed_ips {
-                // Both know a prefix by its network, so it is one.
-                if let Ok(net) = ip_network::IpNetwork::new_truncate(net.addr(), net.prefix_len()) {
-                    allowed.insert(net, index);
-                }
-            }
+            peer.allowed_ips.iter().for_each(|net| allowed.insert(net, index));
             peers.push(Peer::new(peer, &private_key, index as u32, &limiter));
         }
         let mtu = usize::from(link.mtu());
@@ -141,6 +139,8 @@ impl EventLoop {
             by_key: peers.iter().enumerate().map(|(index, peer)| (peer.public_key.to_bytes(), index)).collect(),
             peers,
             allowed,
+            last_destination: Last::default(),
+            last_source: Last::default(),
             tools: Tools::new(mtu, Coalescer::new(offload)),
             batch: RecvBatch::new(SLOTS),
             read: vec![0; virtio::LEN + 65_536].into(),
@@ -190,11 +190,17 @@ impl EventLoop {
             self.resolved(now, resolved);
         }
         while let Poll::Ready(change) = self.monitor.poll_change(cx) {
-            info!(link = change.link, address = change.address, route = change.route, "the network has changed");
-            if change.link || change.address {
+            // Also told of where nothing is different, as by a router that advertises itself again.
+            let moved =
+                self.peers.iter_mut().filter_map(|peer| peer.source_changed(&self.path).then_some(())).count() > 0;
+            debug!(?change, moved, "the network has changed");
+            if moved {
+                info!("this side's address has changed");
                 self.rebind(now);
             }
-            self.call_peers(now, false);
+            if moved || change.link {
+                self.call_peers(now, false);
+            }
         }
         let mut more = self.receive(cx, now);
         self.send_urgent(cx);
@@ -212,6 +218,7 @@ impl EventLoop {
             Some(_) => {}
         }
         self.send_urgent(cx);
+        more |= self.peers.iter().any(Peer::is_ready);
         if until.is_none() {
             let next = self.ticked + if self.traffic { TICK } else { IDLE_TICK };
             if self.timer.deadline().into_std() != next {
@@ -256,7 +263,7 @@ impl EventLoop {
     }
 
     fn take_batch(&mut self, now: Instant) {
-        let Self { batch, peers, tools, path, allowed, counters, by_key, link, limiter, .. } = self;
+        let Self { batch, peers, tools, path, allowed, last_source, counters, by_key, link, limiter, .. } = self;
         for train in batch.trains() {
             for datagram in train.datagrams() {
                 let index = match *datagram.payload {
@@ -287,7 +294,7 @@ impl EventLoop {
                 if tools.coalescer.space(datagram.payload.len().max(path::MAX_URGENT)).is_none() {
                     write_out(&mut tools.coalescer, link, counters);
                 }
-                let allows = |from| allowed.longest_match(from).is_some_and(|(_, &owner)| owner == index);
+                let allows = |from| allowed.owner(from, last_source) == Some(index);
                 match peer.receive(now, datagram, path, tools, allows) {
                     Received::Good => self.traffic = true,
                     Received::Handshake => {
@@ -336,7 +343,7 @@ impl EventLoop {
                 self.counters.device_malformed += 1;
                 continue;
             };
-            let index = self.allowed.longest_match(destination).map(|(_, &index)| index);
+            let index = self.allowed.owner(destination, &mut self.last_destination);
             if train_of != index {
                 flush(cx, &mut self.peers, &mut self.tools, train_of.take());
             }
@@ -425,6 +432,9 @@ impl EventLoop {
             self.find_peers();
         }
         self.size_device_queue(now);
+        for v6 in [false, true] {
+            self.size_send_buffer(now, v6);
+        }
     }
 
     /// Keeps the device's own queue at 50 ms of the path's rate as well.
@@ -439,6 +449,15 @@ impl EventLoop {
                     self.queue_len = wanted;
                 }
             }
+        }
+    }
+
+    /// What waits in the socket is behind the queue that is managed: as little of it as keeps the path busy.
+    fn size_send_buffer(&mut self, now: Instant, v6: bool) {
+        let here = self.peers.iter().filter(|peer| peer.endpoint().is_some_and(|endpoint| endpoint.is_ipv6() == v6));
+        let rate: u64 = here.filter_map(|peer| peer.rate.bytes_per_second(now)).sum();
+        if let Some(side) = self.path.side(v6) {
+            side.size_send_buffer(rate);
         }
     }
 

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allowed;
 pub mod commands;
 pub mod config;
 mod control;

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     task::Context,
 };
@@ -39,6 +39,12 @@ pub(crate) struct Path {
     v6: Option<Side>,
 }
 
+/// How long the socket may take to send what its buffer holds, in seconds: 1/50. A turn of a busy machine's scheduler is less.
+const SEND_BUFFER_PER_SECOND: u64 = 50;
+
+/// The least that holds a full train, as the kernel counts it.
+const LEAST_SEND_BUFFER: usize = 16 << 10;
+
 /// The socket of one family.
 pub(crate) struct Side {
     pub(crate) socket: UdpSocket,
@@ -46,6 +52,11 @@ pub(crate) struct Side {
     /// Of what goes before data.
     urgent: Sender,
     waiting: VecDeque<Urgent>,
+    /// The same socket, for its options.
+    options: Socket,
+    /// The buffer that the system gives, and the one that is asked for now.
+    default_send_buffer: usize,
+    send_buffer: usize,
 }
 
 struct Urgent {
@@ -111,6 +122,14 @@ impl Path {
         self.v4.is_some() || self.v6.is_some()
     }
 
+    /// The address that the system sends from to `destination` now, if there is a way at all.
+    pub(crate) fn source(&self, destination: SocketAddr) -> Option<IpAddr> {
+        let socket = self.options.socket(destination).ok()?;
+        // Sends nothing: it chooses a route.
+        socket.connect(&destination.into()).ok()?;
+        Some(socket.local_addr().ok()?.as_socket()?.ip())
+    }
+
     /// A sender of its own for a peer at `destination`.
     pub(crate) fn sender(&self, destination: SocketAddr) -> Option<Sender> {
         let side = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
@@ -138,6 +157,19 @@ impl Path {
 }
 
 impl Side {
+    /// Fits the send buffer to a path of so many bytes per second; 0: not known.
+    pub(crate) fn size_send_buffer(&mut self, rate: u64) {
+        let wanted = match usize::try_from(rate / SEND_BUFFER_PER_SECOND) {
+            Ok(0) | Err(_) => self.default_send_buffer,
+            Ok(bytes) => bytes.clamp(LEAST_SEND_BUFFER, self.default_send_buffer),
+        };
+        // Not for what the measurement swings by.
+        if wanted.abs_diff(self.send_buffer) > self.send_buffer / 4 && self.options.set_send_buffer_size(wanted).is_ok()
+        {
+            self.send_buffer = wanted;
+        }
+    }
+
     /// Sends what waits, as far as there is room.
     pub(crate) fn poll_urgent(&mut self, cx: &mut Context<'_>) {
         while let Some(next) = self.waiting.front_mut() {
@@ -157,23 +189,40 @@ impl Side {
 }
 
 impl Options {
-    fn open(&self, addr: SocketAddr) -> io::Result<Side> {
+    /// One of the family of `addr`, with the mark.
+    fn socket(&self, addr: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
         #[cfg(target_os = "linux")]
         if self.mark != 0 {
             socket.set_mark(self.mark)?;
         }
+        Ok(socket)
+    }
+
+    fn open(&self, addr: SocketAddr) -> io::Result<Side> {
+        let socket = self.socket(addr)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
         socket.bind(&addr.into())?;
+        let options = socket.try_clone()?;
+        // Linux reports twice what was asked for.
+        let default_send_buffer = options.send_buffer_size()? / if cfg!(target_os = "linux") { 2 } else { 1 };
         let socket = UdpSocket::builder()
             .receive_buffer(RECEIVE_BUFFER)
             .backpressure(self.backpressure.clone())
             .stats(self.stats.clone())
             .from_std(socket.into())?;
         let (receiver, urgent) = (socket.receiver(), socket.sender());
-        Ok(Side { socket, receiver, urgent, waiting: VecDeque::new() })
+        Ok(Side {
+            socket,
+            receiver,
+            urgent,
+            waiting: VecDeque::new(),
+            options,
+            default_send_buffer,
+            send_buffer: default_send_buffer,
+        })
     }
 }
 

@@ -54,6 +54,8 @@ pub(crate) struct Peer {
     pub(crate) last_handshake: Option<SystemTime>,
     tunn: Tunn,
     endpoint: Option<SocketAddr>,
+    /// The address that the system sent from when it was last looked at.
+    source: Option<IpAddr>,
     sender: Option<Sender>,
     /// Encrypted, but refused so far. Never more than what one packet of the device makes.
     held: VecDeque<Held>,
@@ -150,6 +152,7 @@ impl Peer {
                 Some(limiter.clone()),
             ),
             endpoint: None,
+            source: None,
             sender: None,
             held: VecDeque::new(),
             established: false,
@@ -176,6 +179,11 @@ impl Peer {
         !self.held.is_empty() && self.sender.as_ref().is_some_and(Sender::is_stuck)
     }
 
+    /// Whether what waits could go now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.established && self.held.is_empty() && !self.queue.is_empty()
+    }
+
     /// Whether something waits: for room, or for a session.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.held.is_empty() || !self.queue.is_empty()
@@ -183,7 +191,7 @@ impl Peer {
 
     /// Whether the queue may take another packet.
     pub(crate) fn has_room(&self, now: Instant) -> bool {
-        self.queue.bytes() < self.rate.bound(now)
+        self.queue.has_room(now, self.rate.bound(now))
     }
 
     /// Sends to this address from now on. What is held for another one goes there too.
@@ -197,9 +205,16 @@ impl Peer {
             self.rate = Rate::default();
         }
         self.endpoint = Some(endpoint);
+        self.source = path.source(endpoint);
         if !same_family || self.sender.is_none() {
             self.use_sockets(path);
         }
+    }
+
+    /// Whether the system sends from another address than when this was last asked.
+    pub(crate) fn source_changed(&mut self, path: &Path) -> bool {
+        let source = self.endpoint.and_then(|endpoint| path.source(endpoint));
+        std::mem::replace(&mut self.source, source) != source
     }
 
     /// Takes a sender of the sockets as they are now. What the old one held is given up: it was for another path.
@@ -246,22 +261,45 @@ impl Peer {
         if !self.established {
             self.call(now, tools);
         }
-        if self.established && !self.is_waiting() {
-            self.forward(cx, segments, ecn::of(packet.bytes()), tools);
-        } else {
+        let longest_train = self.rate.longest_train(now);
+        if self.established && !self.is_waiting() && raw.len() <= longest_train {
+            self.forward(cx, now, segments, ecn::of(packet.bytes()), tools);
+        } else if raw.len() <= longest_train {
             self.queue.enqueue(now, raw, self.rate.bound(now));
+        } else {
+            self.enqueue_apart(now, segments, tools);
         }
         Ok(())
     }
 
-    fn forward(&mut self, cx: &mut Context<'_>, mut segments: Segments<'_>, ecn: Option<Ecn>, tools: &mut Tools) {
+    /// Nothing overtakes a packet: one that would keep the path busy for long waits as the segments it stands for.
+    fn enqueue_apart(&mut self, now: Instant, mut segments: Segments<'_>, tools: &mut Tools) {
+        let mut bound = self.rate.bound(now);
+        tools.message[..virtio::LEN].copy_from_slice(&virtio::Header::default().to_bytes());
+        while let Some(len) = tools.message.get_mut(virtio::LEN..).and_then(|space| segments.next(space)) {
+            let Some(segment) = tools.message.get(..virtio::LEN + len) else { return };
+            self.queue.enqueue(now, segment, bound);
+            // It was admitted as one packet.
+            bound = usize::MAX;
+        }
+    }
+
+    fn forward(
+        &mut self,
+        cx: &mut Context<'_>,
+        now: Instant,
+        mut segments: Segments<'_>,
+        ecn: Option<Ecn>,
+        tools: &mut Tools,
+    ) {
+        let longest_train = self.rate.longest_train(now);
         while let Some(len) = segments.next(&mut tools.segment) {
             // To a multiple of sixteen, but not beyond the MTU (WireGuard, section 5.4.6).
             let padded = len.next_multiple_of(16).min(tools.mtu.max(len));
             if let Some(padding) = tools.segment.get_mut(len..padded) {
                 padding.fill(0);
             }
-            if !tools.train.takes(padded + OVERHEAD, ecn) {
+            if !tools.train.takes(padded + OVERHEAD, ecn, longest_train) {
                 self.flush(cx, &mut tools.train);
             }
             let Some(plain) = tools.segment.get(..padded) else { return };
@@ -360,10 +398,10 @@ impl Peer {
             if next.drop_first_segment {
                 segments.next(&mut tools.segment);
             }
-            self.forward(cx, segments, ecn::of(packet.bytes()), tools);
+            self.forward(cx, now, segments, ecn::of(packet.bytes()), tools);
         }
         self.flush(cx, &mut tools.train);
-        self.held.is_empty() && !self.queue.is_empty()
+        self.is_ready()
     }
 
     /// Begins a handshake, unless one is under way.

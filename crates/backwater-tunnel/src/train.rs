@@ -32,14 +32,14 @@ impl Train {
         self.len == 0
     }
 
-    /// Whether a datagram of `len` bytes may follow.
-    pub(crate) fn takes(&self, len: usize, ecn: Option<Ecn>) -> bool {
+    /// Whether a datagram of `len` bytes may follow in a train of at most `longest` bytes.
+    pub(crate) fn takes(&self, len: usize, ecn: Option<Ecn>, longest: usize) -> bool {
         self.is_empty()
             || (!self.closed
                 && len <= self.segment_size
                 && self.ecn == ecn
                 && self.datagrams < MAX_SEGMENTS
-                && self.len + len <= MAX_BYTES)
+                && self.len + len <= longest.min(MAX_BYTES))
     }
 
     /// Where the next datagram is to be written: room for the longest.
@@ -49,7 +49,7 @@ impl Train {
 
     /// Adds the `len` bytes that were written to [`space`](Self::space), which [`takes`](Self::takes) them.
     pub(crate) fn push(&mut self, len: usize, ecn: Option<Ecn>) {
-        debug_assert!(self.takes(len, ecn));
+        debug_assert!(self.takes(len, ecn, MAX_BYTES));
         if self.is_empty() {
             (self.segment_size, self.ecn) = (len, ecn);
         }

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backwater_ops::Logs;
 use backwater_tunnel::{
     config::{Config, Interface, Key, Peer, Table},
     link::{Change, Error, Link, Monitor},
@@ -153,6 +154,34 @@ fn what_a_killed_run_left_is_removed() {
             link.close().unwrap();
         });
         assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn a_filter_that_drops_the_answers_is_told_of() {
+    const NAME: &str = "a_filter_that_drops_the_answers_is_told_of";
+    if env::var_os(ROLE).is_some() {
+        let _logs = Logs::to_stdout("warn").unwrap();
+        return block_on(async {
+            Link::open(&config(&["10.1.0.1/32"], &["0.0.0.0/0"]), "bw0").unwrap().close().unwrap()
+        });
+    }
+    in_namespace(NAME, &[], || {
+        uplink();
+        let filter =
+            |device, value| std::fs::write(format!("/proc/sys/net/ipv4/conf/{device}/rp_filter"), value).unwrap();
+        for (all, up0, far0) in [("0", "1", "0"), ("1", "2", "1"), ("2", "1", "1")] {
+            for (device, value) in [("all", all), ("up0", up0), ("far0", far0)] {
+                filter(device, value);
+            }
+            let run = again(NAME, "run").output().unwrap();
+            let output = String::from_utf8_lossy(&run.stdout);
+            assert!(run.status.success(), "{output}");
+            let is_told = |device| output.contains("rp_filter") && output.contains(device);
+            // The larger of the two values counts.
+            let is_strict = |value: &str| value.max(all) == "1";
+            assert_eq!((is_told("up0"), is_told("far0")), (is_strict(up0), is_strict(far0)), "{output}");
+        }
     });
 }
 
@@ -457,6 +486,15 @@ fn uplink() {
     ip("address add 2001:db8::2/64 dev up0 nodad");
     ip("route add default via 192.0.2.1");
     ip("-6 route add default via 2001:db8::1");
+    // Workers of the kernel do the rest: the devices are in use when both are, and the address when it has its route.
+    let is_up = |device: &serde_json::Value| device["operstate"] == "UP";
+    let all_up = || show("link show type veth").as_array().unwrap().iter().all(is_up);
+    let has_route = || destinations("-6 route show table local dev up0").iter().any(|net| net == "2001:db8::2");
+    let end = Instant::now() + Duration::from_secs(10);
+    while !(all_up() && has_route()) {
+        assert!(Instant::now() < end, "the devices do not come up");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The address from which a socket with this mark reaches another.

@@ -267,7 +267,8 @@ fn add_address(netlink: &Netlink, index: u32, address: IpNet) -> io::Result<()> 
     message.attributes = vec![
         AddressAttribute::Local(address.addr()),
         AddressAttribute::Address(address.addr()),
-        // Nobody else is in the tunnel whom it could belong to.
+        // In use at once: without it an IPv6 address waits for a worker of the kernel to find that on this device there
+        // can be no duplicate (`addrconf_dad_begin`).
         AddressAttribute::Flags(AddressFlags::Nodad),
     ];
     netlink.add(RouteNetlinkMessage::NewAddress(message))
