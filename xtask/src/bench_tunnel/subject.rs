@@ -270,9 +270,8 @@ mod tests {
 
     #[test]
     fn the_ends_know_each_other() {
-        let text = |kind, end: End, v6| {
-            Configuration::new(kind, 3, end, (end.other().outer(v6), port(3)).into()).to_string()
-        };
+        let text =
+            |kind, end: End, v6| Configuration::new(kind, 3, end, (end.other().outer(v6), port(3)).into()).to_string();
         let near = text(Kind::Backwater, End::Near, true);
         assert!(near.contains("Address = 10.78.3.1/24\nMTU = 1420\n"), "{near}");
         assert!(near.contains("AllowedIPs = 10.78.3.2/32\nEndpoint = [fd77::2]:51823\n"), "{near}");
