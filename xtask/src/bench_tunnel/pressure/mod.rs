@@ -104,6 +104,7 @@ struct Figures {
     /// Packets that the tunnel's queue marked, and that it dropped.
     marked: u64,
     shed: u64,
+    overflowed: u64,
     retransmissions: u64,
     /// Of a ping in the tunnel, ms.
     rtt_p50: f64,
@@ -118,6 +119,9 @@ const LIMIT: u64 = 128_000;
 /// Of an Ethernet frame: payload of TCP with time stamps in a packet of 1,420 bytes; and the frame of its datagram.
 const PAYLOAD: f64 = 1420.0 - 20.0 - 32.0;
 const FRAME: f64 = 14.0 + 20.0 + 8.0 + 32.0 + 1420.0;
+
+/// Whatever the system's default is: not all heed marks.
+const CUBIC: [&str; 4] = ["-C", "cubic", "-i", "0.25"];
 
 const PINGS_PER_SECOND: u64 = 20;
 
@@ -229,14 +233,8 @@ fn cases(options: &Options) -> impl Iterator<Item = Case> {
 /// Everything is new in each case: the tunnels, and what they have learned of the path.
 fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures> {
     for end in End::BOTH {
-        let value = u8::from(case.ecn);
         let mut set = end.command("sh");
-        set.args([
-            "-c",
-            &format!(
-                "echo {value} > /proc/sys/net/ipv4/tcp_ecn && echo cubic > /proc/sys/net/ipv4/tcp_congestion_control"
-            ),
-        ]);
+        set.args(["-c", &format!("echo {} > /proc/sys/net/ipv4/tcp_ecn", u8::from(case.ecn))]);
         run_program(set, "")?;
     }
     let at = |end: End, port: u16| SocketAddr::from((end.outer(false), port));
@@ -257,13 +255,14 @@ fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures
     let shape =
         format!("qdisc replace dev {} root tbf rate {}mbit burst {BURST} limit {LIMIT}", End::Near.name(), case.rate);
     run_program(End::Near.command("tc"), &shape)?;
+    let refused_before = refused()?;
 
     let mut ping = End::Near.command("ping");
     let pings = options.seconds * PINGS_PER_SECOND;
     ping.args(["-n", "-i", &(1.0 / PINGS_PER_SECOND as f64).to_string(), "-c", &pings.to_string(), "-W", "2"]);
     ping.arg(tunnel.address().to_string());
     let ping = Process::start(ping, "ping")?;
-    let told = iperf3(Load::Tcp(case.streams), &mut tunnel, options.seconds)?;
+    let told = iperf3(Load::Tcp(case.streams), &mut tunnel, options.seconds, &CUBIC)?;
     let (_, pinged) = ping.finish(Duration::from_secs(10)).context("ping")?;
     sleep(PAUSE);
     midway.still_runs().context("the delay")?;
@@ -278,7 +277,6 @@ fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures
     );
     let of_peer = |status: &Value, name: &str| status["peers"][0]["counters"][name].as_u64();
     let near_counts = |name: &str| of_peer(&near, name).unwrap_or_default();
-    let queue: Value = serde_json::from_str(&output(End::Near.command("tc"), "-s -j qdisc show dev near")?)?;
     let device = output(End::Near.command("ip"), &format!("-s -j link show dev {}", tunnel.device(End::Near)))?;
     let device: Value = serde_json::from_str(&device)?;
     let times = round_trips(&pinged)?;
@@ -287,9 +285,10 @@ fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures
         share: goodput / (case.rate as f64 * PAYLOAD / FRAME),
         lost: of_peer(&far, "datagrams_missing").context("what the far end misses")?,
         told: near_counts("datagrams_dropped"),
-        refused: queue[0]["drops"].as_u64().context("tc says nothing of drops")?,
+        refused: refused()?.saturating_sub(refused_before),
         device_dropped: device[0]["stats64"]["tx"]["dropped"].as_u64().context("ip says nothing of drops")?,
         marked: near_counts("marked"),
+        overflowed: near_counts("overflowed"),
         shed: near_counts("dropped") + near_counts("first_segment_dropped") + near_counts("overflowed"),
         retransmissions: number("sum_sent", "retransmits")? as u64,
         rtt_p50: times[times.len() / 2],
@@ -298,6 +297,13 @@ fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures
     };
     if std::env::var_os("EXPERIMENT_STATUS").is_some() {
         eprintln!("{near}\n{far}");
+        for i in told["intervals"].as_array().into_iter().flatten() {
+            for t in i["streams"].as_array().into_iter().flatten() {
+                eprintln!("{:.2} {:.1} Mbit/s cwnd {} rtt {} rttvar {} retr {}", t["start"].as_f64().unwrap_or(0.0), t["bits_per_second"].as_f64().unwrap_or(0.0)/1e6, t["snd_cwnd"], t["rtt"], t["rttvar"], t["retransmits"]);
+            }
+        }
+        for line in pinged.lines() { if let Some(x)=line.split("time=").nth(1) { eprint!("{} ", x.split(' ').next().unwrap_or("")); } }
+        eprintln!();
     }
     Ok(figures)
 }
@@ -309,6 +315,12 @@ fn status(tunnel: &Tunnel, end: End, kind: Kind, programs: &Programs) -> Result<
     }
     let arguments = format!("status {} --json", tunnel.device(end));
     Ok(serde_json::from_str(&output(end.command(programs.path(kind)), &arguments)?)?)
+}
+
+/// What the uplink's queue counts as dropped.
+fn refused() -> Result<u64> {
+    let queue: Value = serde_json::from_str(&output(End::Near.command("tc"), "-s -j qdisc show dev near")?)?;
+    queue[0]["drops"].as_u64().context("tc says nothing of drops")
 }
 
 /// From what ping prints, ms, sorted.
@@ -339,8 +351,8 @@ impl fmt::Display for Figures {
         write!(
             f,
             "{goodput:.1} Mbit/s ({share:.3}), lost {lost} (told {told}), refused {refused}, device dropped {device_dropped}, \
-             marked {marked}, shed {shed}, retransmitted {retransmissions}, rtt {:.1} / {:.1} ms, pings lost {}",
-            self.rtt_p50, self.rtt_p99, self.pings_lost
+             marked {marked}, shed {shed}, retransmitted {retransmissions}, rtt {:.1} / {:.1} ms, pings lost {} overflowed {}",
+            self.rtt_p50, self.rtt_p99, self.pings_lost, self.overflowed
         )
     }
 }
