@@ -522,7 +522,7 @@ impl EventLoop {
             // A peer that has moved by itself is where it was heard last.
             Ok(_) if peer.is_established() => {}
             Ok(addr) => {
-                peer.moved(addr, &self.path);
+                peer.moved(addr, None, &self.path);
                 if peer.is_persistent() || peer.is_waiting() {
                     peer.call(now, &mut self.tools);
                 }
