@@ -88,6 +88,8 @@ pub(crate) struct EventLoop {
     /// Since the last tick.
     traffic: bool,
     rebound: Instant,
+    /// A socket has failed.
+    broken: bool,
     queue_len: u32,
 }
 
@@ -152,6 +154,7 @@ impl EventLoop {
             ticked: now,
             traffic: true,
             rebound: now,
+            broken: false,
             queue_len: link.queue_len().unwrap_or_default(),
             link,
         })
@@ -242,7 +245,7 @@ impl EventLoop {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => {
                         warn!(%error, "a socket has failed");
-                        self.rebind(now);
+                        self.broken = true;
                         break;
                     }
                 }
@@ -423,7 +426,7 @@ impl EventLoop {
             info!("the system was suspended");
             self.rebind(now);
             self.call_peers(now, true);
-        } else if waited && (!self.path.is_bound() || self.peers.iter().any(Peer::is_stuck)) {
+        } else if waited && (self.broken || !self.path.is_bound() || self.peers.iter().any(Peer::is_stuck)) {
             warn!("the path takes nothing: binding anew");
             self.rebind(now);
             self.call_peers(now, false);
@@ -477,7 +480,7 @@ impl EventLoop {
 
     /// Begins with new sockets.
     fn rebind(&mut self, now: Instant) {
-        self.rebound = now;
+        (self.rebound, self.broken) = (now, false);
         // What has arrived already is taken, for a bounded time.
         let waker = std::task::Waker::noop();
         self.receive(&mut Context::from_waker(waker), now);
@@ -492,12 +495,12 @@ impl EventLoop {
     /// Asks for the addresses of the peers that have a name, and takes those that need no asking.
     fn find_peers(&mut self) {
         let now = Instant::now();
-        for (index, peer) in self.peers.iter().enumerate() {
+        self.rebound = now;
+        for (index, peer) in self.peers.iter_mut().enumerate() {
             let (host, port) = match &peer.configured {
                 Some(Endpoint::Name(host, port)) => (host.clone(), *port),
                 Some(Endpoint::Address(addr)) if peer.endpoint().is_none() => {
-                    // There is room: they are taken before the next are asked for.
-                    let _ = self.resolved.0.try_send(Resolved { peer: index, addr: Ok(*addr) });
+                    peer.found(now, *addr, &self.path, &mut self.tools);
                     continue;
                 }
                 Some(Endpoint::Address(_)) | None => continue,
@@ -513,7 +516,6 @@ impl EventLoop {
                 let _ = answer.send(Resolved { peer: index, addr }).await;
             });
         }
-        self.rebound = self.rebound.max(now);
     }
 
     fn resolved(&mut self, now: Instant, resolved: Resolved) {
@@ -521,12 +523,7 @@ impl EventLoop {
         match resolved.addr {
             // A peer that has moved by itself is where it was heard last.
             Ok(_) if peer.is_established() => {}
-            Ok(addr) => {
-                peer.moved(addr, None, &self.path);
-                if peer.is_persistent() || peer.is_waiting() {
-                    peer.call(now, &mut self.tools);
-                }
-            }
+            Ok(addr) => peer.found(now, addr, &self.path, &mut self.tools),
             Err(error) => warn!(peer = %name_of(&peer.public_key), %error, "the peer's name does not resolve"),
         }
     }

@@ -22,7 +22,7 @@ use crate::{
     packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
     queue::{fair::Fair, rate::Rate},
-    train::{OVERHEAD, Train},
+    train::{self, OVERHEAD, Train},
 };
 
 /// What a path has said about its MTU is believed for so long (RFC 1191, section 6.3).
@@ -215,6 +215,14 @@ impl Peer {
         }
     }
 
+    /// The configured endpoint has this address. Calls it if there is a reason to.
+    pub(crate) fn found(&mut self, now: Instant, endpoint: SocketAddr, path: &Path, tools: &mut Tools) {
+        self.moved(endpoint, None, path);
+        if self.persistent || self.is_waiting() {
+            self.call(now, tools);
+        }
+    }
+
     /// Whether the system sends from another address than when this was last asked.
     pub(crate) fn source_changed(&mut self, path: &Path) -> bool {
         let source = self.endpoint.and_then(|endpoint| path.source(endpoint));
@@ -239,6 +247,7 @@ impl Peer {
 
     /// The longest packet that the path takes.
     fn longest(&self, now: Instant, mtu: usize) -> usize {
+        let mtu = mtu.min(train::LONGEST_PACKET);
         let Some((path_mtu, since)) = self.path_mtu else { return mtu };
         if now.saturating_duration_since(since) > PATH_MTU_FOR {
             return mtu;
