@@ -37,9 +37,11 @@ use crate::{
     status::{PeerStatus, Status},
 };
 
-/// Between two looks at the protocol's timers while there is traffic, and while there is none.
+/// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. A
+/// sleep of some seconds wakes the process twice (tokio's wheel of timers has levels).
 const TICK: Duration = Duration::from_millis(250);
-const IDLE_TICK: Duration = Duration::from_secs(2);
+const CALLING_TICK: Duration = Duration::from_secs(1);
+const IDLE_TICK: Duration = Duration::from_secs(3);
 
 /// Trains that one call receives: half a megabyte of full ones, so that they stay in the cache until they are decrypted.
 const SLOTS: usize = 8;
@@ -87,6 +89,8 @@ pub(crate) struct EventLoop {
     ticked: Instant,
     /// Since the last tick.
     traffic: bool,
+    /// At the last tick.
+    calling: bool,
     rebound: Instant,
     /// A socket has failed.
     broken: bool,
@@ -153,6 +157,7 @@ impl EventLoop {
             timer: Box::pin(tokio::time::sleep(TICK)),
             ticked: now,
             traffic: true,
+            calling: false,
             rebound: now,
             broken: false,
             queue_len: link.queue_len().unwrap_or_default(),
@@ -182,7 +187,7 @@ impl EventLoop {
     /// One turn: what came first, what waits next, what is new last.
     fn turn(&mut self, cx: &mut Context<'_>, until: Option<Instant>) -> Poll<io::Result<()>> {
         let now = Instant::now();
-        if now.saturating_duration_since(self.ticked) >= if self.traffic { TICK } else { IDLE_TICK } {
+        if now.saturating_duration_since(self.ticked) >= self.interval() {
             self.tick(now);
         }
         while let Poll::Ready(Some(asker)) = self.queries.poll_recv(cx) {
@@ -223,7 +228,7 @@ impl EventLoop {
         self.send_urgent(cx);
         more |= self.peers.iter().any(Peer::is_ready);
         if until.is_none() {
-            let next = self.ticked + if self.traffic { TICK } else { IDLE_TICK };
+            let next = self.ticked + self.interval();
             if self.timer.deadline().into_std() != next {
                 self.timer.as_mut().reset(next.into());
             }
@@ -413,14 +418,22 @@ impl EventLoop {
         self.path.sides().for_each(|side| side.poll_urgent(cx));
     }
 
+    fn interval(&self) -> Duration {
+        match (self.traffic, self.calling) {
+            (true, _) => TICK,
+            (false, true) => CALLING_TICK,
+            (false, false) => IDLE_TICK,
+        }
+    }
+
     fn tick(&mut self, now: Instant) {
         self.ticked = now;
-        // Without traffic nothing happens that four looks a second would see but a handshake under way.
-        self.traffic = self.peers.iter().any(|peer| peer.is_waiting());
         self.limiter.reset_count();
         for peer in &mut self.peers {
             peer.tick(now, &mut self.tools);
         }
+        self.traffic = self.peers.iter().any(Peer::is_waiting);
+        self.calling = self.peers.iter().any(Peer::is_calling);
         let waited = now.saturating_duration_since(self.rebound) >= RETRY;
         if self.suspended.check() {
             info!("the system was suspended");

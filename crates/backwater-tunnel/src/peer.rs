@@ -177,6 +177,11 @@ impl Peer {
         self.established
     }
 
+    /// Whether an initiation has had no response yet.
+    pub(crate) fn is_calling(&self) -> bool {
+        self.initiated.is_some()
+    }
+
     /// Whether the path has taken nothing for seconds.
     pub(crate) fn is_stuck(&self) -> bool {
         !self.held.is_empty() && self.sender.as_ref().is_some_and(Sender::is_stuck)
@@ -439,7 +444,7 @@ impl Peer {
         self.answer(now, result_message(result), &mut tools.urgent);
     }
 
-    /// To be called four times a second while there is traffic, and every other second at least.
+    /// To be called four times a second while there is traffic, and every few seconds at least.
     pub(crate) fn tick(&mut self, now: Instant, tools: &mut Tools) {
         match self.tunn.update_timers(&mut tools.message) {
             TunnResult::WriteToNetwork(message) => self.answer(now, Some(&*message), &mut tools.urgent),
