@@ -14,3 +14,4 @@ mod hardship;
 mod limits;
 mod mobility;
 mod program;
+mod proto_client;
