@@ -8,6 +8,7 @@ mod abuse;
 mod admin;
 mod client;
 mod clients;
+mod clock;
 mod data_path;
 mod dual_stack;
 mod hardship;
