@@ -14,6 +14,7 @@ mod cargo;
 mod cross;
 mod namespace;
 mod tidy;
+mod wine;
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -32,6 +33,8 @@ enum Task {
     Bench(Bench),
     /// Type-checks the code for other systems.
     Cross(cross::Options),
+    /// Runs what can run under Wine: check, generate, configuration and logs.
+    Wine,
 }
 
 #[derive(Subcommand)]
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Tunnel(options)) => bench_tunnel::run(root(), &options),
         Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
         Task::Cross(options) => cross::run(root(), &options),
+        Task::Wine => wine::run(root()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
