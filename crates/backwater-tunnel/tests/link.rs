@@ -3,8 +3,7 @@
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
-#[path = "../../backwater-udp/tests/support/mod.rs"]
-mod base;
+mod support;
 
 use std::{
     env,
@@ -12,22 +11,22 @@ use std::{
     io::{self, BufRead, BufReader, IoSlice, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use backwater_tunnel::{
     config::{Config, Interface, Key, Peer, Table},
-    link::{Error, Link},
+    link::{Change, Error, Link, Monitor},
 };
-use base::{block_on, in_namespace, ip};
 use ipnet::IpNet;
+use support::{block_on, in_namespace, ip};
 
 /// What a test that starts itself again is to do then.
 const ROLE: &str = "BACKWATER_TEST_ROLE";
 
 #[test]
 fn the_device_is_as_configured_and_leaves_nothing() {
-    in_namespace("the_device_is_as_configured_and_leaves_nothing", || {
+    in_namespace("the_device_is_as_configured_and_leaves_nothing", &[], || {
         let before = state();
         block_on(async {
             let config = Config {
@@ -60,7 +59,7 @@ fn the_device_is_as_configured_and_leaves_nothing() {
 
 #[test]
 fn with_no_table_there_are_no_routes() {
-    in_namespace("with_no_table_there_are_no_routes", || {
+    in_namespace("with_no_table_there_are_no_routes", &[], || {
         block_on(async {
             let mut config = config(&["10.1.0.1/32"], &["0.0.0.0/0", "10.2.0.0/16"]);
             config.interface.table = Table::Off;
@@ -76,7 +75,7 @@ fn with_no_table_there_are_no_routes() {
 
 #[test]
 fn all_goes_into_the_tunnel_but_what_it_sends() {
-    in_namespace("all_goes_into_the_tunnel_but_what_it_sends", || {
+    in_namespace("all_goes_into_the_tunnel_but_what_it_sends", &[], || {
         uplink();
         let before = state();
         let [v4, v6] = ["198.51.100.1:9", "[2001:db8:ffff::1]:9"];
@@ -108,7 +107,7 @@ fn all_goes_into_the_tunnel_but_what_it_sends() {
 
 #[test]
 fn two_tunnels_do_not_disturb_each_other() {
-    in_namespace("two_tunnels_do_not_disturb_each_other", || {
+    in_namespace("two_tunnels_do_not_disturb_each_other", &[], || {
         uplink();
         block_on(async {
             let before = state();
@@ -128,7 +127,7 @@ fn two_tunnels_do_not_disturb_each_other() {
 fn what_a_killed_run_left_is_removed() {
     const NAME: &str = "what_a_killed_run_left_is_removed";
     let config = || config(&["10.1.0.1/32", "fd01::1/128"], &["0.0.0.0/0", "::/0"]);
-    in_namespace(NAME, || {
+    in_namespace(NAME, &[], || {
         if env::var_os(ROLE).is_some() {
             return block_on(async {
                 let _link = Link::open(&config(), "bw0").unwrap();
@@ -159,7 +158,7 @@ fn what_a_killed_run_left_is_removed() {
 
 #[test]
 fn what_is_refused_is_named() {
-    in_namespace("what_is_refused_is_named", || {
+    in_namespace("what_is_refused_is_named", &[], || {
         uplink();
         block_on(async {
             let before = state();
@@ -201,7 +200,7 @@ fn without_permission_it_says_what_to_grant() {
             println!("refused: {error}");
         });
     }
-    in_namespace(NAME, || {
+    in_namespace(NAME, &[], || {
         let mut users = vec![vec!["--bounding-set=-all", "--inh-caps=-all"]];
         // In a user namespace there is no other user.
         if std::fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().eq(["0", "0", "4294967295"]) {
@@ -227,7 +226,7 @@ fn without_permission_it_says_what_to_grant() {
 
 #[test]
 fn trains_come_and_go_in_one_piece() {
-    in_namespace("trains_come_and_go_in_one_piece", || {
+    in_namespace("trains_come_and_go_in_one_piece", &[], || {
         block_on(async {
             let link = Link::open(&config(&["10.1.0.1/24", "fd01::1/64"], &[]), "bw0").unwrap();
             assert!(link.has_offload());
@@ -268,7 +267,7 @@ fn trains_come_and_go_in_one_piece() {
 
 #[test]
 fn what_is_not_read_is_counted_when_it_is_dropped() {
-    in_namespace("what_is_not_read_is_counted_when_it_is_dropped", || {
+    in_namespace("what_is_not_read_is_counted_when_it_is_dropped", &[], || {
         block_on(async {
             let link = Link::open(&config(&["10.1.0.1/24"], &[]), "bw0").unwrap();
             link.set_queue_len(10).unwrap();
@@ -304,7 +303,7 @@ fn what_is_not_read_is_counted_when_it_is_dropped() {
 
 #[test]
 fn a_device_that_is_taken_away_is_noticed() {
-    in_namespace("a_device_that_is_taken_away_is_noticed", || {
+    in_namespace("a_device_that_is_taken_away_is_noticed", &[], || {
         block_on(async {
             let link = Link::open(&config(&["10.1.0.1/24"], &[]), "bw0").unwrap();
             ip("link del bw0");
@@ -315,6 +314,93 @@ fn a_device_that_is_taken_away_is_noticed() {
             link.close().unwrap();
         });
     });
+}
+
+#[test]
+fn changes_are_told_but_not_those_of_our_own() {
+    in_namespace("changes_are_told_but_not_those_of_our_own", &[], || {
+        uplink();
+        block_on(async {
+            let link = Link::open(&config(&["10.1.0.1/24", "fd01::1/64"], &["10.2.0.0/16"]), "bw0").unwrap();
+            let mut monitor = link.monitor().unwrap();
+            ip("link set bw0 mtu 1300");
+            ip("link set bw0 down");
+            ip("link set bw0 up");
+            ip("address add 10.3.0.1/24 dev bw0");
+            ip("-6 address add fd03::1/64 dev bw0 nodad");
+            ip("route add 10.4.0.0/24 dev bw0");
+            ip("route del 10.4.0.0/24 dev bw0");
+            ip("address del 10.3.0.1/24 dev bw0");
+            assert_eq!(within(&mut monitor, 300).await, None);
+
+            let change = |link, address, route| Change { link, address, route };
+            for (what, expected) in [
+                ("link set up0 alias another", change(true, false, false)),
+                ("route add 198.51.100.0/24 via 192.0.2.1", change(false, false, true)),
+                ("-6 route add 2001:db8:1::/48 via 2001:db8::1", change(false, false, true)),
+                // Each address is a route to this machine as well.
+                ("address add 192.0.2.3/32 dev up0", change(false, true, true)),
+                ("-6 address add 2001:db8::3/128 dev up0 nodad", change(false, true, true)),
+                ("link set up0 down", change(true, true, true)),
+                ("link set up0 up", change(true, false, true)),
+            ] {
+                ip(what);
+                let began = Instant::now();
+                let mut seen = within(&mut monitor, 5000).await.unwrap();
+                assert!(began.elapsed() < Duration::from_millis(190), "{what}: not at once, {:?}", began.elapsed());
+                // What comes after the first is told together.
+                while let Some(more) = within(&mut monitor, 300).await {
+                    let Change { link, address, route } = more;
+                    seen = change(seen.link | link, seen.address | address, seen.route | route);
+                }
+                assert_eq!(seen, expected, "{what}");
+            }
+        });
+    });
+}
+
+#[test]
+fn many_changes_are_one_and_none_is_missed() {
+    in_namespace("many_changes_are_one_and_none_is_missed", &[], || {
+        uplink();
+        block_on(async {
+            let link = Link::open(&config(&["10.1.0.1/24"], &[]), "bw0").unwrap();
+            let mut monitor = link.monitor().unwrap();
+            // More than the socket has room for.
+            let flood = || {
+                let routes: String =
+                    (0..4000).map(|i| format!("route add 10.{}.{}.0/24 dev up0\n", 20 + i / 256, i % 256)).collect();
+                let mut child = Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+                child.stdin.take().unwrap().write_all(routes.as_bytes()).unwrap();
+                assert!(child.wait().unwrap().success());
+            };
+            flood();
+            let change = within(&mut monitor, 1000).await.unwrap();
+            assert_eq!(change, Change { link: true, address: true, route: true }, "some were missed: it could be any");
+            let mut told = 0;
+            while within(&mut monitor, 500).await.is_some() {
+                told += 1;
+            }
+            assert!(told <= 2, "{told}");
+            // And it goes on.
+            ip("address add 192.0.2.3/32 dev up0");
+            assert!(within(&mut monitor, 1000).await.unwrap().address);
+            let began = Instant::now();
+            let mut told = 0;
+            while began.elapsed() < Duration::from_secs(1) {
+                ip("link set up0 alias one");
+                ip("link set up0 alias two");
+                told += usize::from(within(&mut monitor, 10).await.is_some());
+            }
+            assert!((1..=6).contains(&told), "{told} in a second");
+        });
+    });
+}
+
+/// The next change, if it comes within so many milliseconds.
+async fn within(monitor: &mut Monitor, milliseconds: u64) -> Option<Change> {
+    let change = poll_fn(|cx| monitor.poll_change(cx));
+    tokio::time::timeout(Duration::from_millis(milliseconds), change).await.ok()
 }
 
 /// Reads what is there and writes it back with its addresses exchanged, so that whoever sends to the far end talks to

@@ -130,7 +130,10 @@ impl Link {
 
     /// Sets how many packets may wait to be read (`txqueuelen`).
     pub fn set_queue_len(&self, packets: u32) -> io::Result<()> {
-        self.device.set_tx_queue_len(packets)
+        // The ioctl wants a capability that root of a user namespace has not.
+        let mut link = self.message();
+        link.attributes.push(LinkAttribute::TxQueueLen(packets));
+        self.rules.netlink.change(RouteNetlinkMessage::SetLink(link))
     }
 
     /// How many packets may wait to be read.
@@ -162,11 +165,9 @@ impl Link {
 
     fn configure(&self, addresses: &[IpNet]) -> Result<(), Error> {
         let netlink = &self.rules.netlink;
-        let mut link = LinkMessage::default();
-        link.header.index = self.index;
         // No link-local address, and so no router is sought in the tunnel. There may be no IPv6.
         let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        let mut quiet = link.clone();
+        let mut quiet = self.message();
         quiet.attributes.push(LinkAttribute::AfSpecUnspec(vec![mode]));
         if let Err(error) = netlink.change(RouteNetlinkMessage::SetLink(quiet)) {
             tracing::debug!(%error, "the device will have a link-local address");
@@ -175,11 +176,18 @@ impl Link {
             add_address(netlink, self.index, address)
                 .map_err(|error| refused(error, "add an address", |source| Error::Address { address, source }))?;
         }
+        let mut link = self.message();
         link.header.flags = LinkFlags::Up;
         link.header.change_mask = LinkFlags::Up;
         netlink
             .change(RouteNetlinkMessage::SetLink(link))
             .map_err(|error| refused(error, "set the device up", Error::Device))
+    }
+
+    fn message(&self) -> LinkMessage {
+        let mut link = LinkMessage::default();
+        link.header.index = self.index;
+        link
     }
 
     fn add_routes(&mut self, routes: &[IpNet]) -> Result<(), Error> {
