@@ -16,21 +16,29 @@
 
 #[path = "../../../backwater-udp/tests/support/mod.rs"]
 mod base;
+pub mod traffic;
+pub mod tunnel;
 
 use std::{
     env,
     ffi::OsStr,
+    fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::IpAddr,
+    os::fd::AsFd,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 #[allow(unused_imports, reason = "no test wants all of it")]
 pub use base::{block_on, ip};
 use base::{installed, skip};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 /// How long anything may take that is done by the time that it returns.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -143,6 +151,20 @@ impl Network {
             output.push_str(&String::from_utf8_lossy(&out.stderr));
         }
         (out.status.success(), output)
+    }
+
+    /// Runs this here, in a thread of its own.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let network = File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        std::thread::spawn(move || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        })
+    }
+
+    /// Runs this here, and waits for it.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Starts a command, to be ended when the value is dropped.
