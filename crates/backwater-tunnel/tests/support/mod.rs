@@ -175,6 +175,8 @@ impl Network {
     /// Starts wireguard-go as the device `name`, with these addresses and a configuration as `wg setconf` has it. Its
     /// routes are those of the addresses; `ip route add` adds more.
     pub fn wireguard(&self, name: &str, configuration: &str, addresses: &[&str]) -> Process {
+        // One that was killed leaves it; wireguard-go and wg would both remove it, and wireguard-go fail if it is second.
+        self.run(&format!("rm -f /run/wireguard/{name}.sock"));
         let process = self.start(&format!("wireguard-go -f {name}"));
         self.run_until(&format!("wg show {name}"));
         self.run_with(&format!("wg setconf {name} /dev/stdin"), configuration);
