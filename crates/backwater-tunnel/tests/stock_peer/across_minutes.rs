@@ -18,6 +18,7 @@ fn sessions_and_outages() {
     in_namespace("across_minutes::sessions_and_outages", PROGRAMS, || {
         scope(|scope| {
             for work in [
+                a_pause_does_not_renew_the_session,
                 we_renew_the_session,
                 the_peer_renews_the_session,
                 the_link_is_down_for_a_minute,
@@ -28,6 +29,18 @@ fn sessions_and_outages() {
             }
         });
     });
+}
+
+/// Nothing has come for fifteen seconds, but nothing was sent either.
+fn a_pause_does_not_renew_the_session() {
+    let sides = Sides::new();
+    let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+    let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
+    for _ in 0..3 {
+        until_answered(&sides.here, THERE[0], Duration::from_secs(5));
+        sleep(Duration::from_secs(20));
+    }
+    assert_eq!(tunnel.peer("handshakes"), 1);
 }
 
 fn we_renew_the_session() {

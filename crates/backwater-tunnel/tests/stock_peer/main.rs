@@ -9,5 +9,10 @@
 mod support;
 
 mod across_minutes;
+mod bad_input;
+mod close;
+mod control;
+mod memory;
 mod moves;
+mod secrecy;
 mod talk;
