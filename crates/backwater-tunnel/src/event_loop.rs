@@ -37,11 +37,11 @@ use crate::{
     status::{PeerStatus, Status},
 };
 
-/// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. A
-/// sleep of some seconds wakes the process twice (tokio's wheel of timers has levels).
+/// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. The
+/// runtime wakes up to three times for a timer of seconds.
 const TICK: Duration = Duration::from_millis(250);
 const CALLING_TICK: Duration = Duration::from_secs(1);
-const IDLE_TICK: Duration = Duration::from_secs(3);
+const IDLE_TICK: Duration = Duration::from_secs(5);
 
 /// Trains that one call receives: half a megabyte of full ones, so that they stay in the cache until they are decrypted.
 const SLOTS: usize = 8;
@@ -187,7 +187,9 @@ impl EventLoop {
     /// One turn: what came first, what waits next, what is new last.
     fn turn(&mut self, cx: &mut Context<'_>, until: Option<Instant>) -> Poll<io::Result<()>> {
         let now = Instant::now();
-        if now.saturating_duration_since(self.ticked) >= self.interval() {
+        // Also before the first packet after a pause: the session counts its time from the last look, and would call the peer
+        // as one that has not answered for as long as the pause was.
+        if now.saturating_duration_since(self.ticked) >= TICK {
             self.tick(now);
         }
         while let Poll::Ready(Some(asker)) = self.queries.poll_recv(cx) {

@@ -444,7 +444,7 @@ impl Peer {
         self.answer(now, result_message(result), &mut tools.urgent);
     }
 
-    /// To be called four times a second while there is traffic, and every few seconds at least.
+    /// To be called four times a second while there is traffic, and every five seconds at least.
     pub(crate) fn tick(&mut self, now: Instant, tools: &mut Tools) {
         match self.tunn.update_timers(&mut tools.message) {
             TunnResult::WriteToNetwork(message) => self.answer(now, Some(&*message), &mut tools.urgent),
