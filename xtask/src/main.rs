@@ -4,6 +4,7 @@
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
+use bench_tunnel::pressure;
 use clap::{Parser, Subcommand};
 
 mod bench;
@@ -31,6 +32,8 @@ enum Task {
     /// Compares with others, in a network namespace of its own.
     #[command(subcommand)]
     Bench(Bench),
+    /// What it is worth to wait: TCP through tunnels whose uplink refuses datagrams.
+    Experiment(pressure::Options),
     /// Type-checks the code for other systems.
     Cross(cross::Options),
     /// Runs what can run under Wine: check, generate, configuration and logs.
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),
         Task::Bench(Bench::Tunnel(options)) => bench_tunnel::run(root(), &options),
         Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
+        Task::Experiment(options) => pressure::run(root(), &options),
         Task::Cross(options) => cross::run(root(), &options),
         Task::Wine => wine::run(root()),
     };

@@ -18,7 +18,7 @@ use boringtun::{
 
 use crate::{
     config::{self, Endpoint},
-    counters::PeerCounters,
+    counters::{Numbers, PeerCounters},
     packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
     queue::{fair::Fair, rate::Rate},
@@ -47,6 +47,7 @@ pub(crate) struct Peer {
     pub(crate) public_key: PublicKey,
     pub(crate) configured: Option<Endpoint>,
     pub(crate) counters: PeerCounters,
+    numbers: Numbers,
     pub(crate) queue: Fair,
     pub(crate) rate: Rate,
     /// Between an initiation and its response, in the last handshake that this side began.
@@ -141,6 +142,7 @@ impl Peer {
             public_key,
             configured: config.endpoint.clone(),
             counters: PeerCounters::default(),
+            numbers: Numbers::default(),
             queue: Fair::new(fastrand::u64(..)),
             rate: Rate::default(),
             rtt: None,
@@ -505,7 +507,7 @@ impl Peer {
             // A keepalive, or a cookie, which anyone can send who saw the initiation.
             TunnResult::Done => {
                 if message == kind::DATA {
-                    self.counters.datagrams_received += 1;
+                    self.count(payload);
                     self.moved(source, local_ip, path);
                     self.confirm();
                 }
@@ -521,7 +523,7 @@ impl Peer {
             }
         };
         let len = packet.len();
-        self.counters.datagrams_received += 1;
+        self.count(payload);
         if !allows(from) {
             self.counters.source_not_allowed += 1;
         } else if !ecn::decapsulate(packet, outer) {
@@ -549,6 +551,13 @@ impl Peer {
         while let TunnResult::WriteToNetwork(kept) = self.tunn.decapsulate(None, &[], &mut tools.message) {
             push(&mut tools.urgent, self.endpoint, kept);
         }
+    }
+
+    /// Data has come.
+    fn count(&mut self, payload: &[u8]) {
+        self.counters.datagrams_received += 1;
+        let missing = self.counters.datagrams_missing.saturating_add_signed(self.numbers.come(payload));
+        self.counters.datagrams_missing = missing;
     }
 
     /// A responder may use its session once the initiator has.

@@ -63,6 +63,15 @@ impl Figures {
 }
 
 pub(super) fn measure(load: Load, tunnel: &mut Tunnel, seconds: u64) -> Result<Figures> {
+    let before = tunnel.cpu_seconds()?;
+    let told = iperf3(load, tunnel, seconds)?;
+    let after = tunnel.cpu_seconds()?;
+    let cpu = before.zip(after).map(|(before, after)| [0, 1].map(|end| after[end] - before[end]));
+    figures(load, &told, cpu)
+}
+
+/// Runs iperf3 through a tunnel; what its client says at the end.
+pub(super) fn iperf3(load: Load, tunnel: &mut Tunnel, seconds: u64) -> Result<Value> {
     tunnel.still_runs()?;
     let address = tunnel.address().to_string();
     let port = PORT.to_string();
@@ -79,23 +88,24 @@ pub(super) fn measure(load: Load, tunnel: &mut Tunnel, seconds: u64) -> Result<F
     let mut client = End::Near.command("iperf3");
     client.args(["-c", &address, "-p", &port, "-J", "--connect-timeout", "3000", "-t", &seconds.to_string()]);
     client.args(load.arguments());
-    let before = tunnel.cpu_seconds()?;
     let client = Process::start(client, "iperf3-client")?;
     let finished = client.finish(Duration::from_secs(seconds) + LONGER);
     tunnel.still_runs()?;
-    let after = tunnel.cpu_seconds()?;
     // It says whether it failed in the JSON only.
     let (_, text) = finished.context("iperf3")?;
-    let cpu = before.zip(after).map(|(before, after)| [0, 1].map(|end| after[end] - before[end]));
-    figures(load, &text, cpu)
+    parse(&text)
 }
 
-/// From the client's JSON.
-fn figures(load: Load, text: &str, cpu: Option<[f64; 2]>) -> Result<Figures> {
+fn parse(text: &str) -> Result<Value> {
     let all: Value = serde_json::from_str(text).with_context(|| format!("iperf3 says {:?}", text.trim()))?;
     if let Some(error) = all["error"].as_str() {
         bail!("iperf3: {error}");
     }
+    Ok(all)
+}
+
+/// From the client's JSON.
+fn figures(load: Load, all: &Value, cpu: Option<[f64; 2]>) -> Result<Figures> {
     let number = |sum: &str, key: &str| {
         all["end"][sum][key].as_f64().with_context(|| format!("iperf3 does not say end.{sum}.{key}"))
     };
@@ -141,6 +151,7 @@ mod tests {
         let text = r#"{"end": {
             "sum": {"bytes": 4e9, "seconds": 2.0, "bits_per_second": 16e9, "lost_percent": 3.0},
             "sum_sent": {"bytes": 4e9, "seconds": 2.0}, "sum_received": {"bytes": 1e9, "seconds": 2.5}}}"#;
+        let figures = |load, text: &str, cpu| figures(load, &parse(text)?, cpu);
         let udp = figures(Load::Udp, text, Some([2.0, 3.0])).unwrap();
         assert_eq!((udp.mbit_per_second, udp.loss, udp.cpu), (3200.0, Some(0.75), Some([2.0, 3.0])));
         assert_eq!(udp.to_string(), "3200 Mbit/s, 75.0 % lost, 2.0 + 3.0 CPU-s/GB");
@@ -152,7 +163,7 @@ mod tests {
 
     #[test]
     fn what_iperf3_complains_of_is_told() {
-        let told = |text| figures(Load::Udp, text, None).unwrap_err().to_string();
+        let told = |text| parse(text).and_then(|told| figures(Load::Udp, &told, None)).unwrap_err().to_string();
         assert_eq!(told(r#"{"start": {}, "error": "unable to connect", "end": {}}"#), "iperf3: unable to connect");
         assert_eq!(told("iperf3: no\n"), "iperf3 says \"iperf3: no\"");
         assert_eq!(told(r#"{"end": {}}"#), "iperf3 does not say end.sum_sent.bytes");

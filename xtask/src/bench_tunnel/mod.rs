@@ -5,6 +5,7 @@
 
 mod load;
 mod network;
+pub(crate) mod pressure;
 mod process;
 mod report;
 mod subject;
@@ -12,6 +13,7 @@ mod subject;
 use std::{
     env,
     path::{Path, PathBuf},
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -88,8 +90,7 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
     }
     ensure!(!kinds.is_empty(), "nothing to measure");
 
-    let mut again = namespace::command()?;
-    again.args(["unshare", "-m", "sh", "-c", OWN_RUN, "sh"]).arg(env::current_exe()?);
+    let mut again = again()?;
     again.args(["bench", "tunnel", "--inside"]).arg(&target);
     again.args(["--rounds", &options.rounds.to_string(), "--seconds", &options.seconds.to_string()]);
     again.args(["--only", &kinds.join(",")]);
@@ -100,6 +101,13 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
     }
     ensure!(again.status().context("starting setpriv and unshare (util-linux)")?.success(), "the benchmark failed");
     Ok(())
+}
+
+/// This program, to be started in a network namespace with a /run of its own.
+fn again() -> Result<Command> {
+    let mut again = namespace::command()?;
+    again.args(["unshare", "-m", "sh", "-c", OWN_RUN, "sh"]).arg(env::current_exe()?);
+    Ok(again)
 }
 
 /// Builds ours, and installs what cargo can; says of the rest whether it is there.

@@ -69,11 +69,16 @@ impl Drop for Process {
 }
 
 /// Runs a program to its successful end.
-pub(super) fn run(mut command: Command, arguments: &str) -> Result<()> {
+pub(super) fn run(command: Command, arguments: &str) -> Result<()> {
+    output(command, arguments).map(|_| ())
+}
+
+/// The same, and what it printed.
+pub(super) fn output(mut command: Command, arguments: &str) -> Result<String> {
     command.args(arguments.split_whitespace());
     let (success, text) = Process::start(command, "step")?.finish(PATIENCE).with_context(|| arguments.to_owned())?;
     ensure!(success, "{arguments}: {}", text.trim());
-    Ok(())
+    Ok(text)
 }
 
 /// Asks again and again.

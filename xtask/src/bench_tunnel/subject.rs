@@ -121,9 +121,22 @@ impl Programs {
 impl Tunnel {
     /// Starts both ends and waits until something comes through.
     pub(super) fn start(kind: Kind, index: u8, programs: &Programs, v6: bool) -> Result<Self> {
+        let configuration = |end| Configuration::new(kind, index, end, (end.other().outer(v6), port(index)).into());
+        Self::start_with(End::BOTH.map(configuration), programs)
+    }
+
+    /// Starts a near end of this kind and a far one of ours, each of which sends to `midway`.
+    pub(super) fn start_by_way_of(midway: SocketAddr, kind: Kind, index: u8, programs: &Programs) -> Result<Self> {
+        let near = Configuration::new(kind, index, End::Near, midway);
+        Self::start_with([near, Configuration::new(Kind::Backwater, index, End::Far, midway)], programs)
+    }
+
+    fn start_with(configurations: [Configuration; 2], programs: &Programs) -> Result<Self> {
+        let [Configuration { kind, index, .. }, _] = configurations;
         let mut tunnel = Self { kind, index, processes: Vec::new() };
-        for end in End::BOTH {
-            tunnel.start_end(end, programs, v6).with_context(|| format!("the {} end", end.name()))?;
+        for configuration in configurations {
+            let end = configuration.end;
+            tunnel.start_end(&configuration, programs).with_context(|| format!("the {} end", end.name()))?;
         }
         // Nobody listens there: the refusal is the far end's.
         let nobody = SocketAddr::from((tunnel.address(), 9));
@@ -134,6 +147,11 @@ impl Tunnel {
         })
         .context("nothing comes through")?;
         Ok(tunnel)
+    }
+
+    /// The name of the device of that end.
+    pub(super) fn device(&self, end: End) -> String {
+        device(self.index, end)
     }
 
     /// Of the far end, inside.
@@ -173,12 +191,13 @@ impl Tunnel {
         Ok(values)
     }
 
-    fn start_end(&mut self, end: End, programs: &Programs, v6: bool) -> Result<()> {
-        let device = format!("bench{}{}", self.index, end.name());
-        let configuration = PathBuf::from(format!("/run/{device}.conf"));
-        fs::write(&configuration, configuration_text(self.kind, self.index, end, v6))?;
-        let command = self.kind.command(end, programs, &device, &configuration);
-        match self.kind {
+    fn start_end(&mut self, configuration: &Configuration, programs: &Programs) -> Result<()> {
+        let Configuration { kind, index, end, .. } = *configuration;
+        let device = device(index, end);
+        let file = PathBuf::from(format!("/run/{device}.conf"));
+        fs::write(&file, configuration.to_string())?;
+        let command = kind.command(end, programs, &device, &file);
+        match kind {
             Kind::Backwater => {
                 self.processes.push(Process::start(command, &device)?);
                 return Ok(());
@@ -195,26 +214,48 @@ impl Tunnel {
                 self.processes.push(process);
             }
         }
-        run(end.command("wg"), &format!("setconf {device} {}", configuration.display()))?;
-        end.ip(&format!("address add {}/24 dev {device}", end.inner(self.index)))?;
+        run(end.command("wg"), &format!("setconf {device} {}", file.display()))?;
+        end.ip(&format!("address add {}/24 dev {device}", end.inner(index)))?;
         end.ip(&format!("link set {device} mtu {INNER_MTU} up"))
     }
 }
 
+/// What one end is started with.
+struct Configuration {
+    kind: Kind,
+    index: u8,
+    end: End,
+    /// Where it sends to.
+    endpoint: SocketAddr,
+}
+
+impl Configuration {
+    fn new(kind: Kind, index: u8, end: End, endpoint: SocketAddr) -> Self {
+        Self { kind, index, end, endpoint }
+    }
+}
+
 /// What wg(8) reads; ours has the rest in it as well.
-fn configuration_text(kind: Kind, index: u8, end: End, v6: bool) -> String {
-    let [[private, _], [_, public]] = if end == End::Near { KEYS } else { [KEYS[1], KEYS[0]] };
-    let port = 51820 + u16::from(index);
-    let (address, other) = (end.inner(index), end.other());
-    let (inner, endpoint) = (other.inner(index), SocketAddr::from((other.outer(v6), port)));
-    let ours = match kind {
-        Kind::Backwater => format!("Address = {address}/24\nMTU = {INNER_MTU}\nTable = auto\n"),
-        Kind::WireguardGo | Kind::BoringtunCli | Kind::GotatunCli | Kind::Kernel => String::new(),
-    };
-    format!(
-        "[Interface]\nPrivateKey = {private}\nListenPort = {port}\n{ours}\
-         [Peer]\nPublicKey = {public}\nAllowedIPs = {inner}/32\nEndpoint = {endpoint}\n"
-    )
+impl fmt::Display for Configuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, index, end, endpoint } = *self;
+        let [[private, _], [_, public]] = if end == End::Near { KEYS } else { [KEYS[1], KEYS[0]] };
+        let (port, address, inner) = (port(index), end.inner(index), end.other().inner(index));
+        writeln!(f, "[Interface]\nPrivateKey = {private}\nListenPort = {port}")?;
+        if kind == Kind::Backwater {
+            writeln!(f, "Address = {address}/24\nMTU = {INNER_MTU}\nTable = auto")?;
+        }
+        writeln!(f, "[Peer]\nPublicKey = {public}\nAllowedIPs = {inner}/32\nEndpoint = {endpoint}")
+    }
+}
+
+/// The port of both ends.
+pub(super) fn port(index: u8) -> u16 {
+    51820 + u16::from(index)
+}
+
+fn device(index: u8, end: End) -> String {
+    format!("bench{index}{}", end.name())
 }
 
 impl fmt::Display for Kind {
@@ -229,10 +270,12 @@ mod tests {
 
     #[test]
     fn the_ends_know_each_other() {
-        let near = configuration_text(Kind::Backwater, 3, End::Near, true);
+        let text =
+            |kind, end: End, v6| Configuration::new(kind, 3, end, (end.other().outer(v6), port(3)).into()).to_string();
+        let near = text(Kind::Backwater, End::Near, true);
         assert!(near.contains("Address = 10.78.3.1/24\nMTU = 1420\n"), "{near}");
         assert!(near.contains("AllowedIPs = 10.78.3.2/32\nEndpoint = [fd77::2]:51823\n"), "{near}");
-        let far = configuration_text(Kind::WireguardGo, 3, End::Far, false);
+        let far = text(Kind::WireguardGo, End::Far, false);
         assert!(far.contains("ListenPort = 51823\n[Peer]\n"), "{far}");
         assert!(far.contains("AllowedIPs = 10.78.3.1/32\nEndpoint = 10.77.0.1:51823\n"), "{far}");
         for (text, private, public) in [(near, KEYS[0][0], KEYS[1][1]), (far, KEYS[1][0], KEYS[0][1])] {
