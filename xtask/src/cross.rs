@@ -7,7 +7,7 @@
 //! well.
 
 use std::{
-    env,
+    env, iter,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
@@ -34,25 +34,27 @@ struct Target {
 }
 
 const ALL: &[&str] = &["--workspace", "--lib", "--bins"];
+/// The tunnel is for Linux, macOS and Windows: elsewhere there is no TUN device that a program makes for itself.
+const NO_TUNNEL: &[&str] = &["--workspace", "--exclude", "backwater-tunnel", "--lib", "--bins"];
 const SANS_IO: &[&str] = &["-p", "backwater-stun", "-p", "backwater-turn"];
 const NO_STD: &[&str] = &["-p", "backwater-stun", "--no-default-features"];
 
 const TARGETS: [Target; 9] = [
     Target { triple: "aarch64-apple-darwin", library: "std", packages: ALL },
     Target { triple: "x86_64-apple-darwin", library: "std", packages: ALL },
-    Target { triple: "aarch64-apple-ios", library: "std", packages: ALL },
+    Target { triple: "aarch64-apple-ios", library: "std", packages: NO_TUNNEL },
     Target { triple: "x86_64-pc-windows-gnu", library: "std", packages: ALL },
     Target { triple: "x86_64-pc-windows-msvc", library: "std", packages: ALL },
-    Target { triple: "x86_64-unknown-freebsd", library: "std", packages: ALL },
-    Target { triple: "aarch64-linux-android", library: "std", packages: ALL },
+    Target { triple: "x86_64-unknown-freebsd", library: "std", packages: NO_TUNNEL },
+    Target { triple: "aarch64-linux-android", library: "std", packages: NO_TUNNEL },
     Target { triple: "wasm32-unknown-unknown", library: "std", packages: SANS_IO },
     Target { triple: "thumbv7em-none-eabi", library: "core", packages: NO_STD },
 ];
 
 /// A compiler that has the source of its library.
-struct Compiler {
-    /// The one of the toolchain if none.
-    rustc: Option<PathBuf>,
+pub(crate) struct Compiler {
+    /// Where Debian's was unpacked; the one of the toolchain if none.
+    place: Option<PathBuf>,
 }
 
 pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
@@ -63,14 +65,13 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let targets: Vec<_> = TARGETS.iter().filter(wanted).collect();
     ensure!(!targets.is_empty(), "there is no such target");
     let directory = Metadata::read(root)?.target_directory.join("cross");
-    let sysroot =
-        PathBuf::from(crate::output(Command::new(rustc()).current_dir(root).args(["--print", "sysroot"]))?.trim());
+    let sysroot = sysroot(root)?;
     // It is looked for, and unpacked, when the first target wants it.
     let mut source = None;
     let (mut ok, mut failed, mut unavailable) = (0, 0, 0);
     for target in targets {
         let from = Instant::now();
-        let installed = sysroot.join("lib/rustlib").join(target.triple).join("lib").is_dir();
+        let installed = is_installed(&sysroot, target.triple);
         let compiler =
             if installed { Ok(None) } else { source.get_or_insert_with(|| compiler(&sysroot)).as_ref().map(Some) };
         let line = match compiler {
@@ -104,19 +105,48 @@ fn check(root: &Path, directory: &Path, target: &Target, compiler: Option<&Compi
     let mut command = cargo(root);
     command.args(["check", "--quiet", "--locked", "--target", target.triple]).args(target.packages);
     command.arg("--target-dir").arg(directory).env("RUSTFLAGS", "");
+    // What no linker sees need not be compiled: a C compiler for the system, and its headers, are not wanted.
+    let suffix = target.triple.replace('-', "_");
+    command.env(format!("CC_{suffix}"), "true").env(format!("AR_{suffix}"), "true");
     if let Some(compiler) = compiler {
-        // The source's own compiler knows how to build it, stable or not.
-        command.arg(format!("-Zbuild-std={}", target.library)).env("RUSTC_BOOTSTRAP", "1");
-        if let Some(rustc) = &compiler.rustc {
-            // Where `dlltool` is too.
-            let path = env::var_os("PATH").unwrap_or_default();
-            let path = rustc.parent().map(Path::to_owned).into_iter().chain(env::split_paths(&path));
-            command.env("PATH", env::join_paths(path)?);
-            command.env("RUSTC", rustc).env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
-        }
+        compiler.prepare(&mut command, target.library)?;
     }
     let out = command.stdin(Stdio::null()).output().context("starting cargo")?;
     Ok((!out.status.success()).then(|| String::from_utf8_lossy(&out.stderr).into_owned()))
+}
+
+impl Compiler {
+    /// The one that cargo needs for this target; `None` where the toolchain has the library.
+    pub(crate) fn needed(root: &Path, triple: &str) -> Result<Option<Self>> {
+        let sysroot = sysroot(root)?;
+        if is_installed(&sysroot, triple) { Ok(None) } else { compiler(&sysroot).map(Some) }
+    }
+
+    /// Makes cargo build the library, and with this compiler.
+    pub(crate) fn prepare(&self, command: &mut Command, library: &str) -> Result<()> {
+        // The source's own compiler knows how to build it, stable or not.
+        command.arg(format!("-Zbuild-std={library}")).env("RUSTC_BOOTSTRAP", "1");
+        if let Some(place) = &self.place {
+            // For `dlltool`.
+            let path = env::var_os("PATH").unwrap_or_default();
+            command.env("PATH", env::join_paths(iter::once(place.join("bin")).chain(env::split_paths(&path)))?);
+            // Not by a script that sets it: a shell need not pass variables on whose names are none to it, such as
+            // `CARGO_BIN_EXE_backwater-tunnel`.
+            let libraries = place.join("usr/lib").join(format!("{}-linux-gnu", env::consts::ARCH));
+            command.env("RUSTC", place.join("usr/bin/rustc")).env("LD_LIBRARY_PATH", libraries);
+            command.env_remove("RUSTC_WRAPPER").env_remove("RUSTC_WORKSPACE_WRAPPER");
+        }
+        Ok(())
+    }
+}
+
+fn sysroot(root: &Path) -> Result<PathBuf> {
+    let path = crate::output(Command::new(rustc()).current_dir(root).args(["--print", "sysroot"]))?;
+    Ok(path.trim().into())
+}
+
+fn is_installed(sysroot: &Path, triple: &str) -> bool {
+    sysroot.join("lib/rustlib").join(triple).join("lib").is_dir()
 }
 
 fn rustc() -> std::ffi::OsString {
@@ -126,17 +156,16 @@ fn rustc() -> std::ffi::OsString {
 /// The one of the toolchain, if its source is there; else Debian's.
 fn compiler(sysroot: &Path) -> Result<Compiler> {
     if sysroot.join("lib/rustlib/src/rust/library/Cargo.lock").is_file() {
-        return Ok(Compiler { rustc: None });
+        return Ok(Compiler { place: None });
     }
     let place = cache()?.join("rust");
-    let rustc = place.join("bin/rustc");
-    if !rustc.is_file() {
+    if !place.join("usr/bin/rustc").is_file() {
         unpack(&place).context("neither `rustup target add` nor `rustup component add rust-src` was done, and")?;
     }
-    Ok(Compiler { rustc: Some(rustc) })
+    Ok(Compiler { place: Some(place) })
 }
 
-fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     Ok(cache.or_else(home).context("there is no HOME to keep a compiler in")?.join("backwater"))
@@ -172,11 +201,8 @@ for deb in *.deb; do
     *) dpkg-deb -x "$deb" "$part" ;;
   esac
 done
-printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$place/usr/lib/$(uname -m)-linux-gnu" "$place/usr/bin/rustc" > bin
-chmod +x bin; mv bin "$part/bin/rustc"
 for tool in dlltool as; do ln -s "../usr/bin/x86_64-w64-mingw32-$tool" "$part/bin"; done
 cd /; rm -rf "$part/deb"; mv "$part" "$place"
-"$place/bin/rustc" --version >&2
 "#;
 
 #[cfg(test)]

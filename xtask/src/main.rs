@@ -15,6 +15,7 @@ mod cargo;
 mod cross;
 mod namespace;
 mod tidy;
+mod wine;
 
 /// The project's own tasks.
 #[derive(Parser)]
@@ -35,6 +36,8 @@ enum Task {
     Experiment(pressure::Options),
     /// Type-checks the code for other systems.
     Cross(cross::Options),
+    /// Runs what can run under Wine: check, generate, configuration and logs.
+    Wine,
 }
 
 #[derive(Subcommand)]
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
         Task::Experiment(options) => pressure::run(root(), &options),
         Task::Cross(options) => cross::run(root(), &options),
+        Task::Wine => wine::run(root()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

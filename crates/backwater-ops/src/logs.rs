@@ -107,7 +107,8 @@ struct Clock;
 
 impl FormatTime for Clock {
     fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
-        write!(w, "{}", humantime::format_rfc3339_nanos(SystemTime::now()))
+        // Before 1970 it would panic.
+        write!(w, "{}", humantime::format_rfc3339_nanos(SystemTime::now().max(SystemTime::UNIX_EPOCH)))
     }
 }
 

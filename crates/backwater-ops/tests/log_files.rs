@@ -25,21 +25,22 @@ impl Caches {
     /// The same test in another process, which takes `child`'s way.
     fn start(&self, test: &str) -> Child {
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--exact", test, "--nocapture"]).env(CHILD, "1").env("DONE", &self.0);
+        command.args(["--exact", test, "--nocapture"]).env(CHILD, "1").env("CACHES", &self.0);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         for variable in ["XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"] {
             command.env(variable, &self.0);
         }
         command.spawn().unwrap()
     }
+}
 
-    fn files(&self) -> Vec<PathBuf> {
-        let caches = if cfg!(target_vendor = "apple") { self.0.join("Library/Caches") } else { self.0.clone() };
-        let entries = fs::read_dir(caches.join(APPLICATION).join("data").join("logs")).unwrap();
-        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        files
-    }
+fn files(caches: &Path) -> Vec<PathBuf> {
+    let caches = if cfg!(target_vendor = "apple") { caches.join("Library/Caches") } else { caches.to_owned() };
+    // None before the first line.
+    let entries = fs::read_dir(caches.join(APPLICATION).join("data").join("logs"));
+    let mut files: Vec<_> = entries.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
 }
 
 impl Drop for Caches {
@@ -80,7 +81,7 @@ fn a_filter_is_switched_while_running_and_refused_when_invalid() {
     let caches = Caches::new("filter");
     let status = caches.start("a_filter_is_switched_while_running_and_refused_when_invalid").wait().unwrap();
     assert!(status.success());
-    let [file] = &caches.files()[..] else { panic!("{:?}", caches.files()) };
+    let [file] = &files(&caches.0)[..] else { panic!("{:?}", files(&caches.0)) };
     let lines = lines(file);
     let tails = [
         r#""severity":"INFO","message":"first","n":1}"#,
@@ -123,9 +124,13 @@ fn two_processes_at_once_share_what_is_kept() {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        // What one has written is not old before the other is done.
-        let done = env::var_os("DONE").unwrap();
-        fs::write(Path::new(&done).join(std::process::id().to_string()), "").unwrap();
+        // Its file is open until both have written all: else the other one might think it old.
+        let (caches, process) = (PathBuf::from(env::var_os("CACHES").unwrap()), std::process::id());
+        let last = format!("\"n\":{},\"process\":{process}}}\n", LINES - 1);
+        while !files(&caches).iter().any(|path| fs::read_to_string(path).is_ok_and(|text| text.ends_with(&last))) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::write(caches.join(process.to_string()), "").unwrap();
         let _ = std::io::stdin().read(&mut [0]);
         return;
     }
@@ -140,7 +145,7 @@ fn two_processes_at_once_share_what_is_kept() {
         // That closes its stdin.
         assert!(child.wait().unwrap().success());
     }
-    let files = caches.files();
+    let files = files(&caches.0);
     let total: u64 = files.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     assert!((50_000..=100_000).contains(&total), "{total} bytes in {files:?}");
     for child in &children {

@@ -521,7 +521,7 @@ fn send_run(endpoint: &Endpoint, now: Instant, batch: &RecvBatch, runs: &Runs, r
 }
 
 fn now() -> Now {
-    // A clock before 1970 makes every nonce and credential stale, which is the safe side.
+    // A clock before 1970 counts as 1970.
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { instant: Instant::now(), unix }
 }

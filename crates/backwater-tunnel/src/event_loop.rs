@@ -37,9 +37,11 @@ use crate::{
     status::{PeerStatus, Status},
 };
 
-/// Between two looks at the protocol's timers while there is traffic, and while there is none.
+/// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. The
+/// runtime wakes up to three times for a timer of seconds.
 const TICK: Duration = Duration::from_millis(250);
-const IDLE_TICK: Duration = Duration::from_secs(2);
+const CALLING_TICK: Duration = Duration::from_secs(1);
+const IDLE_TICK: Duration = Duration::from_secs(5);
 
 /// Trains that one call receives: half a megabyte of full ones, so that they stay in the cache until they are decrypted.
 const SLOTS: usize = 8;
@@ -87,7 +89,11 @@ pub(crate) struct EventLoop {
     ticked: Instant,
     /// Since the last tick.
     traffic: bool,
+    /// At the last tick.
+    calling: bool,
     rebound: Instant,
+    /// A socket has failed.
+    broken: bool,
     queue_len: u32,
 }
 
@@ -151,7 +157,9 @@ impl EventLoop {
             timer: Box::pin(tokio::time::sleep(TICK)),
             ticked: now,
             traffic: true,
+            calling: false,
             rebound: now,
+            broken: false,
             queue_len: link.queue_len().unwrap_or_default(),
             link,
         })
@@ -179,7 +187,9 @@ impl EventLoop {
     /// One turn: what came first, what waits next, what is new last.
     fn turn(&mut self, cx: &mut Context<'_>, until: Option<Instant>) -> Poll<io::Result<()>> {
         let now = Instant::now();
-        if now.saturating_duration_since(self.ticked) >= if self.traffic { TICK } else { IDLE_TICK } {
+        // Also before the first packet after a pause: the session counts its time from the last look, and would call the peer
+        // as one that has not answered for as long as the pause was.
+        if now.saturating_duration_since(self.ticked) >= TICK {
             self.tick(now);
         }
         while let Poll::Ready(Some(asker)) = self.queries.poll_recv(cx) {
@@ -220,7 +230,7 @@ impl EventLoop {
         self.send_urgent(cx);
         more |= self.peers.iter().any(Peer::is_ready);
         if until.is_none() {
-            let next = self.ticked + if self.traffic { TICK } else { IDLE_TICK };
+            let next = self.ticked + self.interval();
             if self.timer.deadline().into_std() != next {
                 self.timer.as_mut().reset(next.into());
             }
@@ -242,7 +252,7 @@ impl EventLoop {
                     Poll::Ready(Ok(())) => {}
                     Poll::Ready(Err(error)) => {
                         warn!(%error, "a socket has failed");
-                        self.rebind(now);
+                        self.broken = true;
                         break;
                     }
                 }
@@ -410,20 +420,28 @@ impl EventLoop {
         self.path.sides().for_each(|side| side.poll_urgent(cx));
     }
 
+    fn interval(&self) -> Duration {
+        match (self.traffic, self.calling) {
+            (true, _) => TICK,
+            (false, true) => CALLING_TICK,
+            (false, false) => IDLE_TICK,
+        }
+    }
+
     fn tick(&mut self, now: Instant) {
         self.ticked = now;
-        // Without traffic nothing happens that four looks a second would see but a handshake under way.
-        self.traffic = self.peers.iter().any(|peer| peer.is_waiting());
         self.limiter.reset_count();
         for peer in &mut self.peers {
             peer.tick(now, &mut self.tools);
         }
+        self.traffic = self.peers.iter().any(Peer::is_waiting);
+        self.calling = self.peers.iter().any(Peer::is_calling);
         let waited = now.saturating_duration_since(self.rebound) >= RETRY;
         if self.suspended.check() {
             info!("the system was suspended");
             self.rebind(now);
             self.call_peers(now, true);
-        } else if waited && (!self.path.is_bound() || self.peers.iter().any(Peer::is_stuck)) {
+        } else if waited && (self.broken || !self.path.is_bound() || self.peers.iter().any(Peer::is_stuck)) {
             warn!("the path takes nothing: binding anew");
             self.rebind(now);
             self.call_peers(now, false);
@@ -477,7 +495,7 @@ impl EventLoop {
 
     /// Begins with new sockets.
     fn rebind(&mut self, now: Instant) {
-        self.rebound = now;
+        (self.rebound, self.broken) = (now, false);
         // What has arrived already is taken, for a bounded time.
         let waker = std::task::Waker::noop();
         self.receive(&mut Context::from_waker(waker), now);
@@ -492,12 +510,12 @@ impl EventLoop {
     /// Asks for the addresses of the peers that have a name, and takes those that need no asking.
     fn find_peers(&mut self) {
         let now = Instant::now();
-        for (index, peer) in self.peers.iter().enumerate() {
+        self.rebound = now;
+        for (index, peer) in self.peers.iter_mut().enumerate() {
             let (host, port) = match &peer.configured {
                 Some(Endpoint::Name(host, port)) => (host.clone(), *port),
                 Some(Endpoint::Address(addr)) if peer.endpoint().is_none() => {
-                    // There is room: they are taken before the next are asked for.
-                    let _ = self.resolved.0.try_send(Resolved { peer: index, addr: Ok(*addr) });
+                    peer.found(now, *addr, &self.path, &mut self.tools);
                     continue;
                 }
                 Some(Endpoint::Address(_)) | None => continue,
@@ -513,7 +531,6 @@ impl EventLoop {
                 let _ = answer.send(Resolved { peer: index, addr }).await;
             });
         }
-        self.rebound = self.rebound.max(now);
     }
 
     fn resolved(&mut self, now: Instant, resolved: Resolved) {
@@ -521,12 +538,7 @@ impl EventLoop {
         match resolved.addr {
             // A peer that has moved by itself is where it was heard last.
             Ok(_) if peer.is_established() => {}
-            Ok(addr) => {
-                peer.moved(addr, &self.path);
-                if peer.is_persistent() || peer.is_waiting() {
-                    peer.call(now, &mut self.tools);
-                }
-            }
+            Ok(addr) => peer.found(now, addr, &self.path, &mut self.tools),
             Err(error) => warn!(peer = %name_of(&peer.public_key), %error, "the peer's name does not resolve"),
         }
     }

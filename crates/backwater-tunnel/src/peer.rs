@@ -22,7 +22,7 @@ use crate::{
     packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
     queue::{fair::Fair, rate::Rate},
-    train::{OVERHEAD, Train},
+    train::{self, OVERHEAD, Train},
 };
 
 /// What a path has said about its MTU is believed for so long (RFC 1191, section 6.3).
@@ -55,7 +55,9 @@ pub(crate) struct Peer {
     pub(crate) last_handshake: Option<SystemTime>,
     tunn: Tunn,
     endpoint: Option<SocketAddr>,
-    /// The address that the system sent from when it was last looked at.
+    /// The address of this host that the peer sends to, and so expects to hear from; `None`: whichever the system picks.
+    local_ip: Option<IpAddr>,
+    /// The address that the system picked when it was last looked at.
     source: Option<IpAddr>,
     sender: Option<Sender>,
     /// Encrypted, but refused so far. Never more than what one packet of the device makes.
@@ -154,6 +156,7 @@ impl Peer {
                 Some(limiter.clone()),
             ),
             endpoint: None,
+            local_ip: None,
             source: None,
             sender: None,
             held: VecDeque::new(),
@@ -176,6 +179,11 @@ impl Peer {
         self.established
     }
 
+    /// Whether an initiation has had no response yet.
+    pub(crate) fn is_calling(&self) -> bool {
+        self.initiated.is_some()
+    }
+
     /// Whether the path has taken nothing for seconds.
     pub(crate) fn is_stuck(&self) -> bool {
         !self.held.is_empty() && self.sender.as_ref().is_some_and(Sender::is_stuck)
@@ -196,8 +204,9 @@ impl Peer {
         self.queue.has_room(now, self.rate.bound(now))
     }
 
-    /// Sends to this address from now on. What is held for another one goes there too.
-    pub(crate) fn moved(&mut self, endpoint: SocketAddr, path: &Path) {
+    /// Sends to this address from now on, from this one of the host's. What is held goes there too.
+    pub(crate) fn moved(&mut self, endpoint: SocketAddr, local_ip: Option<IpAddr>, path: &Path) {
+        self.local_ip = local_ip;
         let same_family = self.endpoint.is_some_and(|before| before.is_ipv4() == endpoint.is_ipv4());
         if self.endpoint == Some(endpoint) && self.sender.is_some() {
             return;
@@ -213,10 +222,22 @@ impl Peer {
         }
     }
 
+    /// The configured endpoint has this address. Calls it if there is a reason to.
+    pub(crate) fn found(&mut self, now: Instant, endpoint: SocketAddr, path: &Path, tools: &mut Tools) {
+        self.moved(endpoint, None, path);
+        if self.persistent || self.is_waiting() {
+            self.call(now, tools);
+        }
+    }
+
     /// Whether the system sends from another address than when this was last asked.
     pub(crate) fn source_changed(&mut self, path: &Path) -> bool {
         let source = self.endpoint.and_then(|endpoint| path.source(endpoint));
-        std::mem::replace(&mut self.source, source) != source
+        let changed = std::mem::replace(&mut self.source, source) != source;
+        if changed {
+            self.local_ip = None;
+        }
+        changed
     }
 
     /// Takes a sender of the sockets as they are now. What the old one held is given up: it was for another path.
@@ -233,6 +254,7 @@ impl Peer {
 
     /// The longest packet that the path takes.
     fn longest(&self, now: Instant, mtu: usize) -> usize {
+        let mtu = mtu.min(train::LONGEST_PACKET);
         let Some((path_mtu, since)) = self.path_mtu else { return mtu };
         if now.saturating_duration_since(since) > PATH_MTU_FOR {
             return mtu;
@@ -354,8 +376,8 @@ impl Peer {
             return Ok(());
         };
         let slices = [IoSlice::new(bytes)];
-        let mut transmit = Transmit::new(destination, &slices).segment_size(segment_size).ecn(ecn);
-        let was_held = cursor.is_some();
+        let mut transmit =
+            Transmit::new(destination, &slices).segment_size(segment_size).source(self.local_ip).ecn(ecn);
         if let Some(cursor) = cursor {
             transmit = transmit.resume(cursor);
         }
@@ -371,7 +393,7 @@ impl Peer {
         let (sent, dropped) = (u64::from(report.sent), u64::from(report.dropped.total()));
         self.counters.datagrams_sent += sent;
         self.counters.datagrams_dropped += dropped;
-        let backlogged = was_held || !self.queue.is_empty();
+        let backlogged = self.is_waiting();
         self.rate.on_sent(Instant::now(), sent as usize * segment_size, backlogged);
         Ok(())
     }
@@ -424,14 +446,15 @@ impl Peer {
         self.answer(now, result_message(result), &mut tools.urgent);
     }
 
-    /// To be called four times a second while there is traffic, and every other second at least.
+    /// To be called four times a second while there is traffic, and every five seconds at least.
     pub(crate) fn tick(&mut self, now: Instant, tools: &mut Tools) {
         match self.tunn.update_timers(&mut tools.message) {
             TunnResult::WriteToNetwork(message) => self.answer(now, Some(&*message), &mut tools.urgent),
             TunnResult::Err(WireGuardError::ConnectionExpired) => {
                 self.initiated = None;
-                // It has called for a minute and a half in vain. What still wants to go is worth another try.
-                if self.endpoint.is_some() && (self.persistent || !self.queue.is_empty()) {
+                // It has called for a minute and a half in vain. The next packet makes it call again.
+                self.queue.clear();
+                if self.endpoint.is_some() && self.persistent {
                     self.call(now, tools);
                 }
             }
@@ -465,7 +488,7 @@ impl Peer {
         tools: &mut Tools,
         allows: impl FnOnce(IpAddr) -> bool,
     ) -> Received {
-        let Datagram { source, ecn: outer, payload, .. } = datagram;
+        let Datagram { source, local_ip, ecn: outer, payload } = datagram;
         let message = payload.first().copied().unwrap_or_default();
         let Some(space) = tools.coalescer.space(payload.len().max(MAX_URGENT)) else { return Received::Bad };
         let (packet, from) = match self.tunn.decapsulate(Some(source.ip()), payload, space) {
@@ -477,7 +500,7 @@ impl Peer {
                 if is_cookie {
                     return Received::Cookie;
                 }
-                self.moved(source, path);
+                self.moved(source, local_ip, path);
                 self.handshaken(now, message, tools);
                 return Received::Handshake;
             }
@@ -485,7 +508,7 @@ impl Peer {
             TunnResult::Done => {
                 if message == kind::DATA {
                     self.count(payload);
-                    self.moved(source, path);
+                    self.moved(source, local_ip, path);
                     self.confirm();
                 }
                 return Received::Good;
@@ -509,7 +532,7 @@ impl Peer {
             self.counters.bytes_received += len as u64;
             tools.coalescer.push(len);
         }
-        self.moved(source, path);
+        self.moved(source, local_ip, path);
         self.confirm();
         Received::Good
     }

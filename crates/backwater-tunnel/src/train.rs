@@ -11,6 +11,9 @@ const MAX_DATAGRAM: usize = 65_535 + OVERHEAD;
 /// Bytes that encryption adds to a packet: a header of 16 and a tag of 16 (WireGuard, section 5.4.6).
 pub(crate) const OVERHEAD: usize = 32;
 
+/// The longest packet that a datagram holds, in bytes, with its padding.
+pub(crate) const LONGEST_PACKET: usize = (MAX_BYTES - OVERHEAD) & !15;
+
 /// Datagrams to one peer: all of one length but the last, which may be shorter, and with one ECN field.
 pub(crate) struct Train {
     bytes: Box<[u8]>,

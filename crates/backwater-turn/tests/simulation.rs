@@ -1,5 +1,6 @@
 //! Clients and peers against the server over a bad network: datagrams are lost, doubled, late and out of order, clients
-//! change their addresses, clocks jump. Each answer is compared with a model of who may send to whom, and until when.
+//! change their addresses and some take their allocations along, clocks jump. Each answer is compared with a model of who
+//! may send to whom, and until when.
 //!
 //! The server is driven as the relay drives it, but for the sockets. `BACKWATER_STEPS` says how many steps,
 //! `BACKWATER_SEED` replays one world.
@@ -8,7 +9,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -16,7 +17,7 @@ use std::{
 use backwater_stun::*;
 use backwater_turn::{
     ClientAddr, Credentials, Families, FiveTuple, Limits, Now, PeerAddr, PeerRules, PerFamily, Quotas, RelayedAddr,
-    server::{Action, AllocationId, Bound, Config, Framing, MAX_REPLY, PortRequest, Server},
+    server::{Action, AllocationId, Bound, Config, Framing, MAX_REPLY, Move, Moved, PortRequest, Server},
 };
 
 const REALM: &str = "example.org";
@@ -29,7 +30,10 @@ const MAX_LIFETIME: u32 = 3600;
 const STEPS: usize = 2000;
 
 /// Worlds that once failed.
-const SEEDS: &[u64] = &[];
+const SEEDS: &[u64] = &[
+    // A client that moved to delete its allocation, twice under way at once: the second was told that there is none.
+    1795405086612343975,
+];
 
 struct Random(u64);
 
@@ -54,8 +58,8 @@ impl Random {
 #[derive(Clone, Debug)]
 enum Ask {
     Binding,
-    Allocate { families: Families, port: PortRequest, lifetime: Option<u32> },
-    Refresh { lifetime: Option<u32>, family: Option<AddressFamily> },
+    Allocate { families: Families, port: PortRequest, lifetime: Option<u32>, mobile: bool },
+    Refresh { lifetime: Option<u32>, family: Option<AddressFamily>, ticket: Option<Vec<u8>> },
     Permit { peers: Vec<SocketAddr> },
     Channel { number: u16, peer: SocketAddr },
     Send { peer: SocketAddr },
@@ -87,6 +91,10 @@ struct Client {
     address: FiveTuple,
     user: usize,
     nonce: Option<(Vec<u8>, FiveTuple, Duration)>,
+    /// The last that it was told, which may be spent or another's.
+    ticket: Option<Vec<u8>>,
+    /// It has another address than before, and has not been told a ticket since.
+    away: bool,
 }
 
 /// What the model knows of an allocation.
@@ -99,6 +107,10 @@ struct Held {
     relayed: PerFamily<Option<(SocketAddr, Instant)>>,
     permissions: HashMap<IpAddr, Instant>,
     channels: HashMap<u16, (SocketAddr, Instant)>,
+    mobile: bool,
+    /// The one that is good, once it has been told.
+    ticket: Option<Vec<u8>>,
+    moved_by: Option<TransactionId>,
 }
 
 impl Held {
@@ -108,6 +120,15 @@ impl Held {
         self.permissions.retain(|ip, _| stays(ip));
         self.channels.retain(|_, (peer, _)| stays(&peer.ip()));
         self.relayed.get_mut(family).take()
+    }
+
+    /// The right answers to a Refresh request.
+    fn refreshed(&self, family: Option<AddressFamily>, again: Option<bool>) -> Vec<u16> {
+        match (family, again) {
+            (Some(family), None) if self.relayed.get(family).is_none() => vec![443],
+            (Some(family), Some(false)) if self.relayed.get(family).is_none() => vec![0, 443],
+            _ => vec![0],
+        }
     }
 
     fn is_over(&self) -> bool {
@@ -122,7 +143,14 @@ const FAMILIES: [AddressFamily; 2] = [AddressFamily::Ipv4, AddressFamily::Ipv6];
 struct Model {
     held: HashMap<FiveTuple, Held>,
     deleted: HashMap<FiveTuple, (TransactionId, Instant)>,
+    /// On their way to their clients' new addresses: nobody's until then.
+    moving: VecDeque<Held>,
+    /// All that were ever told.
+    tickets: HashSet<Vec<u8>>,
 }
+
+/// Among the right codes: no answer yet, but a request for an allocation that is elsewhere.
+const MOVES: u16 = 1;
 
 /// RFC 8489, section 6.3.1: how long an answer is to be repeated.
 const REPEATED: Duration = Duration::from_secs(40);
@@ -143,8 +171,9 @@ impl Model {
         }
         let held = self.held.get(&sent.from);
         if let Ask::Allocate { .. } = sent.ask {
-            let of_user = self.held.values().filter(|held| held.user == sent.user).count();
-            let (user_full, full) = (of_user >= PER_USER, self.held.len() >= MAX_ALLOCATIONS);
+            let all = || self.held.values().chain(&self.moving);
+            let of_user = all().filter(|held| held.user == sent.user).count();
+            let (user_full, full) = (of_user >= PER_USER, all().count() >= MAX_ALLOCATIONS);
             return match held {
                 Some(held) if held.request == sent.id => vec![0],
                 Some(_) => vec![437],
@@ -154,8 +183,25 @@ impl Model {
                 None => vec![0],
             };
         }
-        let again = self.deleted.get(&sent.from).filter(|(id, _)| *id == sent.id);
-        let again = again.map(|(_, at)| now.instant.duration_since(*at) < REPEATED);
+        let again = self.deleted_by(sent, now.instant);
+        if let Ask::Refresh { ticket: Some(ticket), .. } = &sent.ask {
+            let genuine = self.tickets.contains(ticket);
+            match held {
+                None => {
+                    let rest = if genuine { MOVES } else { 400 };
+                    return match again {
+                        Some(true) => vec![0],
+                        Some(false) => vec![0, rest],
+                        None => vec![rest],
+                    };
+                }
+                Some(held) if held.ticket.as_ref() != Some(ticket) && held.moved_by != Some(sent.id) => {
+                    let wrong = if genuine { 437 } else { 400 };
+                    return if held.user == sent.user { vec![wrong] } else { vec![wrong, 441] };
+                }
+                Some(_) => {}
+            }
+        }
         let Some(held) = held else {
             return match (&sent.ask, again) {
                 (Ask::Refresh { .. }, Some(true)) => vec![0],
@@ -168,6 +214,9 @@ impl Model {
             return vec![441];
         }
         let family = |family: AddressFamily| held.relayed.get(family).is_some();
+        if let Ask::Refresh { family, .. } = sent.ask {
+            return held.refreshed(family, again);
+        }
         let refusals = |peers: &[SocketAddr]| {
             let mut codes = Vec::new();
             for peer in peers {
@@ -177,11 +226,6 @@ impl Model {
             codes
         };
         let mut codes = match &sent.ask {
-            Ask::Refresh { family: Some(asked), .. } if !family(*asked) => match again {
-                Some(true) => vec![0],
-                Some(false) => vec![0, 443],
-                None => vec![443],
-            },
             Ask::Permit { peers } => refusals(peers),
             Ask::Channel { number, peer } => {
                 let mut codes = refusals(&[*peer]);
@@ -196,6 +240,38 @@ impl Model {
             codes.push(0);
         }
         codes
+    }
+
+    /// Whether this very request has deleted something: lately, or long ago, which may be forgotten.
+    fn deleted_by(&self, sent: &Sent, now: Instant) -> Option<bool> {
+        let (_, at) = self.deleted.get(&sent.from).filter(|(id, _)| *id == sent.id)?;
+        Some(now.duration_since(*at) < REPEATED)
+    }
+
+    /// Where the allocation is that a client comes for with a ticket, or why it does not get it.
+    fn gives(&self, sent: &Sent) -> Result<FiveTuple, Vec<u16>> {
+        let Ask::Refresh { family, ticket, .. } = &sent.ask else { panic!("{sent:?} moves") };
+        let (from, held) = self.held.iter().find(|(_, held)| held.ticket == *ticket).ok_or(vec![437])?;
+        let mut codes = Vec::new();
+        codes.extend((held.user != sent.user).then_some(441));
+        codes.extend(family.is_some_and(|family| held.relayed.get(family).is_none()).then_some(443));
+        if codes.is_empty() { Ok(*from) } else { Err(codes) }
+    }
+
+    /// The right answers to one that came with what was given, or not.
+    fn taken(&self, sent: &Sent, given: Option<u16>, now: Instant) -> Vec<u16> {
+        let Ask::Refresh { family, .. } = sent.ask else { panic!("{sent:?} moves") };
+        let again = self.deleted_by(sent, now);
+        match (given, self.held.get(&sent.from)) {
+            // Doubled, and the first has brought it.
+            (_, Some(held)) if held.moved_by == Some(sent.id) => held.refreshed(family, again),
+            (None, Some(_)) => vec![437],
+            (None, None) => vec![0],
+            // The first has deleted it.
+            (Some(_), None) if again == Some(true) => vec![0],
+            (Some(code), _) if again.is_some() => vec![0, code],
+            (Some(code), _) => vec![code],
+        }
     }
 
     fn permitted(&self, from: &FiveTuple, peer: SocketAddr, now: Instant) -> bool {
@@ -213,16 +289,18 @@ impl Model {
         let seconds = Duration::from_secs;
         let Some(held) = self.held.get_mut(&sent.from) else { return };
         match &sent.ask {
-            Ask::Refresh { lifetime: Some(0), family } => {
+            Ask::Refresh { lifetime: Some(0), family, .. } => {
                 for gone in FAMILIES.into_iter().filter(|f| family.is_none_or(|family| family == *f)) {
                     held.close(gone);
                 }
                 if held.is_over() {
                     self.held.remove(&sent.from);
                 }
-                self.deleted.insert(sent.from, (sent.id, now));
+                if self.deleted.get(&sent.from).is_none_or(|(id, _)| *id != sent.id) {
+                    self.deleted.insert(sent.from, (sent.id, now));
+                }
             }
-            Ask::Refresh { lifetime, family } => {
+            Ask::Refresh { lifetime, family, .. } => {
                 for f in FAMILIES {
                     if let Some((_, until)) = held.relayed.get_mut(f)
                         && family.is_none_or(|family| family == f)
@@ -271,7 +349,15 @@ struct World {
     sockets: HashMap<SocketAddr, AllocationId>,
     ports: u16,
     tokens: Vec<[u8; 8]>,
+    /// The relay's, in its order.
+    mail: VecDeque<Mail>,
     count: Count,
+}
+
+/// What the relay's threads tell each other about an allocation that is to move.
+enum Mail {
+    Ask(Sent, Box<Move>),
+    Answer(Sent, Box<Move>, Result<Moved, Code>),
 }
 
 /// What happened, so that it is known that it did.
@@ -284,6 +370,11 @@ struct Count {
     refused_data: usize,
     expired: usize,
     repeated: usize,
+    moved: usize,
+    /// Requests to move that were refused.
+    unmoved: usize,
+    /// Moves whose new address had an allocation by then.
+    lost: usize,
 }
 
 impl World {
@@ -313,7 +404,13 @@ impl World {
             nonce_key: [random.below(256) as u8; 64],
             thread: 0,
         });
-        let clients = (0..7).map(|i| Client { address: client_address(i), user: i as usize % 3, nonce: None });
+        let clients = (0..7).map(|i| Client {
+            address: client_address(i),
+            user: i as usize % 3,
+            nonce: None,
+            ticket: None,
+            away: false,
+        });
         Self {
             clients: clients.collect(),
             random,
@@ -325,15 +422,17 @@ impl World {
             sockets: HashMap::new(),
             ports: 50_000,
             tokens: Vec::new(),
+            mail: VecDeque::new(),
             count: Count::default(),
         }
     }
 
     fn step(&mut self) {
         match self.random.below(100) {
-            0..48 => self.a_client_sends(),
-            48..70 => self.a_peer_sends(),
-            70..96 => {
+            0..34 => self.a_client_sends(),
+            34..52 => self.a_peer_sends(),
+            52..58 => self.mail_is_read(),
+            58..96 => {
                 if let Some(Reverse((at, index))) = self.flying.pop() {
                     self.pass(at.saturating_duration_since(self.now.instant));
                     self.arrives(&self.sent[index].clone());
@@ -354,9 +453,14 @@ impl World {
                 self.now.unix = if back { self.now.unix.saturating_sub(seconds) } else { self.now.unix + seconds };
             }
             // A router forgets a client's address.
-            99 if self.random.one_in(3) => {
+            98 | 99 => {
                 let index = self.random.below(self.clients.len() as u64) as usize;
-                self.clients[index].address = client_address(self.random.below(12));
+                let client = &mut self.clients[index];
+                // Mostly to one that is nobody's, for one that takes its allocation along.
+                if client.ticket.is_some() || self.random.one_in(6) {
+                    client.address = client_address(self.random.below(if client.ticket.is_some() { 40 } else { 12 }));
+                    client.away = true;
+                }
             }
             _ => {}
         }
@@ -395,8 +499,22 @@ impl World {
     fn a_client_sends(&mut self) {
         let random = &mut self.random;
         let index = random.below(self.clients.len() as u64) as usize;
-        let ask = ask(random, &self.tokens);
         let client = &self.clients[index];
+        let mut ask = ask(random, &self.tokens);
+        if let Some(ticket) = &client.ticket
+            && client.away
+            && !random.one_in(4)
+        {
+            let lifetime = random.pick(&[None, None, None, Some(2000), Some(0)]);
+            let family = random.pick(&[None, None, None, Some(AddressFamily::Ipv4), Some(AddressFamily::Ipv6)]);
+            ask = Ask::Refresh { lifetime, family, ticket: Some(ticket.clone()) };
+        }
+        if let Ask::Refresh { ticket: Some(ticket), .. } = &mut ask
+            && random.one_in(20)
+        {
+            let byte = random.below(ticket.len() as u64) as usize;
+            ticket[byte] ^= 1;
+        }
         let user = if random.one_in(30) { random.below(3) as usize } else { client.user };
         let signed = match (&client.nonce, random.below(40)) {
             (None, _) | (_, 0) => Signed::No,
@@ -443,6 +561,10 @@ impl World {
         }
         let mut right = self.model.codes(sent, self.now);
         let known = self.model.held.contains_key(&sent.from);
+        if let Action::Move(request) = action {
+            assert!(right.contains(&MOVES), "{sent:?}: is asked for, but {right:?}");
+            return self.mail.push_back(Mail::Ask(sent.clone(), request));
+        }
         if let Action::Bind(bind) = action {
             assert!(right == [0] && !known, "{sent:?}: binds, but {right:?}");
             let (bound, held) = self.bind(sent, bind.id, bind.families, bind.port);
@@ -452,7 +574,13 @@ impl World {
             action = self.server.bound(bind.id, bound, &mut reply);
             self.model.held.extend(held.map(|held| (sent.from, held)));
         }
-        let len = match &action {
+        self.answered(sent, &action, &reply, &right);
+        let again = known && matches!(sent.ask, Ask::Allocate { .. });
+        self.count.repeated += usize::from(again && self.model.held[&sent.from].request == sent.id);
+    }
+
+    fn answered(&mut self, sent: &Sent, action: &Action, reply: &[u8], right: &[u16]) {
+        let len = match action {
             Action::Reply(len) | Action::Forbid(len, ..) => *len,
             Action::Unbind(id, families, len) => {
                 let held = &self.model.held[&sent.from];
@@ -471,10 +599,59 @@ impl World {
         *self.count.codes.entry(code).or_default() += 1;
         self.reads(sent, &message, code);
         if code == 0 {
-            self.count.repeated += usize::from(known && matches!(sent.ask, Ask::Allocate { .. }));
             self.model.succeeded(sent, self.now.instant);
         }
         assert_eq!(self.server.allocations(), self.model.held.len());
+    }
+
+    /// The relay's part of a move. Its threads do not wait for each other: anything may come in between.
+    fn mail_is_read(&mut self) {
+        match self.mail.pop_front() {
+            None => {}
+            Some(Mail::Ask(sent, request)) => {
+                let given = self.server.give(&request);
+                match (&given, self.model.gives(&sent)) {
+                    (Ok(_), Ok(from)) => {
+                        let held = self.model.held.remove(&from).unwrap();
+                        for (relayed, _) in held.relayed.v4.iter().chain(&held.relayed.v6) {
+                            self.sockets.remove(relayed).unwrap();
+                        }
+                        self.model.moving.push_back(held);
+                    }
+                    (Err(code), Err(right)) => {
+                        assert!(right.contains(&code.number()), "{sent:?}: {code:?}, not {right:?}")
+                    }
+                    (given, right) => panic!("{sent:?}: given {}, but {right:?}", given.is_ok()),
+                }
+                self.mail.push_back(Mail::Answer(sent, request, given));
+            }
+            Some(Mail::Answer(sent, request, given)) => {
+                let right = self.model.taken(&sent, given.as_ref().err().map(|code| code.number()), self.now.instant);
+                let came = given.is_ok().then(|| self.model.moving.pop_front().unwrap());
+                self.count.unmoved += usize::from(came.is_none());
+                let mut reply = [0; MAX_REPLY];
+                let (id, action) = self.server.take(self.now.instant, &request, given, &mut reply);
+                match (id, came) {
+                    (Some(id), Some(held)) => self.arrived(&sent, id, held),
+                    // With its sockets.
+                    (None, Some(_)) => self.count.lost += 1,
+                    (Some(id), None) => assert_eq!(id, self.model.held[&sent.from].id),
+                    (None, None) => {}
+                }
+                self.answered(&sent, &action, &reply, &right);
+            }
+        }
+    }
+
+    fn arrived(&mut self, sent: &Sent, id: AllocationId, held: Held) {
+        let peer = PeerAddr(PEERS[0].parse().unwrap());
+        assert!(self.server.from_peer(self.now.instant, held.id, peer, 12).is_err(), "the old name is good still");
+        for (relayed, _) in held.relayed.v4.iter().chain(&held.relayed.v6) {
+            self.sockets.insert(*relayed, id);
+        }
+        let held = Held { id, ticket: None, moved_by: Some(sent.id), ..held };
+        assert!(self.model.held.insert(sent.from, held).is_none());
+        self.count.moved += 1;
     }
 
     /// What stands in an answer, and what the client makes of it.
@@ -487,14 +664,22 @@ impl World {
             }
             return;
         }
+        if let (437, Ask::Refresh { ticket: Some(_), .. }) = (code, &sent.ask)
+            && let Some(client) = self.clients.iter_mut().find(|client| client.address == sent.from)
+        {
+            client.ticket = None;
+        }
         if let Ask::Binding = sent.ask {
             assert_eq!(message.get::<XorMappedAddress>().unwrap().unwrap().0, sent.from.client.0);
             return;
         }
         let verified = message.verify(&key(sent.user)).unwrap();
+        let told = verified.get::<MobilityTicket<'_>>().unwrap().map(|MobilityTicket(ticket)| ticket);
         match &sent.ask {
             Ask::Allocate { .. } if code == 0 => {
+                self.learns(sent, told);
                 let held = &self.model.held[&sent.from];
+                assert_eq!(told.is_some(), held.mobile);
                 let told: Vec<_> = verified.all::<XorRelayedAddress>().map(|address| address.unwrap().0).collect();
                 // A repeated answer tells what was granted at first.
                 let have = held.relayed.v4.into_iter().chain(held.relayed.v6).map(|(relayed, _)| relayed);
@@ -503,7 +688,9 @@ impl World {
                     self.tokens.push(token);
                 }
             }
-            Ask::Refresh { lifetime, .. } if code == 0 => {
+            Ask::Refresh { lifetime, ticket, .. } if code == 0 => {
+                self.learns(sent, told);
+                assert_eq!(told.is_some(), ticket.is_some() && self.model.held.contains_key(&sent.from));
                 let told = verified.get::<Lifetime>().unwrap().unwrap().0;
                 let right = if *lifetime == Some(0) { 0 } else { granted(*lifetime).as_secs() as u32 };
                 assert_eq!(told, right);
@@ -512,9 +699,26 @@ impl World {
         }
     }
 
+    /// A ticket is told as long as it is good, and never again.
+    fn learns(&mut self, sent: &Sent, told: Option<&[u8]>) {
+        let Some(told) = told.map(<[u8]>::to_vec) else { return };
+        let held = self.model.held.get_mut(&sent.from).unwrap();
+        match &held.ticket {
+            Some(ticket) => assert_eq!(*ticket, told),
+            None => {
+                assert!(self.model.tickets.insert(told.clone()), "a ticket of the past: {sent:?}");
+                held.ticket = Some(told.clone());
+            }
+        }
+        let lost = self.random.one_in(10);
+        if let Some(client) = self.clients.iter_mut().find(|client| client.address == sent.from && !lost) {
+            (client.ticket, client.away) = (Some(told), false);
+        }
+    }
+
     /// The relay's part: some ports cannot be had.
     fn bind(&mut self, sent: &Sent, id: AllocationId, families: Families, port: PortRequest) -> (Bound, Option<Held>) {
-        let Ask::Allocate { lifetime, .. } = sent.ask else { panic!("{sent:?} binds") };
+        let Ask::Allocate { lifetime, mobile, .. } = sent.ask else { panic!("{sent:?} binds") };
         let until = self.now.instant + granted(lifetime);
         let mut bound = Bound::default();
         let mut wanted = families;
@@ -551,6 +755,9 @@ impl World {
             relayed,
             permissions: HashMap::new(),
             channels: HashMap::new(),
+            mobile,
+            ticket: None,
+            moved_by: None,
         });
         (bound, held)
     }
@@ -633,12 +840,12 @@ fn ask(random: &mut Random, tokens: &[[u8; 8]]) -> Ask {
                 4 if !tokens.is_empty() => (v4, PortRequest::Reserved(random.pick(tokens))),
                 _ => (v4, PortRequest::Any),
             };
-            Ask::Allocate { families, port, lifetime: lifetime(random) }
+            Ask::Allocate { families, port, lifetime: lifetime(random), mobile: !random.one_in(3) }
         }
         20..28 => {
             let lifetime = if random.one_in(4) { Some(0) } else { lifetime(random) };
             let family = random.pick(&[None, None, Some(AddressFamily::Ipv4), Some(AddressFamily::Ipv6)]);
-            Ask::Refresh { lifetime, family }
+            Ask::Refresh { lifetime, family, ticket: None }
         }
         28..42 => {
             let count = 1 + random.below(3);
@@ -667,7 +874,7 @@ fn encode(sent: &Sent, nonce: &[u8]) -> Vec<u8> {
     let mut w = Writer::new(&mut buffer, class, method, sent.id).unwrap();
     match &sent.ask {
         Ask::Binding | Ask::Data { .. } => {}
-        Ask::Allocate { families, port, lifetime } => {
+        Ask::Allocate { families, port, lifetime, mobile } => {
             put(&mut w, &RequestedTransport::UDP);
             match (families.v4, families.v6) {
                 (true, true) => put(&mut w, &AdditionalAddressFamily(AddressFamily::Ipv6)),
@@ -680,8 +887,12 @@ fn encode(sent: &Sent, nonce: &[u8]) -> Vec<u8> {
                 PortRequest::Reserved(token) => put(&mut w, &ReservationToken(token)),
             }
             lifetime.iter().for_each(|seconds| put(&mut w, &Lifetime(*seconds)));
+            if *mobile {
+                put(&mut w, &MobilityTicket(&[]));
+            }
         }
-        Ask::Refresh { lifetime, family } => {
+        Ask::Refresh { lifetime, family, ticket } => {
+            ticket.iter().for_each(|ticket| put(&mut w, &MobilityTicket(ticket)));
             lifetime.iter().for_each(|seconds| put(&mut w, &Lifetime(*seconds)));
             family.iter().for_each(|family| put(&mut w, &RequestedAddressFamily(*family)));
         }
@@ -748,9 +959,11 @@ fn the_server_agrees_with_a_model_of_it() {
         for code in [0, 400, 401, 403, 437, 438, 441, 443, 486, 508] {
             assert!(total.codes.contains_key(&code), "{code} was never answered: {total:?}");
         }
-        let Count { forwarded, to_channels, to_indications, refused_data, expired, repeated, .. } = total;
-        let least = [forwarded, to_channels, to_indications, refused_data, expired, repeated].into_iter().min();
-        assert!(least > Some(0), "something never happened");
+        let Count { forwarded, to_channels, to_indications, refused_data, expired, repeated, moved, unmoved, .. } =
+            total;
+        let least = [forwarded, to_channels, to_indications, refused_data, expired, repeated, moved, unmoved];
+        assert!(least.into_iter().min() > Some(0), "something never happened");
+        assert!(total.lost > 0 || steps < 1_000_000, "no move came to an address that was taken");
     }
 }
 
@@ -763,5 +976,8 @@ impl Count {
         self.refused_data += other.refused_data;
         self.expired += other.expired;
         self.repeated += other.repeated;
+        self.moved += other.moved;
+        self.unmoved += other.unmoved;
+        self.lost += other.lost;
     }
 }

@@ -54,7 +54,7 @@ impl LogFiles {
         self.max_bytes / 10
     }
 
-    /// Deletes the oldest until there is room for one more file.
+    /// Deletes the oldest until there is room for what is being written to grow.
     fn make_room(&self) -> io::Result<()> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
@@ -75,7 +75,7 @@ impl LogFiles {
         let mut count = files.len();
         let mut total: u64 = files.iter().map(|(.., bytes)| bytes).sum();
         for (_, _, path, _, bytes) in files.iter().filter(|(.., written, _)| !written) {
-            if total + self.max_file() <= self.max_bytes && count < MAX_FILES {
+            if total <= self.max_bytes && count <= MAX_FILES {
                 break;
             }
             // Another process may have done so.
@@ -153,8 +153,6 @@ impl Writer {
     fn open(&mut self) -> io::Result<File> {
         let directory = &self.options.directory;
         make_directory(directory)?;
-        // Without room there is still a log of what goes on.
-        let room = self.options.make_room();
         // A process of the same second and id has been there, as may be in containers.
         let file = loop {
             let path = directory.join(format!("{}-{:04}.log", self.start, self.number));
@@ -164,7 +162,8 @@ impl Writer {
                 result => break result?,
             }
         };
-        if let Err(error) = room {
+        // Now that other processes see it, and before it grows. Without room there is still a log of what goes on.
+        if let Err(error) = self.options.make_room() {
             self.say(&error);
         }
         Ok(file)

@@ -19,13 +19,22 @@ pub struct Program {
 impl Program {
     /// Starts the relay and waits for as many listeners as it is to have.
     pub fn start(args: &[&str], listeners: usize) -> Self {
-        let mut child = command(args).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut program = Self { child, lines };
+        let mut program = Self::start_with(args, &[]);
         for _ in 0..listeners {
             program.line("listening for TURN over UDP");
         }
         program
+    }
+
+    /// Starts the relay with these variables of the environment.
+    pub fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
+        Self::spawn(command(args).envs(env.iter().copied()))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
     }
 
     /// Reads the log until a line whose message contains `text`.
@@ -204,10 +213,7 @@ fn a_403_is_explained_in_the_log() {
 fn with_limit(limit: &str) -> (Program, std::net::SocketAddr) {
     let script = format!(r#"ulimit {limit}; exec "$0" "$@""#);
     let mut command = Command::new("sh");
-    command.args(["-c", &script, env!("CARGO_BIN_EXE_backwater-relay")]).args(QUIET).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut relay = Program { child, lines };
+    let mut relay = Program::spawn(command.args(["-c", &script, env!("CARGO_BIN_EXE_backwater-relay")]).args(QUIET));
     let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
     (relay, addr)
 }

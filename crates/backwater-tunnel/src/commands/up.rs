@@ -62,9 +62,9 @@ async fn tunnel(name: &str, config: &Config, policy: Policy, logs: Arc<Logs>) ->
     let backpressure = Backpressure::new(policy);
     let (queries, asked) = mpsc::channel(16);
     let controls = control::Controls { backpressure: backpressure.clone(), queries, logs };
-    let control = control::serve(name, controls)
-        .with_context(|| format!("the control socket of {name} (is the tunnel up already?)"))?;
+    // The device first: it says what a program without permission is to be granted.
     let link = Link::open(config, name)?;
+    let control = control::serve(name, controls).with_context(|| format!("the control socket of {name}"))?;
     let port = config.interface.listen_port;
     let options = path::Options { port, mark: link.fwmark(), backpressure, stats: Arc::default() };
     let event_loop =

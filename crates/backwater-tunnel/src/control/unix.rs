@@ -18,7 +18,10 @@ impl Listener {
     pub(super) fn new(name: &str) -> io::Result<Self> {
         let directory = directory();
         // Nobody else's to look into.
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
+            let what = format!("{}: {error}; XDG_RUNTIME_DIR names a directory of the user's own", directory.display());
+            io::Error::new(error.kind(), what)
+        })?;
         let path = directory.join(format!("{name}.sock"));
         let listener = UnixListener::bind(&path).or_else(|error| {
             // One of a process that was killed answers no more.

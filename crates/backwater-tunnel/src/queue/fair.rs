@@ -232,6 +232,11 @@ impl Fair {
         self.is_crowded(bound) && (self.flow(index).bytes + len).saturating_mul(flows) >= self.bytes
     }
 
+    /// Drops all that waits, as if nothing might.
+    pub fn clear(&mut self) {
+        self.make_room(1);
+    }
+
     /// Drops until fewer than `bound` bytes wait. A flow that is found to have most loses up to half of it at a time, so that
     /// looking for it costs little beside what it loses.
     fn make_room(&mut self, bound: usize) {

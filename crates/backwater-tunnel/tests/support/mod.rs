@@ -16,21 +16,29 @@
 
 #[path = "../../../backwater-udp/tests/support/mod.rs"]
 mod base;
+pub mod traffic;
+pub mod tunnel;
 
 use std::{
     env,
     ffi::OsStr,
+    fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::IpAddr,
+    os::fd::AsFd,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 #[allow(unused_imports, reason = "no test wants all of it")]
 pub use base::{block_on, ip};
 use base::{installed, skip};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
 
 /// How long anything may take that is done by the time that it returns.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -145,6 +153,20 @@ impl Network {
         (out.status.success(), output)
     }
 
+    /// Runs this here, in a thread of its own.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let network = File::open(format!("/proc/{}/ns/net", self.holder.id())).unwrap();
+        std::thread::spawn(move || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        })
+    }
+
+    /// Runs this here, and waits for it.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        self.spawn(work).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
     /// Starts a command, to be ended when the value is dropped.
     pub fn start(&self, line: &str) -> Process {
         Process::spawn(&format!("{}: {line}", self.name), self.command(line))
@@ -153,6 +175,8 @@ impl Network {
     /// Starts wireguard-go as the device `name`, with these addresses and a configuration as `wg setconf` has it. Its
     /// routes are those of the addresses; `ip route add` adds more.
     pub fn wireguard(&self, name: &str, configuration: &str, addresses: &[&str]) -> Process {
+        // One that was killed leaves it; wireguard-go and wg would both remove it, and wireguard-go fail if it is second.
+        self.run(&format!("rm -f /run/wireguard/{name}.sock"));
         let process = self.start(&format!("wireguard-go -f {name}"));
         self.run_until(&format!("wg show {name}"));
         self.run_with(&format!("wg setconf {name} /dev/stdin"), configuration);

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use backwater_stun::{Code, Integrity, Method, MobilityTicket, TransactionId};
+use backwater_stun::{Code, Integrity, Lifetime, Method, MobilityTicket, TransactionId};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -130,6 +130,10 @@ impl Server {
             (_, Some(id)) if self.allocation(id).is_some_and(|a| a.moved_by(request.transaction_id)) => id,
             (Ok(_), Some(_)) => {
                 return (None, replied(answer.error(reply, Code::ALLOCATION_MISMATCH, |_| Ok(()))));
+            }
+            // Or has deleted it.
+            (Err(_), None) if self.deleted.was(&request.to, request.transaction_id) => {
+                return (None, replied(answer.success(reply, |w| w.attribute(&Lifetime(0)).map(drop))));
             }
             (Err(code), _) => return (None, replied(answer.error(reply, code, |_| Ok(())))),
             (Ok(Moved(mut allocation)), None) => {

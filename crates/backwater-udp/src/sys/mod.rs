@@ -26,8 +26,11 @@ use std::{
     cell::RefCell,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use crate::transmit::Ecn;
@@ -109,7 +112,7 @@ pub(crate) struct RawTrain<'a> {
 
 /// Whether trains are sent as such. A driver that cannot (`EIO`) turns it off for a minute: routes and drivers change.
 pub(crate) struct Segmentation {
-    /// Seconds since 1970 before which it is off: 0 while it is on, the maximum where there is none.
+    /// The second, as [`now`] counts them, before which it is off: 0 while it is on, the maximum where there is none.
     off_until: AtomicU64,
 }
 
@@ -141,6 +144,9 @@ impl Segmentation {
     }
 }
 
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// In seconds, from one on. Not the wall clock's: one that is set back would keep segmentation off.
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs())
+    BEGINNING.elapsed().as_secs() + 1
 }

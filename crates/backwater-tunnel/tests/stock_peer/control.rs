@@ -1,0 +1,85 @@
+//! A running tunnel is asked and told.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::support::{
+    in_namespace,
+    traffic::{Echo, transfer, until_answered},
+    tunnel::{HERE, NAME, PROGRAMS, Sides, THERE},
+};
+
+#[test]
+fn it_says_how_it_is_and_does_as_it_is_told() {
+    in_namespace("control::it_says_how_it_is_and_does_as_it_is_told", PROGRAMS, || {
+        let sides = Sides::new();
+        assert_eq!(sides.output(["status"]), (1, String::new(), "backwater-tunnel: no tunnel is up\n".into()));
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
+        let status = tunnel.status();
+        assert_eq!((&status["name"], &status["backpressure"]), (&NAME.into(), &"wait:100ms".into()), "{status:#}");
+        assert_eq!(status["peers"][0]["last_handshake_seconds"], Value::Null);
+        let port = status["listen_port"].as_u64().unwrap();
+        assert!(sides.here.run("ss -Hlun").contains(&format!(":{port} ")));
+
+        until_answered(&sides.here, THERE[0], Duration::from_secs(5));
+        transfer(&sides.here, &sides.there, THERE[1], 10);
+        let status = tunnel.status();
+        let peer = &status["peers"][0];
+        assert_eq!(peer["endpoint"], "10.9.1.2:51820");
+        assert!(peer["rtt_ms"].as_f64().is_some_and(|rtt| rtt > 0.0 && rtt < 1000.0), "{peer:#}");
+        assert!(peer["last_handshake_seconds"].as_u64().is_some_and(|seconds| seconds < 10), "{peer:#}");
+        assert!(tunnel.peer("bytes_sent") > 10 << 20 && tunnel.peer("bytes_received") > 1 << 10, "{peer:#}");
+        // What the stock peer has counted: not what its socket had no room for.
+        let transferred = sides.there.run("wg show wg0 transfer");
+        let received: u64 = transferred.split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!(received > 10 << 20, "{transferred}");
+
+        let (code, out, _) = sides.output(["status"]);
+        assert!(code == 0 && out.contains("direct, 10.9.1.2:51820, RTT "), "{out}");
+
+        let mut command = sides.program(["status", NAME, "--json", "--watch"]);
+        let mut watch = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+        let mut uptime = || {
+            let status: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+            status["uptime_seconds"].as_u64().unwrap()
+        };
+        let first = uptime();
+        uptime();
+        assert!(uptime() > first);
+        watch.kill().unwrap();
+        watch.wait().unwrap();
+
+        for policy in ["drop", "wait:50ms"] {
+            assert_eq!(sides.output(["set", "backpressure", policy]), (0, String::new(), String::new()));
+            assert_eq!(tunnel.status()["backpressure"], policy);
+            until_answered(&sides.here, THERE[0], Duration::from_secs(1));
+        }
+        assert_eq!(sides.output(["set", "backpressure", "never"]).0, 2);
+
+        assert!(!tunnel.log().contains("\"DEBUG\""));
+        assert_eq!(sides.output(["set", "--tunnel", NAME, "log", "debug"]), (0, String::new(), String::new()));
+        // It has something to say when nobody is where the peer was.
+        sides.there.run("wg set wg0 listen-port 51822");
+        assert!(!sides.here.try_run(&format!("ping -c 1 -W 1 {}", THERE[0]), "").0);
+        sides.there.run(&format!("ping -c 1 -W 5 {}", HERE[0]));
+        let (code, _, err) = sides.output(["set", "log", "no[such"]);
+        assert!(code == 1 && err.lines().count() == 1, "{err}");
+        let (code, _, err) = sides.output(["set", "--tunnel", "other", "log", "info"]);
+        assert!(code == 1 && err.lines().count() == 1, "{err}");
+        until_answered(&sides.here, THERE[0], Duration::from_secs(1));
+        let log = tunnel.log();
+        assert!(log.contains("\"DEBUG\"") && log.contains("about an earlier datagram"), "{log}");
+        for line in log.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let keys: Vec<_> = line.as_object().unwrap().keys().take(3).cloned().collect();
+            assert!(["time", "severity", "message"].iter().all(|key| line[key].is_string()), "{keys:?}");
+        }
+    });
+}

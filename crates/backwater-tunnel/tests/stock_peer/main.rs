@@ -1,0 +1,18 @@
+//! The tunnel, end to end: the program in networks that the tests make, against wireguard-go.
+//!
+//! What has to wait for minutes is one test, so that everything else runs meanwhile.
+
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod across_minutes;
+mod bad_input;
+mod close;
+mod control;
+mod memory;
+mod moves;
+mod secrecy;
+mod talk;

@@ -1,0 +1,104 @@
+//! Either end gets another address, or is started again.
+
+use std::{thread::sleep, time::Duration};
+
+use rustix::process::Signal;
+
+use crate::support::{
+    in_namespace,
+    traffic::{Echo, until_answered},
+    tunnel::{HERE, PROGRAMS, Sides, THERE},
+};
+
+const SOON: Duration = Duration::from_secs(2);
+const CALL: Duration = Duration::from_secs(5);
+
+#[test]
+fn our_address_changes() {
+    in_namespace("moves::our_address_changes", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
+        until_answered(&sides.here, THERE[0], CALL);
+        sides.here.run("ip address del 10.9.1.1/24 dev fe1");
+        sides.here.run("ip address add 10.9.1.3/24 dev fe1");
+        let time = until_answered(&sides.here, THERE[0], SOON);
+        eprintln!("our IPv4 address has changed: {time:.1?}");
+        let endpoints = sides.there.run("wg show wg0 endpoints");
+        assert!(endpoints.contains("10.9.1.3:"), "{endpoints}");
+        assert_eq!(tunnel.peer("handshakes"), 1, "the session goes on");
+    });
+}
+
+/// The peer has something to say, and learns without hearing from our host where we are now.
+#[test]
+fn our_ipv6_address_changes_while_only_the_peer_sends() {
+    in_namespace("moves::our_ipv6_address_changes_while_only_the_peer_sends", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_stock, _here, _there) = (sides.stock(""), Echo::new(&sides.here), Echo::new(&sides.there));
+        let tunnel = sides.up("", "Endpoint = [fd09:1::2]:51820");
+        until_answered(&sides.here, THERE[0], CALL);
+        sides.here.run("ip address add fd09:1::3/64 dev fe1 nodad");
+        sides.here.run("ip address del fd09:1::1/64 dev fe1");
+        let time = until_answered(&sides.there, HERE[0], SOON);
+        eprintln!("our IPv6 address has changed: {time:.1?}");
+        let endpoints = sides.there.run("wg show wg0 endpoints");
+        assert!(endpoints.contains("[fd09:1::3]:"), "{endpoints}");
+        assert_eq!(tunnel.peer("handshakes"), 1, "the session goes on");
+    });
+}
+
+#[test]
+fn the_peers_address_changes() {
+    in_namespace("moves::the_peers_address_changes", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_stock, _here, _there) = (sides.stock(""), Echo::new(&sides.here), Echo::new(&sides.there));
+        let tunnel = sides.up("ListenPort = 51820", "Endpoint = 10.9.1.2:51820");
+        until_answered(&sides.here, THERE[0], CALL);
+        sides.there.run("ip address del 10.9.1.2/24 dev fe1");
+        sides.there.run("ip address add 10.9.1.4/24 dev fe1");
+        let key = sides.there.run("wg show wg0 peers");
+        // And once more, by the other family.
+        for (we_are, it_is) in [("10.9.1.1", "10.9.1.4"), ("[fd09:1::1]", "[fd09:1::2]")] {
+            sides.there.run(&format!("wg set wg0 peer {} endpoint {we_are}:51820", key.trim()));
+            let time = until_answered(&sides.there, HERE[0], SOON);
+            eprintln!("the peer's address has changed: {time:.1?}");
+            until_answered(&sides.here, THERE[1], SOON);
+            assert_eq!(tunnel.status()["peers"][0]["endpoint"], format!("{it_is}:51820"));
+        }
+        assert_eq!(tunnel.peer("handshakes"), 1, "the session goes on");
+    });
+}
+
+#[test]
+fn we_are_killed_and_started_again() {
+    in_namespace("moves::we_are_killed_and_started_again", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        for _ in 0..2 {
+            let mut tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
+            let time = until_answered(&sides.here, THERE[0], CALL);
+            eprintln!("we were started: {time:.1?}");
+            tunnel.process.signal(Signal::KILL);
+            tunnel.process.wait();
+            sleep(Duration::from_millis(100));
+        }
+    });
+}
+
+#[test]
+fn the_peer_is_started_again_and_calls() {
+    in_namespace("moves::the_peer_is_started_again_and_calls", PROGRAMS, || {
+        let sides = Sides::new();
+        let _tunnel = sides.up("ListenPort = 51820", "Endpoint = 10.9.1.2:51820");
+        let (_here, _there) = (Echo::new(&sides.here), Echo::new(&sides.there));
+        for _ in 0..2 {
+            let mut stock = sides.stock("Endpoint = 10.9.1.1:51820");
+            let time = until_answered(&sides.there, HERE[0], CALL);
+            eprintln!("the peer was started: {time:.1?}");
+            until_answered(&sides.here, THERE[0], SOON);
+            stock.signal(Signal::KILL);
+            stock.wait();
+        }
+    });
+}
