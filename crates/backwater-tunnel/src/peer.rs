@@ -31,6 +31,9 @@ const PATH_MTU_FOR: Duration = Duration::from_secs(600);
 /// Nothing smaller is believed: IPv6 needs no less, and inside IPv4 the tunnel would not carry a useful packet.
 const MIN_PATH_MTU: u32 = 1_280;
 
+/// A peer that has sent data hears something within this time (`KEEPALIVE_TIMEOUT`; WireGuard, section 6.5).
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
 /// Packets that one turn of the loop takes from a peer's queue.
 const BUDGET: usize = 64;
 
@@ -65,6 +68,9 @@ pub(crate) struct Peer {
     /// Whether there is a session to encrypt with.
     established: bool,
     initiated: Option<Instant>,
+    /// When data came first since something was sent. The session has a timer for it too, but takes what was sent and what came
+    /// between two looks for simultaneous, and then leaves it to the peer to find out that nobody answers.
+    unanswered: Option<Instant>,
     persistent: bool,
     /// Of the outer packet, and when that was said.
     path_mtu: Option<(u32, Instant)>,
@@ -162,6 +168,7 @@ impl Peer {
             held: VecDeque::new(),
             established: false,
             initiated: None,
+            unanswered: None,
             persistent: config.persistent_keepalive.is_some(),
             path_mtu: None,
         }
@@ -340,6 +347,7 @@ impl Peer {
                 | TunnResult::WriteToTunnelV6(..) => continue,
             };
             tools.train.push(sealed, ecn);
+            self.unanswered = None;
             self.counters.bytes_sent += len as u64;
         }
     }
@@ -464,6 +472,11 @@ impl Peer {
             | TunnResult::WriteToTunnelV6(..) => {}
         }
         self.established = self.tunn.time_since_last_handshake().is_some();
+        if self.established
+            && self.unanswered.is_some_and(|since| now.saturating_duration_since(since) >= ANSWER_WITHIN)
+        {
+            self.keep_alive(now, tools);
+        }
     }
 
     fn answer(
@@ -473,8 +486,9 @@ impl Peer {
         urgent: &mut Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>,
     ) {
         let Some(message) = message else { return };
-        if message.first() == Some(&kind::INITIATION) {
-            self.initiated = Some(now);
+        match message.first() {
+            Some(&kind::INITIATION) => self.initiated = Some(now),
+            _ => self.unanswered = None,
         }
         push(urgent, self.endpoint, message);
     }
@@ -523,6 +537,7 @@ impl Peer {
             }
         };
         let len = packet.len();
+        self.unanswered.get_or_insert(now);
         self.count(payload);
         if !allows(from) {
             self.counters.source_not_allowed += 1;

@@ -14,5 +14,6 @@ mod close;
 mod control;
 mod memory;
 mod moves;
+mod path_mtu;
 mod secrecy;
 mod talk;
