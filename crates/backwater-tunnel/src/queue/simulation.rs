@@ -15,7 +15,7 @@ const MTU: usize = 1420;
 const HEADERS: usize = virtio::LEN + 40;
 const MSS: usize = MTU - 40;
 /// Packets that a TUN device holds (`TUN_READQ_SIZE`).
-const DEVICE: usize = 500;
+const DEVICE_LEN: usize = 500;
 /// What Linux puts in one packet at most.
 const LARGEST_TRAIN: f64 = 44.0;
 
@@ -84,6 +84,7 @@ struct Simulation {
     sources: Vec<Source>,
     /// What the TUN device holds, and what it dropped.
     device: VecDeque<Vec<u8>>,
+    device_len: usize,
     device_dropped: u64,
     queue: Fair,
     rate: Rate,
@@ -128,6 +129,7 @@ impl Simulation {
             scheduled: 0,
             sources: kinds.iter().map(source).collect(),
             device: VecDeque::new(),
+            device_len: DEVICE_LEN,
             device_dropped: 0,
             queue: Fair::new(1),
             rate: Rate::default(),
@@ -216,7 +218,7 @@ impl Simulation {
         packet[34..42].copy_from_slice(&this.next.to_be_bytes());
         packet[42..50].copy_from_slice(&(self.now << 8 | segments as u64).to_be_bytes());
         this.next += segments.max(1) as u64;
-        if self.device.len() < DEVICE {
+        if self.device.len() < self.device_len {
             self.device.push_back(packet);
         } else {
             self.device_dropped += 1;
@@ -402,8 +404,10 @@ fn with_ecn_slow_start_loses_nothing_since_it_is_marked_early() {
         for flows in [1, 4] {
             for delay in [10, 20, 50] {
                 for marks_early in [true, false] {
-                    let start =
-                        Simulation { delay: delay * MS, marks_early, ..Simulation::new(mbit, &vec![TCP_ECN; flows]) };
+                    // No more than another 50 ms: nothing but the queue waits before this path.
+                    let device_len = (per_second(mbit) as usize / 20 / MTU).clamp(16, DEVICE_LEN);
+                    let simulation = Simulation::new(mbit, &vec![TCP_ECN; flows]);
+                    let start = Simulation { delay: delay * MS, marks_early, device_len, ..simulation };
                     let end = start.run(3 * S);
                     if marks_early {
                         assert_eq!(end.lost(), 0, "{mbit} Mbit/s, {flows} flows, {delay} ms");
