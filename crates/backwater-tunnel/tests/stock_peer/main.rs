@@ -15,4 +15,5 @@ mod control;
 mod memory;
 mod moves;
 mod secrecy;
+mod soak;
 mod talk;
