@@ -1,7 +1,7 @@
 //! The loop over device, sockets, timers and control.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::poll_fn,
     io::{self, IoSlice},
     net::SocketAddr,
@@ -54,6 +54,9 @@ const READS: usize = 32;
 /// the session.
 const HANDSHAKES: u64 = 2 * 50;
 
+/// Initiations that are remembered until the next tick, at most: more than are answered in a second.
+const CALLS: usize = 1024;
+
 /// What is held at the end is sent for so long.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -72,6 +75,9 @@ pub(crate) struct EventLoop {
     private_key: StaticSecret,
     public_key: PublicKey,
     limiter: Arc<RateLimiter>,
+    /// The codes (`mac1`) of initiations since the last tick. Each is sent once; what comes again is a copy, and costs nobody
+    /// else his turn.
+    calls: HashSet<[u8; 16]>,
     peers: Vec<Peer>,
     by_key: HashMap<[u8; 32], usize>,
     allowed: Allowed,
@@ -141,6 +147,7 @@ impl EventLoop {
             private_key,
             public_key,
             limiter,
+            calls: HashSet::new(),
             by_key: peers.iter().enumerate().map(|(index, peer)| (peer.public_key.to_bytes(), index)).collect(),
             peers,
             allowed,
@@ -271,7 +278,7 @@ impl EventLoop {
     }
 
     fn take_batch(&mut self, now: Instant) {
-        let Self { batch, peers, tools, path, allowed, last_source, counters, by_key, link, limiter, .. } = self;
+        let Self { batch, peers, tools, path, allowed, last_source, counters, by_key, link, limiter, calls, .. } = self;
         for train in batch.trains() {
             for datagram in train.datagrams() {
                 let index = match *datagram.payload {
@@ -281,7 +288,7 @@ impl EventLoop {
                         Some((u32::from_le_bytes([a, b, c, d]) >> 8) as usize)
                     }
                     [kind::INITIATION, ..] => {
-                        match who_calls(limiter, &self.private_key, &self.public_key, datagram, tools) {
+                        match who_calls(limiter, calls, &self.private_key, &self.public_key, datagram, tools) {
                             Caller::Known(key) => by_key.get(&key).copied(),
                             Caller::Doubtful => {
                                 counters.cookies_sent += 1;
@@ -314,8 +321,12 @@ impl EventLoop {
                     Received::Bad => {}
                 }
             }
-            write_out(&mut tools.coalescer, link, counters);
+            // A train makes one packet; what comes one by one is joined with the rest of its batch.
+            if train.datagram_count() > 1 {
+                write_out(&mut tools.coalescer, link, counters);
+            }
         }
+        write_out(&mut tools.coalescer, link, counters);
     }
 
     /// Takes what the local host sends. Returns whether there may be more.
@@ -429,6 +440,7 @@ impl EventLoop {
     fn tick(&mut self, now: Instant) {
         self.ticked = now;
         self.limiter.reset_count();
+        self.calls.clear();
         for peer in &mut self.peers {
             peer.tick(now, &mut self.tools);
         }
@@ -577,13 +589,18 @@ enum Caller {
 /// Whose handshake initiation it is: its sender's public key is in it, encrypted for this side.
 fn who_calls(
     limiter: &RateLimiter,
+    calls: &mut HashSet<[u8; 16]>,
     private_key: &StaticSecret,
     public_key: &PublicKey,
     datagram: Datagram<'_>,
     tools: &mut Tools,
 ) -> Caller {
+    let Some(&mac1) = datagram.payload.get(116..).and_then(<[u8]>::first_chunk) else { return Caller::Nobody };
+    if calls.contains(&mac1) {
+        return Caller::Nobody;
+    }
     let mut cookie = [0; path::MAX_URGENT];
-    match limiter.verify_packet(Some(datagram.source.ip()), datagram.payload, &mut cookie) {
+    let caller = match limiter.verify_packet(Some(datagram.source.ip()), datagram.payload, &mut cookie) {
         Ok(noise::Packet::HandshakeInit(initiation)) => {
             match parse_handshake_anon(private_key, public_key, &initiation) {
                 Ok(half) => Caller::Known(half.peer_static_public),
@@ -594,8 +611,13 @@ fn who_calls(
             tools.answer(datagram.source, cookie);
             Caller::Doubtful
         }
-        Ok(_) | Err(_) => Caller::Nobody,
+        Ok(_) | Err(_) => return Caller::Nobody,
+    };
+    // Whose code is good knows us.
+    if calls.len() < CALLS {
+        calls.insert(mac1);
     }
+    caller
 }
 
 fn flush(cx: &mut Context<'_>, peers: &mut [Peer], tools: &mut Tools, of: Option<usize>) {

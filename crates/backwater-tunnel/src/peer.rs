@@ -530,7 +530,7 @@ impl Peer {
             TunnResult::Err(error) => {
                 if matches!(error, WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) {
                     self.counters.replayed += 1;
-                } else {
+                } else if message == kind::DATA {
                     self.counters.invalid += 1;
                 }
                 return Received::Bad;

@@ -16,4 +16,5 @@ mod memory;
 mod moves;
 mod path_mtu;
 mod secrecy;
+mod soak;
 mod talk;

@@ -143,7 +143,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    pub fn new(from: &Network, to: &Network, addr: IpAddr) -> Self {
+    /// As fast as it goes, or at so many bytes a second.
+    pub fn new(from: &Network, to: &Network, addr: IpAddr, pace: Option<u64>) -> Self {
         let (done, bytes) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let listener = to.within(move || TcpListener::bind((addr, 0)).unwrap());
         let addr = listener.local_addr().unwrap();
@@ -164,12 +165,18 @@ impl Stream {
             move || {
                 let mut stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
                 stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
-                let block = pattern(1);
+                let block = &pattern(1)[..1 << 16];
+                let (begin, mut sent) = (Instant::now(), 0);
                 while !done.load(SeqCst) {
-                    match stream.write(&block) {
-                        Ok(_) => {}
+                    match stream.write(block) {
+                        Ok(len) => sent += len as u64,
                         Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                         Err(error) => panic!("the stream has ended: {error}"),
+                    }
+                    if let Some(pace) = pace {
+                        std::thread::sleep(
+                            Duration::from_micros(sent * 1_000_000 / pace).saturating_sub(begin.elapsed()),
+                        );
                     }
                 }
             }
@@ -180,13 +187,6 @@ impl Stream {
     /// Bytes that have arrived.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(SeqCst)
-    }
-
-    /// Bytes a second that arrive during this time.
-    pub fn rate(&self, during: Duration) -> f64 {
-        let (begin, before) = (Instant::now(), self.bytes());
-        std::thread::sleep(during);
-        (self.bytes() - before) as f64 / begin.elapsed().as_secs_f64()
     }
 
     /// Ends it; it must not have ended before.
