@@ -1,8 +1,9 @@
 //! A sender that waits: when it tries again. No I/O, and the time is an argument.
 //!
-//! *Advised*: the system has promised to say when there is room. Listen, with a timer behind it that grows. A wake-up that
-//! ends in a refusal means that the promise was worthless or that a closed bit is latched: register anew, once per
-//! interval, and otherwise leave it to the timer. A timer that fires while the socket is still blocked may mean a lost
+//! *Advised*: the system has promised to say when there is room. Listen, with a timer behind it that grows. The first wake-up
+//! that ends in a refusal is about an edge from before the wait, which sends that succeeded did not clear: that refusal did. Another
+//! one means that the promise was worthless or that a closed bit is latched: register anew, once per interval, and otherwise
+//! leave it to the timer. A timer that fires while the socket is still blocked may mean a lost
 //! edge: register anew.
 //!
 //! *Silent*: nothing was promised, and readiness is always true. Yield twice, then wait 1, 2, 4, 8 ms.
@@ -51,6 +52,8 @@ pub(crate) struct Parked {
     pub(crate) at: Instant,
     /// Whether readiness counts.
     pub(crate) listening: bool,
+    /// Whether readiness may be from before the wait.
+    stale: bool,
     /// Whether the next attempt follows at once.
     pub(crate) yielding: bool,
     backstop: Duration,
@@ -76,6 +79,7 @@ impl Parked {
             class,
             at: now,
             listening: false,
+            stale: true,
             yielding: false,
             backstop: FIRST_BACKSTOP,
             renewed: now,
@@ -120,6 +124,7 @@ impl Parked {
                 Renew::No
             }
             (Class::Advised, By::Call) => Renew::No,
+            (Class::Advised, By::Readiness) if std::mem::take(&mut self.stale) => Renew::No,
             (Class::Advised, By::Readiness) if now - self.renewed < self.backstop => {
                 self.listening = false;
                 Renew::No
@@ -187,6 +192,8 @@ mod tests {
     fn a_worthless_wake_registers_anew_once_per_interval_and_then_the_timer_counts() {
         let now = Instant::now();
         let mut p = Parked::new(Class::Advised, now, None, 0);
+        assert_eq!(p.refused(Class::Advised, By::Readiness, now, None, 0), Renew::No);
+        assert!(p.listening && p.at == now + 25 * MS, "that was an edge from before");
         assert_eq!(p.refused(Class::Advised, By::Readiness, now + MS, None, 0), Renew::No);
         assert!(!p.listening && p.at == now + 25 * MS);
         assert_eq!(p.refused(Class::Advised, By::Timer, now + 25 * MS, None, 0), Renew::Yes);
@@ -194,6 +201,7 @@ mod tests {
         assert_eq!(p.refused(Class::Advised, By::Readiness, now + 26 * MS, None, 0), Renew::No);
         assert_eq!(p.at, now + 75 * MS, "the timer stays");
         let mut late = Parked::new(Class::Advised, now, None, 0);
+        assert_eq!(late.refused(Class::Advised, By::Readiness, now, None, 0), Renew::No);
         assert_eq!(late.refused(Class::Advised, By::Readiness, now + 25 * MS, None, 0), Renew::Yes);
         assert!(late.listening);
     }
