@@ -31,6 +31,10 @@ const PATH_MTU_FOR: Duration = Duration::from_secs(600);
 /// Nothing smaller is believed: IPv6 needs no less, and inside IPv4 the tunnel would not carry a useful packet.
 const MIN_PATH_MTU: u32 = 1_280;
 
+/// Data that has come is answered after so long with an empty packet if with nothing else (WireGuard, section 6.5). The
+/// library does so only if what was sent last was sent before an earlier look at its timers.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Packets that one turn of the loop takes from a peer's queue.
 const BUDGET: usize = 64;
 
@@ -65,6 +69,8 @@ pub(crate) struct Peer {
     /// Whether there is a session to encrypt with.
     established: bool,
     initiated: Option<Instant>,
+    /// When data has come, and nothing was sent since.
+    unanswered: Option<Instant>,
     persistent: bool,
     /// Of the outer packet, and when that was said.
     path_mtu: Option<(u32, Instant)>,
@@ -162,6 +168,7 @@ impl Peer {
             held: VecDeque::new(),
             established: false,
             initiated: None,
+            unanswered: None,
             persistent: config.persistent_keepalive.is_some(),
             path_mtu: None,
         }
@@ -340,6 +347,7 @@ impl Peer {
                 | TunnResult::WriteToTunnelV6(..) => continue,
             };
             tools.train.push(sealed, ecn);
+            self.unanswered = None;
             self.counters.bytes_sent += len as u64;
         }
     }
@@ -464,6 +472,10 @@ impl Peer {
             | TunnResult::WriteToTunnelV6(..) => {}
         }
         self.established = self.tunn.time_since_last_handshake().is_some();
+        let is_due = |since| now.saturating_duration_since(since) >= KEEPALIVE_TIMEOUT;
+        if self.established && self.unanswered.is_some_and(is_due) {
+            self.keep_alive(now, tools);
+        }
     }
 
     fn answer(
@@ -473,8 +485,10 @@ impl Peer {
         urgent: &mut Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>,
     ) {
         let Some(message) = message else { return };
-        if message.first() == Some(&kind::INITIATION) {
-            self.initiated = Some(now);
+        match message.first() {
+            Some(&kind::INITIATION) => self.initiated = Some(now),
+            Some(&kind::DATA) => self.unanswered = None,
+            _ => {}
         }
         push(urgent, self.endpoint, message);
     }
@@ -524,6 +538,7 @@ impl Peer {
         };
         let len = packet.len();
         self.count(payload);
+        self.unanswered.get_or_insert(now);
         if !allows(from) {
             self.counters.source_not_allowed += 1;
         } else if !ecn::decapsulate(packet, outer) {
