@@ -100,7 +100,6 @@ pub(crate) struct EventLoop {
     rebound: Instant,
     /// A socket has failed.
     broken: bool,
-    queue_len: u32,
 }
 
 /// The address of a peer with a name.
@@ -167,7 +166,6 @@ impl EventLoop {
             calling: false,
             rebound: now,
             broken: false,
-            queue_len: link.queue_len().unwrap_or_default(),
             link,
         })
     }
@@ -461,24 +459,8 @@ impl EventLoop {
             self.rebound = now;
             self.find_peers();
         }
-        self.size_device_queue(now);
         for v6 in [false, true] {
             self.size_send_buffer(now, v6);
-        }
-    }
-
-    /// Keeps the device's own queue at 50 ms of the path's rate as well.
-    fn size_device_queue(&mut self, now: Instant) {
-        let Some(wanted) = self.peers.iter().map(|peer| peer.rate.queue_len(now, self.tools.mtu)).max() else { return };
-        // Each change makes the kernel allocate it anew.
-        if wanted >= self.queue_len * 2 || wanted <= self.queue_len / 2 {
-            match self.link.set_queue_len(wanted) {
-                Ok(()) => self.queue_len = wanted,
-                Err(error) => {
-                    debug!(%error, "the device's queue stays as it is");
-                    self.queue_len = wanted;
-                }
-            }
         }
     }
 
@@ -560,7 +542,9 @@ impl EventLoop {
         if let Ok(dropped) = self.link.dropped() {
             device.insert("tx_dropped".into(), dropped.into());
         }
-        device.insert("queue_len".into(), self.queue_len.into());
+        if let Ok(packets) = self.link.queue_len() {
+            device.insert("queue_len".into(), packets.into());
+        }
         let samples = self.options.stats.snapshot().samples();
         let transport = samples.into_iter().map(|sample| {
             let labels = sample.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();

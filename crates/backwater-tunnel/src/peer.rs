@@ -31,9 +31,8 @@ const PATH_MTU_FOR: Duration = Duration::from_secs(600);
 /// Nothing smaller is believed: IPv6 needs no less, and inside IPv4 the tunnel would not carry a useful packet.
 const MIN_PATH_MTU: u32 = 1_280;
 
-/// Data that has come is answered after so long with an empty packet if with nothing else (WireGuard, section 6.5). The
-/// library does so only if what was sent last was sent before an earlier look at its timers.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that has sent data hears something within this time (`KEEPALIVE_TIMEOUT`; WireGuard, section 6.5).
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Packets that one turn of the loop takes from a peer's queue.
 const BUDGET: usize = 64;
@@ -69,7 +68,8 @@ pub(crate) struct Peer {
     /// Whether there is a session to encrypt with.
     established: bool,
     initiated: Option<Instant>,
-    /// When data has come, and nothing was sent since.
+    /// When data came first since something was sent. The session has a timer for it too, but takes what was sent and what came
+    /// between two looks for simultaneous, and then leaves it to the peer to find out that nobody answers.
     unanswered: Option<Instant>,
     persistent: bool,
     /// Of the outer packet, and when that was said.
@@ -472,8 +472,9 @@ impl Peer {
             | TunnResult::WriteToTunnelV6(..) => {}
         }
         self.established = self.tunn.time_since_last_handshake().is_some();
-        let is_due = |since| now.saturating_duration_since(since) >= KEEPALIVE_TIMEOUT;
-        if self.established && self.unanswered.is_some_and(is_due) {
+        if self.established
+            && self.unanswered.is_some_and(|since| now.saturating_duration_since(since) >= ANSWER_WITHIN)
+        {
             self.keep_alive(now, tools);
         }
     }
@@ -487,8 +488,7 @@ impl Peer {
         let Some(message) = message else { return };
         match message.first() {
             Some(&kind::INITIATION) => self.initiated = Some(now),
-            Some(&kind::DATA) => self.unanswered = None,
-            _ => {}
+            _ => self.unanswered = None,
         }
         push(urgent, self.endpoint, message);
     }
@@ -537,8 +537,8 @@ impl Peer {
             }
         };
         let len = packet.len();
-        self.count(payload);
         self.unanswered.get_or_insert(now);
+        self.count(payload);
         if !allows(from) {
             self.counters.source_not_allowed += 1;
         } else if !ecn::decapsulate(packet, outer) {

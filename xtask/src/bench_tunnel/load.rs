@@ -64,14 +64,14 @@ impl Figures {
 
 pub(super) fn measure(load: Load, tunnel: &mut Tunnel, seconds: u64) -> Result<Figures> {
     let before = tunnel.cpu_seconds()?;
-    let told = iperf3(load, tunnel, seconds)?;
+    let told = iperf3(load, tunnel, seconds, &[])?;
     let after = tunnel.cpu_seconds()?;
     let cpu = before.zip(after).map(|(before, after)| [0, 1].map(|end| after[end] - before[end]));
     figures(load, &told, cpu)
 }
 
-/// Runs iperf3 through a tunnel; what its client says at the end.
-pub(super) fn iperf3(load: Load, tunnel: &mut Tunnel, seconds: u64) -> Result<Value> {
+/// Runs iperf3 through a tunnel, its client with `more` arguments; what that says at the end.
+pub(super) fn iperf3(load: Load, tunnel: &mut Tunnel, seconds: u64, more: &[&str]) -> Result<Value> {
     tunnel.still_runs()?;
     let address = tunnel.address().to_string();
     let port = PORT.to_string();
@@ -87,7 +87,7 @@ pub(super) fn iperf3(load: Load, tunnel: &mut Tunnel, seconds: u64) -> Result<Va
 
     let mut client = End::Near.command("iperf3");
     client.args(["-c", &address, "-p", &port, "-J", "--connect-timeout", "3000", "-t", &seconds.to_string()]);
-    client.args(load.arguments());
+    client.args(load.arguments()).args(more);
     let client = Process::start(client, "iperf3-client")?;
     let finished = client.finish(Duration::from_secs(seconds) + LONGER);
     tunnel.still_runs()?;

@@ -204,8 +204,10 @@ impl Tunnel {
             }
             Kind::Kernel => run(command, "")?,
             Kind::WireguardGo | Kind::BoringtunCli | Kind::GotatunCli => {
-                let mut process = Process::start(command, &device)?;
                 let socket = PathBuf::from(format!("/run/wireguard/{device}.sock"));
+                // One that was ended leaves it.
+                let _ = fs::remove_file(&socket);
+                let mut process = Process::start(command, &device)?;
                 wait_until(PATIENCE, || {
                     process.still_runs()?;
                     Ok(socket.exists())

@@ -130,11 +130,6 @@ impl Link {
         self.device.try_send(&packet)
     }
 
-    /// Sets how many packets may wait to be read: not possible here.
-    pub fn set_queue_len(&self, _packets: u32) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
     /// How many packets may wait to be read: not known here.
     pub fn queue_len(&self) -> io::Result<u32> {
         Err(io::ErrorKind::Unsupported.into())

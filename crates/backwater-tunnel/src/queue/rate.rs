@@ -21,7 +21,7 @@ pub struct Rate {
     last_backlogged: Option<Instant>,
 }
 
-/// How long a packet may wait in each of the queues that are sized here.
+/// How long a packet may wait in the queue in front of it.
 pub const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 const SAMPLE: Duration = Duration::from_millis(100);
@@ -84,12 +84,6 @@ impl Rate {
         (self.bound(now) / 10).max(LEAST_BOUND)
     }
 
-    /// How many packets of `mtu` bytes the TUN device may queue (`txqueuelen`) for 50 ms at the path's rate: 16 to 500;
-    /// 500, which is the kernel's default (`tun_setup`), if the rate is not known.
-    pub fn queue_len(&self, now: Instant, mtu: usize) -> u32 {
-        self.bytes_per_second(now).map_or(500, |rate| (in_longest_wait(rate) / mtu.max(1) as u64).clamp(16, 500) as u32)
-    }
-
     fn take_sample(&mut self) {
         let nanos = self.backlogged_for.as_nanos().max(1);
         let sample = u128::from(self.bytes) * 1_000_000_000 / nanos;
@@ -139,24 +133,17 @@ mod tests {
             rate.on_sent(now, 1500, false);
         }
         assert_eq!(rate.bytes_per_second(now), None);
-        assert_eq!(
-            (rate.bound(now), rate.longest_train(now) > 1 << 16, rate.queue_len(now, 1420)),
-            (4 << 20, true, 500)
-        );
+        assert_eq!((rate.bound(now), rate.longest_train(now) > 1 << 16), (4 << 20, true));
     }
 
     #[test]
     fn sizes_follow_from_the_rate() {
-        let mbit_bound_longest_and_queue = [
-            (0.1, 3020, 3020, 16),
-            (1.0, 6250, 3020, 16),
-            (20.0, 125_000, 12_500, 88),
-            (5000.0, 4 << 20, 419_430, 500),
-        ];
-        for (mbit, bound, longest, queue) in mbit_bound_longest_and_queue {
+        let mbit_bound_and_longest =
+            [(0.1, 3020, 3020), (1.0, 6250, 3020), (20.0, 125_000, 12_500), (5000.0, 4 << 20, 419_430)];
+        for (mbit, bound, longest) in mbit_bound_and_longest {
             let (mut rate, mut now) = (Rate::default(), Instant::now());
             run(&mut rate, &mut now, (mbit * 125.0 * 20.0) as usize, 20 * MS, 300 * MS);
-            assert_eq!((rate.bound(now), rate.longest_train(now), rate.queue_len(now, 1420)), (bound, longest, queue));
+            assert_eq!((rate.bound(now), rate.longest_train(now)), (bound, longest));
         }
     }
 
@@ -199,7 +186,6 @@ mod tests {
                 now += time;
                 rate.on_sent(now, bytes, true);
                 assert!((LEAST_BOUND..=LARGEST_BOUND).contains(&rate.bound(now)));
-                assert!((16..=500).contains(&rate.queue_len(now, bytes)));
             }
         }
     }

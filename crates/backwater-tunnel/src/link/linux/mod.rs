@@ -128,15 +128,7 @@ impl Link {
         Ok(rustix::io::writev(self.device.as_fd(), slices)?)
     }
 
-    /// Sets how many packets may wait to be read (`txqueuelen`).
-    pub fn set_queue_len(&self, packets: u32) -> io::Result<()> {
-        // The ioctl wants a capability that root of a user namespace has not.
-        let mut link = self.message();
-        link.attributes.push(LinkAttribute::TxQueueLen(packets));
-        self.rules.netlink.change(RouteNetlinkMessage::SetLink(link))
-    }
-
-    /// How many packets may wait to be read.
+    /// How many packets may wait to be read (`txqueuelen`).
     pub fn queue_len(&self) -> io::Result<u32> {
         self.device.tx_queue_len()
     }

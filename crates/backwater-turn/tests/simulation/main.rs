@@ -5,11 +5,13 @@
 //! The server is driven as the relay drives it, but for the sockets. `BACKWATER_STEPS` says how many steps,
 //! `BACKWATER_SEED` replays one world.
 
-#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
+
+mod model;
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet, VecDeque},
+    collections::{BinaryHeap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -19,6 +21,8 @@ use backwater_turn::{
     ClientAddr, Credentials, Families, FiveTuple, Limits, Now, PeerAddr, PeerRules, PerFamily, Quotas, RelayedAddr,
     server::{Action, AllocationId, Bound, Config, Framing, MAX_REPLY, Move, Moved, PortRequest, Server},
 };
+
+use model::{Held, MOVES, Model, granted};
 
 const REALM: &str = "example.org";
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
@@ -95,245 +99,6 @@ struct Client {
     ticket: Option<Vec<u8>>,
     /// It has another address than before, and has not been told a ticket since.
     away: bool,
-}
-
-/// What the model knows of an allocation.
-#[derive(Debug)]
-struct Held {
-    id: AllocationId,
-    user: usize,
-    request: TransactionId,
-    /// The relayed address and its end.
-    relayed: PerFamily<Option<(SocketAddr, Instant)>>,
-    permissions: HashMap<IpAddr, Instant>,
-    channels: HashMap<u16, (SocketAddr, Instant)>,
-    mobile: bool,
-    /// The one that is good, once it has been told.
-    ticket: Option<Vec<u8>>,
-    moved_by: Option<TransactionId>,
-}
-
-impl Held {
-    /// A relayed address ends, and takes with it what depends on it.
-    fn close(&mut self, family: AddressFamily) -> Option<(SocketAddr, Instant)> {
-        let stays = |ip: &IpAddr| ip.is_ipv4() != (family == AddressFamily::Ipv4);
-        self.permissions.retain(|ip, _| stays(ip));
-        self.channels.retain(|_, (peer, _)| stays(&peer.ip()));
-        self.relayed.get_mut(family).take()
-    }
-
-    /// The right answers to a Refresh request.
-    fn refreshed(&self, family: Option<AddressFamily>, again: Option<bool>) -> Vec<u16> {
-        match (family, again) {
-            (Some(family), None) if self.relayed.get(family).is_none() => vec![443],
-            (Some(family), Some(false)) if self.relayed.get(family).is_none() => vec![0, 443],
-            _ => vec![0],
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        self.relayed.v4.is_none() && self.relayed.v6.is_none()
-    }
-}
-
-const FAMILIES: [AddressFamily; 2] = [AddressFamily::Ipv4, AddressFamily::Ipv6];
-
-/// The reference: everything a server has to remember.
-#[derive(Default)]
-struct Model {
-    held: HashMap<FiveTuple, Held>,
-    deleted: HashMap<FiveTuple, (TransactionId, Instant)>,
-    /// On their way to their clients' new addresses: nobody's until then.
-    moving: VecDeque<Held>,
-    /// All that were ever told.
-    tickets: HashSet<Vec<u8>>,
-}
-
-/// Among the right codes: no answer yet, but a request for an allocation that is elsewhere.
-const MOVES: u16 = 1;
-
-/// RFC 8489, section 6.3.1: how long an answer is to be repeated.
-const REPEATED: Duration = Duration::from_secs(40);
-
-impl Model {
-    /// The answers that are right: codes, zero for a success.
-    fn codes(&self, sent: &Sent, now: Now) -> Vec<u16> {
-        if let Ask::Binding = sent.ask {
-            return vec![0];
-        }
-        let nonce =
-            sent.nonce.is_some_and(|(to, at)| to == sent.from && now.unix.as_secs().abs_diff(at.as_secs()) <= 3600);
-        match (sent.signed, nonce) {
-            (Signed::No, _) | (Signed::Wrongly, true) => return vec![401],
-            (Signed::Wrongly, false) => return vec![401, 438],
-            (Signed::Well, false) => return vec![438],
-            (Signed::Well, true) => {}
-        }
-        let held = self.held.get(&sent.from);
-        if let Ask::Allocate { .. } = sent.ask {
-            let all = || self.held.values().chain(&self.moving);
-            let of_user = all().filter(|held| held.user == sent.user).count();
-            let (user_full, full) = (of_user >= PER_USER, all().count() >= MAX_ALLOCATIONS);
-            return match held {
-                Some(held) if held.request == sent.id => vec![0],
-                Some(_) => vec![437],
-                None if user_full && full => vec![486, 508],
-                None if user_full => vec![486],
-                None if full => vec![508],
-                None => vec![0],
-            };
-        }
-        let again = self.deleted_by(sent, now.instant);
-        if let Ask::Refresh { ticket: Some(ticket), .. } = &sent.ask {
-            let genuine = self.tickets.contains(ticket);
-            match held {
-                None => {
-                    let rest = if genuine { MOVES } else { 400 };
-                    return match again {
-                        Some(true) => vec![0],
-                        Some(false) => vec![0, rest],
-                        None => vec![rest],
-                    };
-                }
-                Some(held) if held.ticket.as_ref() != Some(ticket) && held.moved_by != Some(sent.id) => {
-                    let wrong = if genuine { 437 } else { 400 };
-                    return if held.user == sent.user { vec![wrong] } else { vec![wrong, 441] };
-                }
-                Some(_) => {}
-            }
-        }
-        let Some(held) = held else {
-            return match (&sent.ask, again) {
-                (Ask::Refresh { .. }, Some(true)) => vec![0],
-                // It may have been forgotten.
-                (Ask::Refresh { .. }, Some(false)) => vec![0, 437],
-                _ => vec![437],
-            };
-        };
-        if held.user != sent.user {
-            return vec![441];
-        }
-        let family = |family: AddressFamily| held.relayed.get(family).is_some();
-        if let Ask::Refresh { family, .. } = sent.ask {
-            return held.refreshed(family, again);
-        }
-        let refusals = |peers: &[SocketAddr]| {
-            let mut codes = Vec::new();
-            for peer in peers {
-                codes.extend((!family(AddressFamily::of(peer))).then_some(443));
-                codes.extend(is_denied(*peer).then_some(403));
-            }
-            codes
-        };
-        let mut codes = match &sent.ask {
-            Ask::Permit { peers } => refusals(peers),
-            Ask::Channel { number, peer } => {
-                let mut codes = refusals(&[*peer]);
-                let live = held.channels.iter().filter(|(_, (_, until))| *until > now.instant);
-                let conflict = live.into_iter().any(|(n, (p, _))| (n == number) != (p == peer));
-                codes.extend(conflict.then_some(400));
-                codes
-            }
-            _ => Vec::new(),
-        };
-        if codes.is_empty() {
-            codes.push(0);
-        }
-        codes
-    }
-
-    /// Whether this very request has deleted something: lately, or long ago, which may be forgotten.
-    fn deleted_by(&self, sent: &Sent, now: Instant) -> Option<bool> {
-        let (_, at) = self.deleted.get(&sent.from).filter(|(id, _)| *id == sent.id)?;
-        Some(now.duration_since(*at) < REPEATED)
-    }
-
-    /// Where the allocation is that a client comes for with a ticket, or why it does not get it.
-    fn gives(&self, sent: &Sent) -> Result<FiveTuple, Vec<u16>> {
-        let Ask::Refresh { family, ticket, .. } = &sent.ask else { panic!("{sent:?} moves") };
-        let (from, held) = self.held.iter().find(|(_, held)| held.ticket == *ticket).ok_or(vec![437])?;
-        let mut codes = Vec::new();
-        codes.extend((held.user != sent.user).then_some(441));
-        codes.extend(family.is_some_and(|family| held.relayed.get(family).is_none()).then_some(443));
-        if codes.is_empty() { Ok(*from) } else { Err(codes) }
-    }
-
-    /// The right answers to one that came with what was given, or not.
-    fn taken(&self, sent: &Sent, given: Option<u16>, now: Instant) -> Vec<u16> {
-        let Ask::Refresh { family, .. } = sent.ask else { panic!("{sent:?} moves") };
-        let again = self.deleted_by(sent, now);
-        match (given, self.held.get(&sent.from)) {
-            // Doubled, and the first has brought it.
-            (_, Some(held)) if held.moved_by == Some(sent.id) => held.refreshed(family, again),
-            (None, Some(_)) => vec![437],
-            (None, None) => vec![0],
-            // The first has deleted it.
-            (Some(_), None) if again == Some(true) => vec![0],
-            (Some(code), _) if again.is_some() => vec![0, code],
-            (Some(code), _) => vec![code],
-        }
-    }
-
-    fn permitted(&self, from: &FiveTuple, peer: SocketAddr, now: Instant) -> bool {
-        self.held.get(from).is_some_and(|held| held.permissions.get(&peer.ip()).is_some_and(|until| *until > now))
-    }
-
-    /// Where ChannelData goes.
-    fn channel(&self, from: &FiveTuple, number: u16, now: Instant) -> Option<SocketAddr> {
-        let (peer, until) = self.held.get(from)?.channels.get(&number)?;
-        (*until > now).then_some(*peer)
-    }
-
-    /// What a success changes.
-    fn succeeded(&mut self, sent: &Sent, now: Instant) {
-        let seconds = Duration::from_secs;
-        let Some(held) = self.held.get_mut(&sent.from) else { return };
-        match &sent.ask {
-            Ask::Refresh { lifetime: Some(0), family, .. } => {
-                for gone in FAMILIES.into_iter().filter(|f| family.is_none_or(|family| family == *f)) {
-                    held.close(gone);
-                }
-                if held.is_over() {
-                    self.held.remove(&sent.from);
-                }
-                if self.deleted.get(&sent.from).is_none_or(|(id, _)| *id != sent.id) {
-                    self.deleted.insert(sent.from, (sent.id, now));
-                }
-            }
-            Ask::Refresh { lifetime, family, .. } => {
-                for f in FAMILIES {
-                    if let Some((_, until)) = held.relayed.get_mut(f)
-                        && family.is_none_or(|family| family == f)
-                    {
-                        *until = now + granted(*lifetime);
-                    }
-                }
-            }
-            Ask::Permit { peers } => {
-                held.permissions.extend(peers.iter().map(|peer| (peer.ip(), now + seconds(300))));
-            }
-            Ask::Channel { number, peer } => {
-                held.permissions.insert(peer.ip(), now + seconds(300));
-                held.channels.retain(|_, (_, until)| *until > now);
-                held.channels.insert(*number, (*peer, now + seconds(600)));
-            }
-            Ask::Binding | Ask::Allocate { .. } | Ask::Send { .. } | Ask::Data { .. } => {}
-        }
-    }
-
-    /// When the next relayed address ends.
-    fn next_expiry(&self) -> Option<Instant> {
-        let ends = self.held.values().flat_map(|held| held.relayed.v4.into_iter().chain(held.relayed.v6));
-        ends.map(|(_, until)| until).min()
-    }
-}
-
-fn granted(lifetime: Option<u32>) -> Duration {
-    Duration::from_secs(lifetime.unwrap_or(600).clamp(600, MAX_LIFETIME).into())
-}
-
-fn is_denied(peer: SocketAddr) -> bool {
-    peer.ip() == IpAddr::from([203, 0, 113, 66]) || peer.ip().is_loopback()
 }
 
 struct World {

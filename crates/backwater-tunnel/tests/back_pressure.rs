@@ -1,0 +1,184 @@
+//! What becomes of TCP in a tunnel whose uplink refuses datagrams: a token bucket before the sender's veth. Both ends are
+//! ours but where a stock one sends; the receiving one counts what it misses by the numbers that WireGuard gives to datagrams.
+//!
+//! `cargo xtask experiment` measures the same with a distance between the ends, other rates, and round-trip times.
+
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod support;
+
+use std::process::Command;
+
+use serde_json::Value;
+use support::{
+    Network, Process, in_namespace, keys,
+    tunnel::{Directory, PROGRAM, number},
+};
+
+/// What may be sent at once is more than a train, so that none is taken apart by the queue.
+const UPLINK: &str = "tc qdisc add dev fe1 root tbf rate 20mbit burst 80000 limit 128000";
+
+/// TCP's payload in 20 Mbit/s of frames: 1,368 bytes of 1,494.
+const PAYLOAD_RATE: f64 = 20e6 * 1368.0 / 1494.0;
+
+const PROGRAMS: &[(&str, &str)] =
+    &[("iperf3", "iperf3"), ("tc", "iproute2"), ("wg", "wireguard-tools"), ("wireguard-go", "wireguard-go")];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    Ours(&'static str),
+    Stock,
+}
+
+struct Uplink {
+    here: Network,
+    there: Network,
+    directory: Directory,
+    here_keys: (String, String),
+    there_keys: (String, String),
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// Datagrams that were numbered and did not arrive.
+    missing: u64,
+    /// Of these, what the sender says.
+    told: u64,
+    /// Refusals that the sender came to know of.
+    refused: u64,
+    device_dropped: u64,
+    marked: u64,
+    /// By the queue of the tunnel.
+    shed: u64,
+    retransmitted: u64,
+    /// Of these, what had arrived all the same (RFC 2883), as when the machine is busy.
+    needlessly: u64,
+    /// Of what the uplink can carry.
+    goodput: f64,
+}
+
+#[test]
+fn waiting_with_ecn_loses_nothing() {
+    in_namespace("waiting_with_ecn_loses_nothing", PROGRAMS, || {
+        let uplink = Uplink::new(true);
+        for streams in [1, 4] {
+            let mut goodputs = Vec::new();
+            // Only how much goes through depends on what else the machine does.
+            while goodputs.len() < 3 && goodputs.last().is_none_or(|goodput| *goodput < 0.95) {
+                let seen = uplink.tcp(Sender::Ours("wait"), streams);
+                println!("{streams} streams: {seen:?}");
+                assert!(seen.refused > 0 && seen.marked > 0, "the path was not the bottleneck: {seen:?}");
+                assert_eq!((seen.missing, seen.told, seen.device_dropped, seen.shed), (0, 0, 0, 0));
+                assert!(seen.retransmitted <= seen.needlessly, "{seen:?}");
+                goodputs.push(seen.goodput);
+            }
+            assert!(goodputs.last().is_some_and(|goodput| *goodput >= 0.95), "{goodputs:?}");
+        }
+    });
+}
+
+#[test]
+fn waiting_without_ecn_loses_only_what_the_queue_sheds() {
+    in_namespace("waiting_without_ecn_loses_only_what_the_queue_sheds", PROGRAMS, || {
+        let seen = Uplink::new(false).tcp(Sender::Ours("wait"), 4);
+        println!("{seen:?}");
+        assert!(seen.refused > 0 && seen.shed > 0, "the path was not the bottleneck: {seen:?}");
+        assert_eq!((seen.missing, seen.told, seen.device_dropped, seen.marked), (0, 0, 0, 0));
+    });
+}
+
+#[test]
+fn dropping_loses_what_it_says_and_others_what_nobody_says() {
+    in_namespace("dropping_loses_what_it_says_and_others_what_nobody_says", PROGRAMS, || {
+        let uplink = Uplink::new(true);
+        let seen = uplink.tcp(Sender::Ours("drop"), 4);
+        println!("drop: {seen:?}");
+        assert!(seen.missing > 0 && seen.missing == seen.told, "{seen:?}");
+        let seen = uplink.tcp(Sender::Stock, 4);
+        println!("wireguard-go: {seen:?}");
+        assert!(seen.missing > 0, "{seen:?}");
+    });
+}
+
+impl Uplink {
+    fn new(ecn: bool) -> Self {
+        let (here, there) = (Network::new("here"), Network::new("there"));
+        here.join(&there, 1);
+        here.run(UPLINK);
+        for network in [&here, &there] {
+            network.run_with("tee /proc/sys/net/ipv4/tcp_ecn", if ecn { "1" } else { "0" });
+        }
+        Self { here, there, directory: Directory::new(), here_keys: keys(), there_keys: keys() }
+    }
+
+    /// Sends through new tunnels for some seconds.
+    fn tcp(&self, sender: Sender, streams: usize) -> Seen {
+        let of_there = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = 51820\nAddress = 10.0.0.2/24\n\
+             [Peer]\nPublicKey = {}\nAllowedIPs = 10.0.0.1/32\n",
+            self.there_keys.0, self.here_keys.1
+        );
+        let _there = self.up(&self.there, "there", &of_there, "wait");
+        let peer =
+            format!("[Peer]\nPublicKey = {}\nAllowedIPs = 10.0.0.2/32\nEndpoint = 10.9.1.2:51820\n", self.there_keys.1);
+        let interface = format!("[Interface]\nPrivateKey = {}\n", self.here_keys.0);
+        let _here = match sender {
+            Sender::Ours(policy) => {
+                self.up(&self.here, "here", &format!("{interface}Address = 10.0.0.1/24\n{peer}"), policy)
+            }
+            Sender::Stock => self.here.wireguard("here", &format!("{interface}{peer}"), &["10.0.0.1/24"]),
+        };
+        let server = self.there.start("iperf3 -s -1 --forceflush");
+        server.wait_for("listening");
+        let needlessly = self.needless();
+        // CUBIC, whatever the system's default is: not all heed marks.
+        let told: Value =
+            serde_json::from_str(&self.here.run(&format!("iperf3 -J -c 10.0.0.2 -t 4 -C cubic -P {streams}"))).unwrap();
+        // What is under way arrives.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let there = self.status(&self.there, "there");
+        let here = (sender != Sender::Stock).then(|| self.status(&self.here, "here"));
+        let of_here = |name: &str| here.as_ref().map_or(0, |here| number(&here["peers"][0]["counters"], name));
+        let end = &told["end"];
+        Seen {
+            missing: number(&there["peers"][0]["counters"], "datagrams_missing"),
+            told: of_here("datagrams_dropped"),
+            refused: of_here("held"),
+            device_dropped: here.as_ref().map_or(0, |here| number(&here["device"], "tx_dropped")),
+            marked: of_here("marked"),
+            shed: of_here("dropped") + of_here("first_segment_dropped") + of_here("overflowed"),
+            retransmitted: number(&end["sum_sent"], "retransmits"),
+            needlessly: self.needless() - needlessly,
+            goodput: end["sum_received"]["bits_per_second"].as_f64().unwrap() / PAYLOAD_RATE,
+        }
+    }
+
+    fn up(&self, network: &Network, name: &str, configuration: &str, policy: &str) -> Process {
+        let file = self.directory.file(&format!("{name}.conf"), configuration);
+        let words = ["up", file.to_str().unwrap(), "--backpressure", policy];
+        let process = Process::spawn(name, self.program(network, &words));
+        process.wait_for(&format!("{name} is up"));
+        process
+    }
+
+    fn status(&self, network: &Network, name: &str) -> Value {
+        let out = self.program(network, &["status", name, "--json"]).output().unwrap();
+        serde_json::from_slice(&out.stdout).unwrap()
+    }
+
+    fn program(&self, network: &Network, words: &[&str]) -> Command {
+        let mut command = network.command_of([&[PROGRAM], words].concat());
+        command.env("XDG_CACHE_HOME", &self.directory.path).env("XDG_RUNTIME_DIR", "/run").env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    /// Segments that were sent again though they had arrived, as the receiver's TCP has told ours.
+    fn needless(&self) -> u64 {
+        let text = self.here.run("cat /proc/net/netstat");
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+        let (names, values) = lines.next().zip(lines.next()).unwrap();
+        let mut both = names.split_whitespace().zip(values.split_whitespace());
+        both.find(|(name, _)| *name == "TCPDSACKRecv").unwrap().1.parse().unwrap()
+    }
+}
