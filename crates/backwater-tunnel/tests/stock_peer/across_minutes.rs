@@ -31,7 +31,8 @@ fn sessions_and_outages() {
     });
 }
 
-/// Nothing has come for fifteen seconds, but nothing was sent either.
+/// Nothing has come for fifteen seconds, but nothing was sent either. The peer, which has sent last, hears from us after
+/// ten (`KEEPALIVE_TIMEOUT`), and does not think us gone.
 fn a_pause_does_not_renew_the_session() {
     let sides = Sides::new();
     let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
