@@ -60,7 +60,7 @@ impl Logs {
     pub fn to_files(filter: &str, files: &LogFiles) -> Result<Self, BadFilter> {
         let filter = parsed(filter)?;
         let terminal = io::stdout().is_terminal().then(|| non_blocking(io::stdout()));
-        Ok(Self::begin(filter, terminal, Some(non_blocking(files.writer(SystemTime::now())))))
+        Ok(Self::begin(filter, terminal, Some(non_blocking(files.writer(now())))))
     }
 
     /// Writes what passes this filter from now on.
@@ -103,12 +103,16 @@ fn parsed(filter: &str) -> Result<EnvFilter, BadFilter> {
     EnvFilter::try_new(filter).map_err(|error| BadFilter(error.to_string()))
 }
 
+/// What the clock says, but for before 1970, which has no form in a log.
+fn now() -> SystemTime {
+    SystemTime::now().max(SystemTime::UNIX_EPOCH)
+}
+
 struct Clock;
 
 impl FormatTime for Clock {
     fn format_time(&self, w: &mut Writer<'_>) -> fmt::Result {
-        // Before 1970 it would panic.
-        write!(w, "{}", humantime::format_rfc3339_nanos(SystemTime::now().max(SystemTime::UNIX_EPOCH)))
+        write!(w, "{}", humantime::format_rfc3339_nanos(now()))
     }
 }
 

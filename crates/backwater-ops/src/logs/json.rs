@@ -3,7 +3,6 @@
 use std::{
     error::Error,
     fmt::{self, Debug, Write},
-    time::SystemTime,
 };
 
 use serde::Serialize;
@@ -27,7 +26,7 @@ where
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let time = humantime::format_rfc3339_nanos(SystemTime::now());
+        let time = humantime::format_rfc3339_nanos(super::now());
         let severity = event.metadata().level();
         let Fields { message, others } = fields;
         let message = if message.is_empty() { "\"\"" } else { &message };
