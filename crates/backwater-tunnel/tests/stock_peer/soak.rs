@@ -40,9 +40,10 @@ fn load_loss_reordering_and_flaps() {
         while begin.elapsed() < Duration::from_secs(seconds) {
             let (before, since) = (bytes(), Instant::now());
             sleep(Duration::from_secs(4));
-            // TCP may have doubled its timer a few times while the link was down.
+            // TCP may have doubled its timer a few times while the link was down, and the forwarder's short buffer loses more
+            // than one in a hundred beside the other stream. That the tunnel itself is back the echoes say, within two seconds.
             while zip(before, bytes()).any(|(before, after)| before == after) {
-                assert!(since.elapsed() < Duration::from_secs(15), "flap {flaps}: {before:?} bytes, now {:?}", bytes());
+                assert!(since.elapsed() < Duration::from_secs(60), "flap {flaps}: {before:?} bytes, now {:?}", bytes());
                 sleep(Duration::from_millis(100));
             }
             let usage = (tunnel.process.resident(), tunnel.descriptors());
