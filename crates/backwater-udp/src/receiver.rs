@@ -162,17 +162,11 @@ impl RecvBatch {
 
 impl<'a> Train<'a> {
     /// The payloads.
+    #[inline]
     pub fn payloads(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         // `chunks` would yield nothing for no bytes, but an empty datagram is one.
-        let (size, mut rest) = (self.segment_size.max(1), Some(self.payload));
-        std::iter::from_fn(move || {
-            let (datagram, after) = match rest?.split_at_checked(size) {
-                Some((datagram, after)) => (datagram, Some(after).filter(|after| !after.is_empty())),
-                None => (rest?, None),
-            };
-            rest = after;
-            Some(datagram)
-        })
+        let empty = self.payload.is_empty().then_some(self.payload);
+        self.payload.chunks(self.segment_size.max(1)).chain(empty)
     }
 
     /// The datagrams.
