@@ -206,8 +206,10 @@ impl EventLoop {
         }
         while let Poll::Ready(change) = self.monitor.poll_change(cx) {
             // Also told of where nothing is different, as by a router that advertises itself again.
-            let moved =
-                self.peers.iter_mut().filter_map(|peer| peer.source_changed(&self.path).then_some(())).count() > 0;
+            let mut moved = false;
+            for peer in &mut self.peers {
+                moved |= peer.source_changed(&self.path);
+            }
             debug!(?change, moved, "the network has changed");
             if moved {
                 info!("this side's address has changed");
@@ -456,7 +458,6 @@ impl EventLoop {
             self.rebind(now);
             self.call_peers(now, false);
         } else if waited && self.peers.iter().any(|peer| peer.endpoint().is_none() && peer.configured.is_some()) {
-            self.rebound = now;
             self.find_peers();
         }
         for v6 in [false, true] {

@@ -146,12 +146,17 @@ fn is_installed(program: &str) -> bool {
 
 fn inside(target: &Path, options: &Options) -> Result<()> {
     let report = measure(&Programs { target: target.to_owned() }, options)?;
+    publish(&report, options.markdown.as_deref(), report.failures.len())
+}
+
+/// Prints a report, and writes it to a file too if one is named. Measurements that failed are an error afterwards.
+fn publish(report: &impl std::fmt::Display, markdown: Option<&Path>, failures: usize) -> Result<()> {
     let text = report.to_string();
     print!("{text}");
-    if let Some(path) = &options.markdown {
+    if let Some(path) = markdown {
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
-    ensure!(report.failures.is_empty(), "{} measurements failed", report.failures.len());
+    ensure!(failures == 0, "{failures} measurements failed");
     Ok(())
 }
 

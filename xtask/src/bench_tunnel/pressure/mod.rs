@@ -216,13 +216,7 @@ fn inside(target: &Path, options: &Options) -> Result<()> {
             }
         }
     }
-    let text = report.to_string();
-    print!("{text}");
-    if let Some(path) = &options.markdown {
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-    }
-    ensure!(report.failures.is_empty(), "{} measurements failed", report.failures.len());
-    Ok(())
+    super::publish(&report, options.markdown.as_deref(), report.failures.len())
 }
 
 fn cases(options: &Options) -> impl Iterator<Item = Case> {
