@@ -12,7 +12,6 @@ use std::{
 };
 
 use backwater_udp::{Datagram, IcmpKind, RecvBatch};
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use boringtun::{
     noise::{self, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -25,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     allowed::{Allowed, Last},
-    config::{Config, Endpoint},
+    config::{Config, Endpoint, Key},
     counters::Counters,
     link::{Link, Monitor, Suspended},
     packet::{
@@ -637,7 +636,7 @@ fn write_out(coalescer: &mut Coalescer, link: &Link, counters: &mut Counters) {
 }
 
 fn name_of(key: &PublicKey) -> String {
-    BASE64_STANDARD.encode(key)
+    Key(key.to_bytes()).to_base64()
 }
 
 fn fields(counters: &impl serde::Serialize) -> serde_json::Map<String, serde_json::Value> {
