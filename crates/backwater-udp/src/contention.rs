@@ -52,6 +52,11 @@ impl Contention {
         }
     }
 
+    /// Whether nobody was called.
+    pub(crate) fn is_nobodys_turn(&self) -> bool {
+        self.turn.load(Relaxed) == 0
+    }
+
     /// Whether somebody else was called and has not had a chance since; asked once, it is so no more.
     pub(crate) fn is_anothers_turn(&self, id: u64) -> bool {
         let turn = self.turn.load(Relaxed);

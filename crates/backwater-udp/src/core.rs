@@ -93,6 +93,14 @@ impl<I: Io> Core<I> {
         cx: &mut Context<'_>,
         ts: &mut [Transmit<'_>],
     ) -> Poll<io::Result<Report>> {
+        let mut known = None;
+        if self.held == 0 && self.wait.is_none() && self.io.contention().is_nobodys_turn() {
+            match pass(&self.io, self.id, ts) {
+                Ok(Some(sent)) => return Poll::Ready(Ok(Report { sent, ..Report::default() })),
+                Ok(None) => {}
+                Err(error) => known = Some(error),
+            }
+        }
         self.accept(ts);
         if self.held == 0 {
             return Poll::Ready(Ok(total(ts)));
@@ -102,7 +110,7 @@ impl<I: Io> Core<I> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match attempt(&self.io, self.id, ts) {
+            match attempt_after(known, &self.io, self.id, ts) {
                 Attempt::Refused(_) if self.io.backpressure().get() == Policy::Drop => {
                     drop_rest(&self.io, ts, DropReason::NoBuffers);
                     return Poll::Ready(self.finish(ts, Attempt::Done));
@@ -130,11 +138,8 @@ impl<I: Io> Core<I> {
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
         let before = t.remaining();
         let ended = attempt_one(&self.io, self.id, t, None);
-        let resolved = before - t.remaining();
         if t.cursor.accepted {
-            self.held -= resolved.min(self.held);
-        } else {
-            self.io.stats().accept(resolved);
+            self.held -= (before - t.remaining()).min(self.held);
         }
         match ended {
             Attempt::Done => Ok(t.cursor.report),
@@ -404,16 +409,58 @@ fn look_for_edge<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) 
     }
 }
 
+/// Sends transmits that no sender has seen before, as nearly all are: whole, in one call. How many datagrams went if that
+/// was all, or the error about the first transmit that is left.
+fn pass<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> io::Result<Option<u32>> {
+    if ts.iter().any(|t| t.cursor.accepted) {
+        return Ok(None);
+    }
+    let all = ts.len();
+    let (went, datagrams) = match ts {
+        [t] => {
+            let Some(chunk) = t.whole(io.limits()) else { return Ok(None) };
+            io.send(&t.outgoing(&chunk))?;
+            (1, went(io, t, t.remaining(), t.cursor.bytes_left))
+        }
+        ts => send_together(io, ts)?,
+    };
+    if went > 0 {
+        io.stats().passed(datagrams);
+        io.stats().attempt(1);
+        io.contention().found_room(id);
+    }
+    Ok((went == all).then_some(datagrams as u32))
+}
+
 /// Tries each transmit that is not done. What is refused is advised only if all of it is.
 fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
+    attempt_after(None, io, id, ts)
+}
+
+/// The same. `known` is how the first system call has ended already.
+fn attempt_after<I: Io>(mut known: Option<io::Error>, io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
     if let [t] = ts {
-        return attempt_one(io, id, t, None);
+        return attempt_one(io, id, t, known);
     }
     let (mut refused, mut crowded) = (None, false);
-    let mut i = 0;
+    let mut i = ts.iter().take_while(|t| t.is_done()).count();
     while i < ts.len() {
-        let (sent, error) = send_together(io, id, ts.get_mut(i..).unwrap_or_default());
-        i += sent;
+        let together = match known.take() {
+            Some(error) => Err(error),
+            None => send_together(io, ts.get_mut(i..).unwrap_or_default()),
+        };
+        let error = match together {
+            Ok((went, datagrams)) => {
+                if went > 0 {
+                    io.stats().attempt(1);
+                    io.stats().sent(datagrams);
+                    io.contention().found_room(id);
+                }
+                i += went;
+                None
+            }
+            Err(error) => Some(error),
+        };
         let Some(t) = ts.get_mut(i) else { break };
         i += 1;
         match attempt_one(io, id, t, error) {
@@ -428,28 +475,18 @@ fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
     refused.map_or(if crowded { Attempt::Crowded } else { Attempt::Done }, Attempt::Refused)
 }
 
-/// Sends those at the front that can go out whole, if there are several of them, in one call: how many went, and the
-/// error about the next, if that was the first.
-fn send_together<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> (usize, Option<io::Error>) {
-    let (max_datagrams, max_bytes) = io.limits();
-    let whole = |t: &Transmit<'_>| t.whole(max_datagrams, max_bytes).is_some();
-    let [first, second, ..] = ts else { return (0, None) };
-    if !whole(first) || !whole(second) {
-        return (0, None);
+/// Sends those at the front that can go out whole, if there are several of them, in one call: how many went, and of how
+/// many datagrams. An error is about the first.
+fn send_together<I: Io>(io: &I, ts: &mut [Transmit<'_>]) -> io::Result<(usize, usize)> {
+    let limits = io.limits();
+    let [first, second, ..] = ts else { return Ok((0, 0)) };
+    if first.whole(limits).is_none() || second.whole(limits).is_none() {
+        return Ok((0, 0));
     }
-    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(max_datagrams, max_bytes)?)));
-    let sent = match io.send_several(outs) {
-        Ok(sent) => sent,
-        Err(error) => return (0, Some(error)),
-    };
-    io.stats().attempt(1);
-    let mut datagrams = 0;
-    for t in ts.iter_mut().take(sent) {
-        datagrams += t.remaining();
-        went(io, t, t.remaining(), t.cursor.bytes_left);
-    }
-    found_room(io, id, datagrams);
-    (sent, None)
+    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(limits)?)));
+    let sent = io.send_several(outs)?;
+    let datagrams = ts.iter_mut().take(sent).map(|t| went(io, t, t.remaining(), t.cursor.bytes_left)).sum();
+    Ok((sent, datagrams))
 }
 
 /// The loop of system calls. `known` is how the first of them has ended already.
@@ -470,7 +507,12 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
         let Err(error) = known.take().map_or_else(|| io.send(&t.outgoing(&chunk)), Err) else {
             (interrupted, others) = (0, 0);
             went(io, t, datagrams, bytes);
-            found_room(io, id, datagrams);
+            if t.cursor.accepted {
+                io.stats().sent(datagrams);
+            } else {
+                io.stats().passed(datagrams);
+            }
+            io.contention().found_room(id);
             continue;
         };
         match classify(io, t, &error, datagrams > 1, others < MAX_OTHERS_ERRORS) {
@@ -501,21 +543,20 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
     ended
 }
 
-/// The kernel has taken these, the next of the transmit.
-fn went<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize) {
+/// The kernel has taken these, the next of the transmit. How many datagrams they are.
+fn went<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize) -> usize {
     if t.cursor.maybe_queued {
         io.stats().possible_duplicates(datagrams);
     }
     t.sent(datagrams, bytes);
-}
-
-fn found_room<I: Io>(io: &I, id: u64, datagrams: usize) {
-    io.stats().sent(datagrams);
-    io.contention().found_room(id);
+    datagrams
 }
 
 /// These, the next of the transmit, are not sent.
 fn give_up<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize, reason: DropReason) {
+    if !t.cursor.accepted {
+        io.stats().accept(datagrams);
+    }
     t.dropped(datagrams, bytes, reason);
     io.stats().dropped(reason, datagrams);
 }

@@ -208,7 +208,7 @@ impl<'a> Transmit<'a> {
     }
 
     /// All of it, if that is what the next call may take and nothing of it was sent before.
-    pub(crate) fn whole(&self, max_datagrams: usize, max_bytes: usize) -> Option<Chunk<'a, 'a>> {
+    pub(crate) fn whole(&self, (max_datagrams, max_bytes): (usize, usize)) -> Option<Chunk<'a, 'a>> {
         self.all_at_once(self.fitting(max_datagrams, max_bytes))
     }
 

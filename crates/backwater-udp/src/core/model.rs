@@ -223,6 +223,8 @@ impl Io for Model {
     }
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
+        let counted = self.stats.snapshot();
+        assert!(counted.accepted >= counted.sent + counted.dropped_total(), "more ended than was accepted");
         let world = &mut *self.world.borrow_mut();
         let now = Instant::now();
         let bytes: usize = out.slices.iter().map(|s| s.len()).sum();
@@ -706,6 +708,26 @@ fn ten_thousand_waits_are_a_handful_of_lines() {
             (1, 1, 2),
             "{text}"
         );
+    });
+}
+
+#[test]
+fn a_try_counts_as_accepted_what_it_sends_before_the_next_call_and_nothing_else() {
+    runtime().block_on(async {
+        let model = model(Row::SendBuffer, 1, Policy::default());
+        let now = Instant::now();
+        model.world.borrow_mut().episodes = Vec::new();
+        let mut core = Core::new(model.clone());
+        let payload = [0; 300];
+        let slices = [IoSlice::new(&payload)];
+        // Three calls.
+        let mut t = Transmit::new(TO, &slices).segment_size(2);
+        assert_eq!(core.try_send(&mut t).unwrap().sent, 150);
+        model.world.borrow_mut().episodes = vec![(now, now + NEVER)];
+        let mut t = Transmit::new(TO, &slices).segment_size(2);
+        assert_eq!(core.try_send(&mut t).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.accepted, counted.sent, counted.held()), (150, 150, 0));
     });
 }
 

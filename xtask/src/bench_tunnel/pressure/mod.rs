@@ -216,7 +216,9 @@ fn inside(target: &Path, options: &Options) -> Result<()> {
             }
         }
     }
-    super::publish(&report, options.markdown.as_deref(), report.failures.len())
+    super::publish(&report, options.markdown.as_deref(), report.failures.len())?;
+    ensure!(report.misses().next().is_none(), "not as required");
+    Ok(())
 }
 
 fn cases(options: &Options) -> impl Iterator<Item = Case> {

@@ -25,7 +25,7 @@ impl Report {
     }
 
     /// What was required of waiting and seen otherwise, in any round.
-    fn misses(&self) -> impl Iterator<Item = String> {
+    pub(super) fn misses(&self) -> impl Iterator<Item = String> {
         let required = self.figures.iter().filter(|(case, _)| case.sender == Sender::Wait && case.ecn);
         required.filter(|(_, figures)| !figures.is_as_required()).map(|(case, figures)| format!("{case}: {figures}"))
     }
