@@ -17,7 +17,7 @@ use crate::{
     park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
     sys::errno,
-    transmit::{Scratch, Transmit},
+    transmit::{Next, Scratch, Transmit},
 };
 
 pub(crate) struct Core<I: Io> {
@@ -523,7 +523,7 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
             Verdict::WhenReady => break Attempt::Refused(Class::Advised),
             Verdict::OnTimer => break Attempt::Refused(Class::Silent),
             Verdict::OnTimerSmaller => {
-                t.cursor.at_most = (datagrams as u32 / 2).max(1);
+                t.cursor.at_most = (datagrams as u8 / 2).max(1);
                 break Attempt::Refused(Class::Silent);
             }
             Verdict::Drop(reason) => give_up(io, t, datagrams, bytes, reason),
@@ -545,7 +545,7 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
 
 /// The kernel has taken these, the next of the transmit. How many datagrams they are.
 fn went<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize) -> usize {
-    if t.cursor.maybe_queued {
+    if t.cursor.next == Next::MaybeQueued {
         io.stats().possible_duplicates(datagrams);
     }
     t.sent(datagrams, bytes);
@@ -578,15 +578,18 @@ fn classify<I: Io>(io: &I, t: &mut Transmit<'_>, error: &io::Error, train: bool,
         // One that is there each time anew, and is about this destination, is about this datagram.
         earlier_errors: drained.any && (first_tries || !drained.too_big),
         train,
-        again: t.cursor.refusals > 0,
+        again: t.cursor.next != Next::Fresh,
     };
     let verdict = io.decide(&refusal);
     if no_buffers {
         let class = if verdict == Verdict::WhenReady { Class::Advised } else { Class::Silent };
         io.stats().no_buffers(refusal.connected, class);
-        t.cursor.refusals += 1;
         // XNU may refuse with this advice what it has queued (`FLOWADV_FLOW_CONTROLLED` set behind `ip_output`).
-        t.cursor.maybe_queued |= verdict == Verdict::WhenReady;
+        if verdict == Verdict::WhenReady {
+            t.cursor.next = Next::MaybeQueued;
+        } else if t.cursor.next == Next::Fresh {
+            t.cursor.next = Next::Refused;
+        }
     }
     verdict
 }

@@ -68,21 +68,30 @@ pub struct Transmit<'a> {
 
 /// How much of a [`Transmit`] is done. It outlives the transmit, so that whoever owns the bytes can let go of the slices
 /// between two polls: see [`Transmit::resume`].
+///
+/// It is small: the transmits of a batch are gone through before and after the system call, which leaves nothing in the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor {
-    /// The first slice that is not done, and how much of it is.
-    next: (usize, usize),
     pub(crate) bytes_left: usize,
-    datagrams_left: usize,
+    datagrams_left: u32,
     /// The most datagrams to offer in one call: less than a train once the system refused one.
-    pub(crate) at_most: u32,
-    /// How often the datagrams that are next were refused for want of room.
-    pub(crate) refusals: u32,
-    /// Whether those may have been queued all the same.
-    pub(crate) maybe_queued: bool,
+    pub(crate) at_most: u8,
+    /// Whether any of it is done.
+    begun: bool,
+    pub(crate) next: Next,
     /// Whether a sender has counted it as accepted.
     pub(crate) accepted: bool,
     pub(crate) report: Report,
+}
+
+/// What has become of the datagrams that are next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Fresh,
+    /// They were refused for want of room.
+    Refused,
+    /// The same, but they may have been queued all the same.
+    MaybeQueued,
 }
 
 impl<'a> Transmit<'a> {
@@ -96,24 +105,24 @@ impl<'a> Transmit<'a> {
             slices,
             segment_size: bytes,
             cursor: Cursor {
-                next: (0, 0),
                 bytes_left: bytes,
                 datagrams_left: 1,
-                at_most: MAX_SEGMENTS as u32,
-                refusals: 0,
-                maybe_queued: false,
+                at_most: MAX_SEGMENTS as u8,
+                begun: false,
+                next: Next::Fresh,
                 accepted: false,
                 report: Report::default(),
             },
         }
     }
 
-    /// Cuts the bytes into datagrams of `bytes` each. Zero, or more than there is, means one datagram.
+    /// Cuts the bytes into datagrams of `bytes` each, of which there can be `u32::MAX`. Zero, or more than there is, means one
+    /// datagram.
     #[must_use]
     pub fn segment_size(mut self, bytes: usize) -> Self {
         if bytes != 0 && bytes < self.cursor.bytes_left {
             self.segment_size = bytes;
-            self.cursor.datagrams_left = self.cursor.bytes_left.div_ceil(bytes);
+            self.cursor.datagrams_left = self.cursor.bytes_left.div_ceil(bytes) as u32;
         }
         self
     }
@@ -136,8 +145,7 @@ impl<'a> Transmit<'a> {
     /// Goes on where another transmit of the same bytes, cut the same way, was left.
     #[must_use]
     pub fn resume(mut self, cursor: Cursor) -> Self {
-        let bytes: usize = self.slices.iter().map(|s| s.len()).sum();
-        let same = cursor.next.0 <= self.slices.len() && cursor.bytes_left <= bytes;
+        let same = cursor.bytes_left <= self.bytes();
         debug_assert!(same, "a cursor of other bytes");
         if same {
             self.cursor = cursor;
@@ -172,18 +180,23 @@ impl<'a> Transmit<'a> {
 
     /// Datagrams that are neither sent nor dropped yet.
     pub fn remaining(&self) -> usize {
-        self.cursor.datagrams_left
+        self.cursor.datagrams_left as usize
     }
 
     /// The bytes that are not done, as the slices to copy them from; [`remaining`](Self::remaining) datagrams of
     /// them, cut as before.
     pub fn remaining_slices(&self) -> impl Iterator<Item = &'a [u8]> {
-        let (index, offset) = self.cursor.next;
-        let rest = self.slices.get(index..).unwrap_or_default();
-        rest.iter().enumerate().map(move |(i, slice)| {
+        let mut done = if self.cursor.begun { self.bytes() - self.cursor.bytes_left } else { 0 };
+        self.slices.iter().filter_map(move |slice| {
             let slice: &'a [u8] = slice;
-            if i == 0 { slice.get(offset..).unwrap_or_default() } else { slice }
+            let rest = slice.get(done..);
+            done = done.saturating_sub(slice.len());
+            rest
         })
+    }
+
+    fn bytes(&self) -> usize {
+        self.slices.iter().map(|slice| slice.len()).sum()
     }
 
     /// The length of every datagram but the last.
@@ -215,7 +228,7 @@ impl<'a> Transmit<'a> {
     /// How many datagrams one call may take.
     fn fitting(&self, max_datagrams: usize, max_bytes: usize) -> usize {
         let payload_limit = if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 };
-        let max_datagrams = max_datagrams.min(self.cursor.at_most as usize).min(self.cursor.datagrams_left);
+        let max_datagrams = max_datagrams.min(self.cursor.at_most.into()).min(self.remaining());
         let max_bytes = max_bytes.min(payload_limit);
         if self.cursor.bytes_left <= max_bytes {
             // Spares the division.
@@ -225,9 +238,7 @@ impl<'a> Transmit<'a> {
     }
 
     fn all_at_once(&self, datagrams: usize) -> Option<Chunk<'a, 'a>> {
-        let whole = datagrams == self.cursor.datagrams_left
-            && self.cursor.next == (0, 0)
-            && self.slices.len() <= MAX_SLICES_IN_PLACE;
+        let whole = datagrams == self.remaining() && !self.cursor.begun && self.slices.len() <= MAX_SLICES_IN_PLACE;
         whole.then_some(Chunk {
             slices: self.slices,
             bytes: self.cursor.bytes_left,
@@ -237,11 +248,11 @@ impl<'a> Transmit<'a> {
     }
 
     /// What the kernel is told about a chunk.
-    pub(crate) fn outgoing<'s>(&self, chunk: &Chunk<'s, 's>) -> Outgoing<'s> {
+    pub(crate) fn outgoing<'s>(&'s self, chunk: &Chunk<'s, 's>) -> Outgoing<'s> {
         let segment_size = if chunk.datagrams > 1 { u16::try_from(chunk.segment_size).ok() } else { None };
         Outgoing {
-            destination: self.destination,
-            source: self.source,
+            destination: &self.destination,
+            source: &self.source,
             ecn: self.ecn,
             slices: chunk.slices,
             bytes: chunk.bytes,
@@ -252,8 +263,7 @@ impl<'a> Transmit<'a> {
     /// Moves past `chunk`, which was sent.
     pub(crate) fn sent(&mut self, datagrams: usize, bytes: usize) {
         self.cursor.report.sent += datagrams as u32;
-        self.cursor.refusals = 0;
-        self.cursor.maybe_queued = false;
+        self.cursor.next = Next::Fresh;
         self.advance(datagrams, bytes);
     }
 
@@ -295,25 +305,9 @@ impl<'a> Transmit<'a> {
     }
 
     fn advance(&mut self, datagrams: usize, bytes: usize) {
-        self.cursor.datagrams_left -= datagrams;
+        self.cursor.begun = true;
+        self.cursor.datagrams_left -= datagrams as u32;
         self.cursor.bytes_left -= bytes;
-        if self.cursor.datagrams_left == 0 {
-            self.cursor.next = (self.slices.len(), 0);
-            return;
-        }
-        let (mut index, mut offset) = self.cursor.next;
-        let mut left = bytes;
-        while let Some(slice) = self.slices.get(index) {
-            let here = slice.len() - offset;
-            if left < here {
-                offset += left;
-                break;
-            }
-            left -= here;
-            index += 1;
-            offset = 0;
-        }
-        self.cursor.next = (index, offset);
     }
 }
 

@@ -8,13 +8,13 @@ const HEADER: usize = LEN + 2 * size_of::<i32>();
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 pub(super) struct Control<const N: usize> {
-    bytes: [u8; N],
     len: usize,
+    bytes: [u8; N],
 }
 
 impl<const N: usize> Control<N> {
     pub(super) const fn new() -> Self {
-        Self { bytes: [0; N], len: 0 }
+        Self { len: 0, bytes: [0; N] }
     }
 
     pub(super) fn clear(&mut self) {

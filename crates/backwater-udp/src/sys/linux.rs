@@ -148,7 +148,7 @@ impl State {
     }
 
     /// Fills in all of a message but its bytes. It points to `name` and `control`.
-    #[inline]
+    #[inline(always)]
     fn describe(
         &self,
         out: &Outgoing<'_>,
@@ -160,7 +160,7 @@ impl State {
         let name_len = match peer {
             None => name.write(out.destination, self.v6),
             // The name left out saves looking up the route.
-            Some(peer) if peer == out.destination => 0,
+            Some(peer) if peer == *out.destination => 0,
             Some(_) => return Err(io::Error::from_raw_os_error(libc::EISCONN)),
         };
         control.clear();
@@ -177,7 +177,7 @@ impl State {
             }
         }
         if let Some(source) = out.source {
-            push_source(control, source, self.v6);
+            push_source(control, *source, self.v6);
         }
         // A length of zero is none at all.
         header.msg_name = name.0.as_mut_ptr().cast();
@@ -258,7 +258,7 @@ impl Room {
 }
 
 /// Bytes of control messages on send: 24 for `UDP_SEGMENT` and for ECN each, 40 for a source.
-const SEND_CONTROL: usize = 128;
+const SEND_CONTROL: usize = 88;
 
 /// Bytes of control messages on receive: 24 for each `int`, 40 for `in6_pktinfo`, 32 for `in_pktinfo`.
 const RECEIVE_CONTROL: usize = 128;
@@ -449,7 +449,7 @@ impl Name {
     }
 
     /// Writes `to` and returns its length; as an IPv6 address if `v6`.
-    fn write(&mut self, to: SocketAddr, v6: bool) -> libc::socklen_t {
+    fn write(&mut self, to: &SocketAddr, v6: bool) -> libc::socklen_t {
         let b = &mut self.0;
         b[2..4].copy_from_slice(&to.port().to_be_bytes());
         match to {
@@ -522,7 +522,7 @@ mod tests {
         {
             let addr: SocketAddr = text.parse().unwrap();
             let mut name = Name::new();
-            name.write(addr, v6);
+            name.write(&addr, v6);
             assert_eq!(name.read(), addr);
         }
     }
@@ -530,7 +530,7 @@ mod tests {
     #[test]
     fn a_family_that_does_not_fit_is_left_to_the_kernel() {
         let mut name = Name::new();
-        let len = name.write("[::1]:9".parse().unwrap(), false);
+        let len = name.write(&"[::1]:9".parse().unwrap(), false);
         assert_eq!(len as usize, Name::BYTES);
     }
 }

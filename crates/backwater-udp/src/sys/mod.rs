@@ -59,8 +59,8 @@ pub(crate) const SLOT_BYTES: usize = 65_536;
 
 /// Datagrams for one system call.
 pub(crate) struct Outgoing<'a> {
-    pub(crate) destination: SocketAddr,
-    pub(crate) source: Option<IpAddr>,
+    pub(crate) destination: &'a SocketAddr,
+    pub(crate) source: &'a Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
     pub(crate) slices: &'a [IoSlice<'a>],
     /// Of all the slices.

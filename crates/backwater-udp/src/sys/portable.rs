@@ -43,7 +43,7 @@ impl State {
     pub(crate) fn drain_errors(&self, _socket: SockRef<'_>, _event: impl FnMut(IcmpError)) {}
 
     pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>, peer: Option<SocketAddr>) -> io::Result<()> {
-        if peer.is_some_and(|peer| peer != out.destination) {
+        if peer.is_some_and(|peer| peer != *out.destination) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         match out.slices {
@@ -64,7 +64,7 @@ impl State {
 
     fn send_contents(&self, socket: SockRef<'_>, out: &Outgoing<'_>, contents: &[u8]) -> io::Result<()> {
         let transmit = quinn_udp::Transmit {
-            destination: out.destination,
+            destination: *out.destination,
             ecn: out.ecn.map(|ecn| match ecn {
                 Ecn::Ect0 => EcnCodepoint::Ect0,
                 Ecn::Ect1 => EcnCodepoint::Ect1,
@@ -72,7 +72,7 @@ impl State {
             }),
             contents,
             segment_size: out.segment_size.map(usize::from),
-            src_ip: out.source,
+            src_ip: *out.source,
         };
         // `send` would swallow errors.
         self.inner.try_send((&*socket).into(), &transmit)
