@@ -26,6 +26,7 @@ use crate::{
     allowed::{Allowed, Last},
     config::{Config, Endpoint, Key},
     counters::Counters,
+    lend::Lender,
     link::{Link, Monitor, Suspended},
     packet::{
         coalesce::{Coalescer, Offload},
@@ -45,9 +46,9 @@ const IDLE_TICK: Duration = Duration::from_secs(5);
 /// Trains that one call receives: half a megabyte of full ones, so that they stay in the cache until they are decrypted.
 const SLOTS: usize = 8;
 
-/// Calls to receive on one socket, and packets read from the device, in one turn.
+/// Calls to receive on one socket, and packets read from the device, in one turn: as many as make a full train.
 const RECEIVES: usize = 2;
-const READS: usize = 32;
+const READS: usize = 45;
 
 /// Handshakes a second that are answered without a cookie. Each is counted twice: when its sender is looked for, and by
 /// the session.
@@ -88,6 +89,7 @@ pub(crate) struct EventLoop {
     read: Box<[u8]>,
     counters: Counters,
     messages: icmp::Limit,
+    lender: Lender,
     queries: mpsc::Receiver<oneshot::Sender<Status>>,
     resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
     timer: Pin<Box<Sleep>>,
@@ -157,6 +159,7 @@ impl EventLoop {
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),
             messages: icmp::Limit::default(),
+            lender: Lender::new(now),
             queries,
             resolved: mpsc::channel(64),
             timer: Box::pin(tokio::time::sleep(TICK)),
@@ -386,6 +389,9 @@ impl EventLoop {
             }
         }
         flush(cx, &mut self.peers, &mut self.tools, train_of);
+        if unfinished {
+            self.lender.lend();
+        }
         Ok(unfinished)
     }
 

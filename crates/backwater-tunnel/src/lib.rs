@@ -8,6 +8,7 @@ pub mod config;
 mod control;
 mod counters;
 mod event_loop;
+mod lend;
 pub mod link;
 pub mod packet;
 mod path;
