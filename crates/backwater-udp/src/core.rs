@@ -136,8 +136,13 @@ impl<I: Io> Core<I> {
     }
 
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
+        let known = match pass(&self.io, self.id, std::slice::from_mut(t)) {
+            Ok(Some(sent)) => return Ok(Report { sent, ..Report::default() }),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
         let before = t.remaining();
-        let ended = attempt_one(&self.io, self.id, t, None);
+        let ended = attempt_one(&self.io, self.id, t, known);
         if t.cursor.accepted {
             self.held -= (before - t.remaining()).min(self.held);
         }

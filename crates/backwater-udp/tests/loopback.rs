@@ -114,6 +114,45 @@ async fn a_dual_stack_socket_shows_no_mapped_addresses() {
     assert_eq!((got.0, got.1), (four.local_addr(), Some([127, 0, 0, 1].into())));
 }
 
+/// Neighbours differ in one thing each, or in nothing.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn each_of_a_batch_has_its_own_length_ecn_and_source() {
+    let dual = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None).unwrap();
+    dual.set_only_v6(false).unwrap();
+    dual.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let dual = UdpSocket::from_std(dual.into()).unwrap();
+    let ends = [bind(V4), bind(V6)];
+    let slices = [IoSlice::new(b"abcdef")];
+    let ect = Some(Ecn::Ect0);
+    let cases = [
+        (0, 2, None, None),
+        (0, 2, None, None),
+        (1, 2, None, None),
+        (1, 3, None, None),
+        (1, 3, ect, None),
+        (0, 3, ect, None),
+        (0, 3, ect, None),
+        (0, 3, Some(Ecn::Ce), None),
+        (0, 3, Some(Ecn::Ce), Some(IpAddr::from([127, 0, 0, 2]))),
+        (0, 6, None, Some([127, 0, 0, 3].into())),
+        (0, 6, None, None),
+    ];
+    let mut batch = cases.map(|(end, len, ecn, source)| {
+        let to: &UdpSocket = &ends[end];
+        Transmit::new(to.local_addr(), &slices).segment_size(len).ecn(ecn).source(source)
+    });
+    let mut sender = dual.sender();
+    std::future::poll_fn(|cx| sender.poll_send_batch(cx, &mut batch)).await.unwrap();
+    for (end, socket) in ends.iter().enumerate() {
+        let want: Vec<_> = cases.iter().filter(|case| case.0 == end).flat_map(|case| vec![case; 6 / case.1]).collect();
+        for (got, (_, len, ecn, source)) in receive(socket, want.len()).await.into_iter().zip(want) {
+            assert_eq!((got.3.len(), got.2), (*len, *ecn));
+            assert_eq!(got.0.ip(), source.unwrap_or(socket.local_addr().ip()));
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_empty_datagram_goes_out() {
     let (a, b) = (bind(V4), bind(V4));

@@ -114,7 +114,8 @@ impl State {
         let (mut name, mut control) = (Name::new(), Control::new());
         // SAFETY: all zeroes is a valid msghdr (null pointers with zero lengths).
         let mut header: msghdr = unsafe { mem::zeroed() };
-        self.describe(out, peer, &mut name, &mut control, &mut header)?;
+        self.address(out, peer, &mut name, &mut header)?;
+        self.describe(out, &mut control, &mut header);
         let mut send = |slices: &[IoSlice<'_>]| {
             header.msg_iov = slices.as_ptr().cast_mut().cast::<iovec>();
             header.msg_iovlen = slices.len() as _;
@@ -147,14 +148,13 @@ impl State {
         sent
     }
 
-    /// Fills in all of a message but its bytes. It points to `name` and `control`.
+    /// Addresses a message. It points to `name`.
     #[inline(always)]
-    fn describe(
+    fn address(
         &self,
         out: &Outgoing<'_>,
         peer: Option<SocketAddr>,
         name: &mut Name,
-        control: &mut Control<SEND_CONTROL>,
         header: &mut msghdr,
     ) -> io::Result<()> {
         let name_len = match peer {
@@ -163,6 +163,14 @@ impl State {
             Some(peer) if peer == *out.destination => 0,
             Some(_) => return Err(io::Error::from_raw_os_error(libc::EISCONN)),
         };
+        header.msg_name = name.0.as_mut_ptr().cast();
+        header.msg_namelen = name_len;
+        Ok(())
+    }
+
+    /// Says the rest of what is not in the bytes. The message points to `control`.
+    #[inline(always)]
+    fn describe(&self, out: &Outgoing<'_>, control: &mut Control<SEND_CONTROL>, header: &mut msghdr) {
         control.clear();
         if let Some(size) = out.segment_size {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
@@ -180,12 +188,18 @@ impl State {
             push_source(control, *source, self.v6);
         }
         // A length of zero is none at all.
-        header.msg_name = name.0.as_mut_ptr().cast();
-        header.msg_namelen = name_len;
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = control.len() as _;
-        Ok(())
     }
+}
+
+/// Whether the same can be said of both.
+fn are_alike(one: &Outgoing<'_>, other: &Outgoing<'_>) -> bool {
+    let family = |out: &Outgoing<'_>| out.destination.ip().to_canonical().is_ipv4();
+    one.segment_size == other.segment_size
+        && one.source == other.source
+        && one.ecn == other.ecn
+        && (one.ecn.is_none() || family(one) == family(other))
 }
 
 /// Messages that one call sends, at most.
@@ -226,12 +240,20 @@ impl Room {
         self.gathered.clear();
         let places = self.names.iter_mut().zip(&mut self.controls).zip(&mut self.slices).zip(&mut self.headers);
         let mut ready = 0;
+        let mut last: Option<(Outgoing<'_>, *mut c_void, _)> = None;
         for (out, (((name, control), slice), place)) in outs.zip(places) {
             let header = &mut place.msg_hdr;
-            match state.describe(&out, peer, name, control, header) {
+            match state.address(&out, peer, name, header) {
                 Err(e) if ready == 0 => return Err(e),
                 Err(_) => break,
                 Ok(()) => {}
+            }
+            // Each cache line less counts: the call before has left nothing in the cache.
+            match &last {
+                Some((last, control, len)) if are_alike(last, &out) => {
+                    (header.msg_control, header.msg_controllen) = (*control, *len);
+                }
+                _ => state.describe(&out, control, header),
             }
             let start = self.gathered.len();
             if out.slices.len() > 1 {
@@ -247,6 +269,7 @@ impl Room {
                 header.msg_iov = out.slices.as_ptr().cast_mut().cast::<iovec>();
                 header.msg_iovlen = out.slices.len() as _;
             }
+            last = Some((out, header.msg_control, header.msg_controllen));
             ready += 1;
         }
         // SAFETY: the headers point to the caller's slices, and to places of `self` that neither move nor grow until the
