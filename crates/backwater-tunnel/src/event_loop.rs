@@ -46,8 +46,10 @@ const IDLE_TICK: Duration = Duration::from_secs(5);
 /// Trains that one call receives: half a megabyte of full ones, so that they stay in the cache until they are decrypted.
 const SLOTS: usize = 8;
 
-/// Calls to receive on one socket, and packets read from the device, in one turn: as many as make a full train.
+/// Calls to receive on one socket in one turn.
 const RECEIVES: usize = 2;
+
+/// Packets read from the device in one turn: as many full ones as make a full train.
 const READS: usize = 45;
 
 /// Handshakes a second that are answered without a cookie. Each is counted twice: when its sender is looked for, and by

@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-/// Lets other programs run while the device has more to read: whoever takes what a train delivers.
+/// Lets other programs run while the device has more to read: the other end, if that is on this host, and whoever takes what it
+/// delivers.
 ///
-/// On a host whose cores are all busy, a loop that runs on until its time slice ends, some milliseconds, delivers in it many
-/// times what the buffer of a UDP socket holds, and the program that reads the socket does not run meanwhile. What is lost there
-/// was encrypted, sent and decrypted for nothing (docs/benchmarks.md).
+/// Where these share the cores, and all cores are busy, a loop that runs on until its time slice ends, some milliseconds, sends in
+/// it many times what the buffer of a UDP socket holds, and the program that reads the socket does not run meanwhile. What is
+/// lost there was encrypted, sent and decrypted for nothing (docs/benchmarks.md). On a core of its own the loop loses nothing but
+/// the system call. It is who reads the device that lends: if who delivers did so too, it would leave the core to the other.
 ///
 /// Nobody gives a core back earlier than he must, so there is a limit: half as much again as this loop has used itself. Beside
-/// a program that computes on the same core it keeps two fifths of it.
+/// a program that computes on the same core it keeps two fifths of it, or more.
 pub(crate) struct Lender {
     /// Nanoseconds that may still be lent.
     credit: i64,
@@ -19,8 +21,9 @@ pub(crate) struct Lender {
 /// What counts as used for one train, at most. The rest of a longer time was others' too.
 const TRAIN: Duration = Duration::from_micros(200);
 
-/// Credit that is kept, at most.
+/// Credit that is kept, at most, and what is remembered of a debt.
 const MOST: i64 = 1_000_000;
+const LEAST: i64 = -100_000_000;
 
 impl Lender {
     pub(crate) fn new(now: Instant) -> Self {
@@ -43,7 +46,7 @@ impl Lender {
     }
 
     fn is_back(&mut self, now: Instant) {
-        self.credit -= nanoseconds(now.saturating_duration_since(self.since));
+        self.credit = (self.credit - nanoseconds(now.saturating_duration_since(self.since))).max(LEAST);
         self.since = now;
     }
 }

@@ -60,6 +60,12 @@ enum Attempt {
     Fatal(io::Error),
 }
 
+/// A system call that failed already, with so many datagrams of the first transmit that is left.
+struct Failed {
+    error: io::Error,
+    datagrams: usize,
+}
+
 /// Calls in a row that may end in `EINTR`, and in somebody else's error.
 const MAX_INTERRUPTED: u32 = 16;
 const MAX_OTHERS_ERRORS: u32 = 3;
@@ -93,12 +99,12 @@ impl<I: Io> Core<I> {
         cx: &mut Context<'_>,
         ts: &mut [Transmit<'_>],
     ) -> Poll<io::Result<Report>> {
-        let mut known = None;
+        let mut failed = None;
         if self.held == 0 && self.wait.is_none() && self.io.contention().is_nobodys_turn() {
             match pass(&self.io, self.id, ts) {
                 Ok(Some(sent)) => return Poll::Ready(Ok(Report { sent, ..Report::default() })),
                 Ok(None) => {}
-                Err(error) => known = Some(error),
+                Err(known) => failed = Some(known),
             }
         }
         self.accept(ts);
@@ -106,11 +112,11 @@ impl<I: Io> Core<I> {
             return Poll::Ready(Ok(total(ts)));
         }
         if !self.is_parked() {
-            if self.io.contention().is_anothers_turn(self.id) {
+            if failed.is_none() && self.io.contention().is_anothers_turn(self.id) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match attempt_after(known, &self.io, self.id, ts) {
+            match attempt_after(failed, &self.io, self.id, ts) {
                 Attempt::Refused(_) if self.io.backpressure().get() == Policy::Drop => {
                     drop_rest(&self.io, ts, DropReason::NoBuffers);
                     return Poll::Ready(self.finish(ts, Attempt::Done));
@@ -136,13 +142,13 @@ impl<I: Io> Core<I> {
     }
 
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
-        let known = match pass(&self.io, self.id, std::slice::from_mut(t)) {
+        let failed = match pass(&self.io, self.id, std::slice::from_mut(t)) {
             Ok(Some(sent)) => return Ok(Report { sent, ..Report::default() }),
             Ok(None) => None,
-            Err(error) => Some(error),
+            Err(failed) => Some(failed),
         };
         let before = t.remaining();
-        let ended = attempt_one(&self.io, self.id, t, known);
+        let ended = attempt_one(&self.io, self.id, t, failed);
         if t.cursor.accepted {
             self.held -= (before - t.remaining()).min(self.held);
         }
@@ -414,9 +420,9 @@ fn look_for_edge<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) 
     }
 }
 
-/// Sends transmits that no sender has seen before, as nearly all are: whole, in one call. How many datagrams went if that
-/// was all, or the error about the first transmit that is left.
-fn pass<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> io::Result<Option<u32>> {
+/// Sends transmits that no sender has accepted before, as nearly all are: whole, in one call. How many datagrams went if that
+/// was all.
+fn pass<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Result<Option<u32>, Failed> {
     if ts.iter().any(|t| t.cursor.accepted) {
         return Ok(None);
     }
@@ -424,7 +430,7 @@ fn pass<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> io::Result<Option<u3
     let (went, datagrams) = match ts {
         [t] => {
             let Some(chunk) = t.whole(io.limits()) else { return Ok(None) };
-            io.send(&t.outgoing(&chunk))?;
+            io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams: chunk.datagrams })?;
             (1, went(io, t, t.remaining(), t.cursor.bytes_left))
         }
         ts => send_together(io, ts)?,
@@ -442,19 +448,19 @@ fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
     attempt_after(None, io, id, ts)
 }
 
-/// The same. `known` is how the first system call has ended already.
-fn attempt_after<I: Io>(mut known: Option<io::Error>, io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
+/// The same, without the first system call if that is known to have failed.
+fn attempt_after<I: Io>(mut failed: Option<Failed>, io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
     if let [t] = ts {
-        return attempt_one(io, id, t, known);
+        return attempt_one(io, id, t, failed);
     }
     let (mut refused, mut crowded) = (None, false);
     let mut i = ts.iter().take_while(|t| t.is_done()).count();
     while i < ts.len() {
-        let together = match known.take() {
-            Some(error) => Err(error),
+        let together = match failed.take() {
+            Some(failed) => Err(failed),
             None => send_together(io, ts.get_mut(i..).unwrap_or_default()),
         };
-        let error = match together {
+        let failed = match together {
             Ok((went, datagrams)) => {
                 if went > 0 {
                     io.stats().attempt(1);
@@ -464,11 +470,11 @@ fn attempt_after<I: Io>(mut known: Option<io::Error>, io: &I, id: u64, ts: &mut 
                 i += went;
                 None
             }
-            Err(error) => Some(error),
+            Err(failed) => Some(failed),
         };
         let Some(t) = ts.get_mut(i) else { break };
         i += 1;
-        match attempt_one(io, id, t, error) {
+        match attempt_one(io, id, t, failed) {
             Attempt::Done => {}
             Attempt::Crowded => crowded = true,
             Attempt::Refused(class) => {
@@ -481,24 +487,22 @@ fn attempt_after<I: Io>(mut known: Option<io::Error>, io: &I, id: u64, ts: &mut 
 }
 
 /// Sends those at the front that can go out whole, if there are several of them, in one call: how many went, and of how
-/// many datagrams. An error is about the first.
-fn send_together<I: Io>(io: &I, ts: &mut [Transmit<'_>]) -> io::Result<(usize, usize)> {
+/// many datagrams.
+fn send_together<I: Io>(io: &I, ts: &mut [Transmit<'_>]) -> Result<(usize, usize), Failed> {
     let limits = io.limits();
     let [first, second, ..] = ts else { return Ok((0, 0)) };
     if first.whole(limits).is_none() || second.whole(limits).is_none() {
         return Ok((0, 0));
     }
+    let datagrams = first.remaining();
     let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(limits)?)));
-    let sent = io.send_several(outs)?;
+    let sent = io.send_several(outs).map_err(|error| Failed { error, datagrams })?;
     let datagrams = ts.iter_mut().take(sent).map(|t| went(io, t, t.remaining(), t.cursor.bytes_left)).sum();
     Ok((sent, datagrams))
 }
 
-/// The loop of system calls. `known` is how the first of them has ended already.
-fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<io::Error>) -> Attempt {
-    if t.is_too_scattered() {
-        give_up(io, t, t.remaining(), t.cursor.bytes_left, DropReason::Invalid);
-    }
+/// The loop of system calls, the first of which may be known to have failed.
+fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut failed: Option<Failed>) -> Attempt {
     let (mut calls, mut interrupted, mut others) = (0, 0, 0);
     let ended = loop {
         if t.is_done() {
@@ -508,8 +512,16 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
         let (max_datagrams, max_bytes) = io.limits();
         let chunk = t.chunk(max_datagrams, max_bytes, &mut scratch);
         let (datagrams, bytes) = (chunk.datagrams, chunk.bytes);
+        if datagrams == 0 {
+            // The next one consists of more slices than fit in a call.
+            let bytes = t.datagram_len().min(t.cursor.bytes_left);
+            give_up(io, t, 1, bytes, DropReason::Invalid);
+            continue;
+        }
         calls += 1;
-        let Err(error) = known.take().map_or_else(|| io.send(&t.outgoing(&chunk)), Err) else {
+        // Segmentation may have been turned off since the call that is known.
+        let call = || io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams });
+        let Err(Failed { error, datagrams: tried }) = failed.take().map_or_else(call, Err) else {
             (interrupted, others) = (0, 0);
             went(io, t, datagrams, bytes);
             if t.cursor.accepted {
@@ -520,7 +532,7 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
             io.contention().found_room(id);
             continue;
         };
-        match classify(io, t, &error, datagrams > 1, others < MAX_OTHERS_ERRORS) {
+        match classify(io, t, &error, tried > 1, others < MAX_OTHERS_ERRORS) {
             Verdict::Again if errno(&error) == Errno::Interrupted && interrupted < MAX_INTERRUPTED => interrupted += 1,
             Verdict::Again if others < MAX_OTHERS_ERRORS => others += 1,
             // A flood of them: hold the datagram, which they do not concern.
@@ -528,7 +540,7 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut known: Option<i
             Verdict::WhenReady => break Attempt::Refused(Class::Advised),
             Verdict::OnTimer => break Attempt::Refused(Class::Silent),
             Verdict::OnTimerSmaller => {
-                t.cursor.at_most = (datagrams as u8 / 2).max(1);
+                t.cursor.at_most = (tried as u8 / 2).max(1);
                 break Attempt::Refused(Class::Silent);
             }
             Verdict::Drop(reason) => give_up(io, t, datagrams, bytes, reason),

@@ -191,7 +191,7 @@ impl<'a> Transmit<'a> {
             let slice: &'a [u8] = slice;
             let rest = slice.get(done..);
             done = done.saturating_sub(slice.len());
-            rest
+            rest.filter(|rest| !rest.is_empty())
         })
     }
 
@@ -286,7 +286,7 @@ impl<'a> Transmit<'a> {
             bytes += take;
         }
         if bytes < target {
-            // The scratch is full: fewer datagrams then. None at all is refused by `is_too_scattered`.
+            // The scratch is full: fewer datagrams then, or none at all.
             return match bytes / self.segment_size {
                 0 => Chunk { slices: &[], bytes: 0, datagrams: 0, segment_size: self.segment_size },
                 fewer => self.assemble(fewer, scratch),
@@ -294,14 +294,6 @@ impl<'a> Transmit<'a> {
         }
         let datagrams = wanted;
         Chunk { slices: scratch.as_slice(), bytes, datagrams, segment_size: self.segment_size }
-    }
-
-    /// Whether a datagram may consist of more slices than a chunk can hold.
-    pub(crate) fn is_too_scattered(&self) -> bool {
-        self.slices.len() > MAX_SLICES && {
-            let mut scratch = Scratch::new();
-            self.assemble(1, &mut scratch).datagrams == 0
-        }
     }
 
     fn advance(&mut self, datagrams: usize, bytes: usize) {
@@ -370,10 +362,19 @@ mod tests {
         let data: Vec<u8> = (0..3000u32).map(|i| i as u8).collect();
         let slices: Vec<_> = data.chunks(1).map(IoSlice::new).collect();
         let t = Transmit::new(TO, &slices).segment_size(50);
-        assert!(!t.is_too_scattered());
         assert_eq!(drain(t, 64), data.chunks(50).map(<[u8]>::to_vec).collect::<Vec<_>>());
         let t = Transmit::new(TO, &slices).segment_size(300);
-        assert!(t.is_too_scattered());
+        let mut scratch = Scratch::new();
+        // It goes as it is while all of it may, but not in parts.
+        assert_eq!(t.chunk(64, 300, &mut scratch).datagrams, 0);
+    }
+
+    #[test]
+    fn what_is_done_takes_no_place_in_a_chunk() {
+        let data: Vec<u8> = (0..512u32).map(|i| i as u8).collect();
+        let slices: Vec<_> = data.chunks(1).map(IoSlice::new).collect();
+        let t = Transmit::new(TO, &slices).segment_size(MAX_SLICES);
+        assert_eq!(drain(t, 1), [&data[..256], &data[256..]]);
     }
 
     #[test]

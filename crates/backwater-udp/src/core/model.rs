@@ -6,8 +6,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    cell::RefCell, cmp::Reverse, collections::BinaryHeap, future::poll_fn, io::IoSlice, net::SocketAddr, pin::pin,
-    rc::Rc, sync::Arc, task::Waker,
+    cell::{Cell, RefCell},
+    cmp::Reverse,
+    collections::BinaryHeap,
+    future::poll_fn,
+    io::IoSlice,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    task::Waker,
 };
 
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
@@ -205,6 +213,16 @@ struct Model {
     naive: bool,
     /// No edge comes when there is room again.
     lossy: bool,
+    /// The driver refuses the next train, and another sender has seen so before.
+    driver: Rc<Cell<Driver>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Driver {
+    #[default]
+    Segments,
+    Refuses,
+    HasRefused,
 }
 
 impl Io for Model {
@@ -219,7 +237,7 @@ impl Io for Model {
     }
 
     fn limits(&self) -> (usize, usize) {
-        (64, usize::MAX)
+        (if self.driver.get() == Driver::HasRefused { 1 } else { 64 }, usize::MAX)
     }
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
@@ -229,6 +247,10 @@ impl Io for Model {
         let now = Instant::now();
         let bytes: usize = out.slices.iter().map(|s| s.len()).sum();
         let datagrams = out.segment_size.map_or(1, |size| bytes.div_ceil(size.into())) as u64;
+        if datagrams > 1 && self.driver.get() == Driver::Refuses {
+            self.driver.set(Driver::HasRefused);
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let row = world.row;
         if row == Row::Others {
             // Each error is reported once, by whoever calls; and another may have arrived.
@@ -403,6 +425,7 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         contention: Rc::default(),
         naive: false,
         lossy: false,
+        driver: Rc::default(),
     }
 }
 
@@ -728,6 +751,42 @@ fn a_try_counts_as_accepted_what_it_sends_before_the_next_call_and_nothing_else(
         assert_eq!(core.try_send(&mut t).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         let counted = model.stats.snapshot();
         assert_eq!((counted.accepted, counted.sent, counted.held()), (150, 150, 0));
+    });
+}
+
+#[test]
+fn a_datagram_of_too_many_pieces_is_dropped_and_the_others_go() {
+    runtime().block_on(async {
+        let model = model(Row::SendBuffer, 1, Policy::default());
+        model.world.borrow_mut().episodes = Vec::new();
+        let mut core = Core::new(model.clone());
+        // Two of one piece, two of 300; and more datagrams than one call takes, so that they go in parts.
+        let long = [0; 300];
+        let mut slices = vec![IoSlice::new(&long); 2];
+        slices.extend(std::iter::repeat_n(IoSlice::new(&long[..1]), 600));
+        slices.extend(vec![IoSlice::new(&long); 90]);
+        let mut t = Transmit::new(TO, &slices).segment_size(300);
+        let sent = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
+        assert_eq!((sent.sent, sent.dropped.get(DropReason::Invalid)), (92, 2));
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.accepted, counted.sent, model.world.borrow().delivered), (94, 92, 92));
+    });
+}
+
+/// Two senders have a train each under way when the driver refuses both to segment: the second hears of it when the first
+/// has turned segmentation off.
+#[test]
+fn a_train_that_was_refused_is_taken_apart_whatever_has_changed_meanwhile() {
+    runtime().block_on(async {
+        let model = model(Row::SendBuffer, 1, Policy::default());
+        model.world.borrow_mut().episodes = Vec::new();
+        model.driver.set(Driver::Refuses);
+        let payload = [0; 600];
+        let slices = [IoSlice::new(&payload)];
+        let mut t = Transmit::new(TO, &slices).segment_size(100);
+        let mut core = Core::new(model.clone());
+        let sent = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
+        assert_eq!((sent.sent, model.world.borrow().delivered), (6, 6));
     });
 }
 

@@ -1,6 +1,7 @@
 //! Linux.
 
 use std::{
+    cell::Cell,
     fs,
     io::{self, IoSlice},
     net::IpAddr,
@@ -45,6 +46,8 @@ pub struct Link {
     mtu: u16,
     fwmark: u32,
     has_udp_offload: bool,
+    /// The last read gave a packet.
+    may_have_more: Cell<bool>,
 }
 
 impl Link {
@@ -70,6 +73,7 @@ impl Link {
             index,
             mtu,
             fwmark: interface.fwmark,
+            may_have_more: Cell::new(false),
         };
         link.configure(&interface.addresses)?;
         if interface.table == Table::Auto {
@@ -119,12 +123,17 @@ impl Link {
     /// Reads one packet, after the header if there [is one](Self::has_offload). What does not fit is lost: at most
     /// 10 + 65,535 bytes come. `WouldBlock`: there is none, and [`poll_readable`](Self::poll_readable) waits for one.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        // Not by the C library's function, which is a point where a thread may be cancelled: that costs a fifteenth of the call.
-        match rustix::io::read(self.device.as_fd(), &mut *buf) {
-            // The reactor learns it from an attempt of its own.
-            Err(Errno::AGAIN) => self.device.try_recv(buf),
-            read => Ok(read?),
+        if self.may_have_more.get() {
+            // Not by the C library's function, which is a point where a thread may be cancelled: that costs a fifteenth of the
+            // call. That there is no more, the reactor learns from an attempt of its own.
+            match rustix::io::read(self.device.as_fd(), &mut *buf) {
+                Err(Errno::AGAIN) => {}
+                read => return Ok(read?),
+            }
         }
+        let read = self.device.try_recv(buf);
+        self.may_have_more.set(read.is_ok());
+        read
     }
 
     /// Writes one packet, after the header if there [is one](Self::has_offload), from at most 1,024 slices. The kernel
