@@ -114,8 +114,9 @@ async fn a_dual_stack_socket_shows_no_mapped_addresses() {
     assert_eq!((got.0, got.1), (four.local_addr(), Some([127, 0, 0, 1].into())));
 }
 
-/// Neighbours differ in one thing each, or in nothing.
-#[cfg(target_os = "linux")]
+/// Neighbours differ in one thing each, or in nothing. (The portable file sends one by one, and quinn-udp leaves out the ECN field
+/// of what goes to IPv4 from a socket of both families without a source.)
+#[cfg(all(target_os = "linux", not(backwater_portable)))]
 #[tokio::test]
 async fn each_of_a_batch_has_its_own_length_ecn_and_source() {
     let dual = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None).unwrap();
@@ -147,7 +148,7 @@ async fn each_of_a_batch_has_its_own_length_ecn_and_source() {
     for (end, socket) in ends.iter().enumerate() {
         let want: Vec<_> = cases.iter().filter(|case| case.0 == end).flat_map(|case| vec![case; 6 / case.1]).collect();
         for (got, (_, len, ecn, source)) in receive(socket, want.len()).await.into_iter().zip(want) {
-            assert_eq!((got.3.len(), got.2), (*len, *ecn));
+            assert_eq!((got.3.len(), got.2), (*len, *ecn), "to {}", socket.local_addr());
             assert_eq!(got.0.ip(), source.unwrap_or(socket.local_addr().ip()));
         }
     }
