@@ -17,6 +17,14 @@ fn bind(addr: &str) -> UdpSocket {
     UdpSocket::bind(addr.parse().unwrap()).unwrap()
 }
 
+#[cfg(target_os = "linux")]
+fn bind_dual_stack() -> UdpSocket {
+    let dual = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None).unwrap();
+    dual.set_only_v6(false).unwrap();
+    dual.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    UdpSocket::from_std(dual.into()).unwrap()
+}
+
 /// Receives until `count` datagrams are there; more, or none for a second, is a failure.
 async fn receive(socket: &UdpSocket, count: usize) -> Vec<(SocketAddr, Option<IpAddr>, Option<Ecn>, Vec<u8>)> {
     let (mut receiver, mut batch, mut seen) = (socket.receiver(), RecvBatch::new(8), Vec::new());
@@ -98,10 +106,7 @@ async fn a_wildcard_socket_knows_and_chooses_its_address() {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_dual_stack_socket_shows_no_mapped_addresses() {
-    let dual = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None).unwrap();
-    dual.set_only_v6(false).unwrap();
-    dual.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-    let dual = UdpSocket::from_std(dual.into()).unwrap();
+    let dual = bind_dual_stack();
     let four = bind(V4);
     let slices = [IoSlice::new(b"hi")];
     let mut t = Transmit::new(four.local_addr(), &slices).ecn(Some(Ecn::Ect0)).source(Some([127, 0, 0, 1].into()));
@@ -119,12 +124,9 @@ async fn a_dual_stack_socket_shows_no_mapped_addresses() {
 #[cfg(all(target_os = "linux", not(backwater_portable)))]
 #[tokio::test]
 async fn each_of_a_batch_has_its_own_length_ecn_and_source() {
-    let dual = socket2::Socket::new(socket2::Domain::IPV6, socket2::Type::DGRAM, None).unwrap();
-    dual.set_only_v6(false).unwrap();
-    dual.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
-    let dual = UdpSocket::from_std(dual.into()).unwrap();
+    let dual = bind_dual_stack();
     let ends = [bind(V4), bind(V6)];
-    let slices = [IoSlice::new(b"abcdef")];
+    let (whole, pieces) = ([IoSlice::new(b"abcdef")], [IoSlice::new(b"abcd"), IoSlice::new(b"ef")]);
     let ect = Some(Ecn::Ect0);
     let cases = [
         (0, 2, None, None),
@@ -139,16 +141,21 @@ async fn each_of_a_batch_has_its_own_length_ecn_and_source() {
         (0, 6, None, Some([127, 0, 0, 3].into())),
         (0, 6, None, None),
     ];
+    let mut slices = [&whole[..], &pieces].into_iter().cycle();
     let mut batch = cases.map(|(end, len, ecn, source)| {
         let to: &UdpSocket = &ends[end];
-        Transmit::new(to.local_addr(), &slices).segment_size(len).ecn(ecn).source(source)
+        Transmit::new(to.local_addr(), slices.next().unwrap()).segment_size(len).ecn(ecn).source(source)
     });
     let mut sender = dual.sender();
     std::future::poll_fn(|cx| sender.poll_send_batch(cx, &mut batch)).await.unwrap();
     for (end, socket) in ends.iter().enumerate() {
-        let want: Vec<_> = cases.iter().filter(|case| case.0 == end).flat_map(|case| vec![case; 6 / case.1]).collect();
-        for (got, (_, len, ecn, source)) in receive(socket, want.len()).await.into_iter().zip(want) {
-            assert_eq!((got.3.len(), got.2), (*len, *ecn), "to {}", socket.local_addr());
+        let want = cases
+            .iter()
+            .filter(|case| case.0 == end)
+            .flat_map(|case| b"abcdef".chunks(case.1).map(move |payload| (payload, case)));
+        let want: Vec<_> = want.collect();
+        for (got, (payload, (_, _, ecn, source))) in receive(socket, want.len()).await.into_iter().zip(want) {
+            assert_eq!((got.3.as_slice(), got.2), (payload, *ecn), "to {}", socket.local_addr());
             assert_eq!(got.0.ip(), source.unwrap_or(socket.local_addr().ip()));
         }
     }

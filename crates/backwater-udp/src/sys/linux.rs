@@ -212,8 +212,7 @@ struct Room {
     controls: [Control<SEND_CONTROL>; MAX_MESSAGES],
     slices: [iovec; MAX_MESSAGES],
     headers: [mmsghdr; MAX_MESSAGES],
-    /// Never grows: slices point into it.
-    gathered: Vec<u8>,
+    gathered: Box<[u8]>,
 }
 
 impl Default for Room {
@@ -224,7 +223,7 @@ impl Default for Room {
             slices: [iovec { iov_base: ptr::null_mut(), iov_len: 0 }; _],
             // SAFETY: all zeroes is a valid mmsghdr (null pointers with zero lengths).
             headers: [unsafe { mem::zeroed() }; _],
-            gathered: Vec::with_capacity(SLOT_BYTES),
+            gathered: vec![0; SLOT_BYTES].into(),
         }
     }
 }
@@ -237,7 +236,7 @@ impl Room {
         outs: impl Iterator<Item = Outgoing<'a>>,
         peer: Option<SocketAddr>,
     ) -> io::Result<usize> {
-        self.gathered.clear();
+        let mut free = &mut *self.gathered;
         let places = self.names.iter_mut().zip(&mut self.controls).zip(&mut self.slices).zip(&mut self.headers);
         let mut ready = 0;
         let mut last: Option<(Outgoing<'_>, *mut c_void, _)> = None;
@@ -255,13 +254,10 @@ impl Room {
                 }
                 _ => state.describe(&out, control, header),
             }
-            let start = self.gathered.len();
             if out.slices.len() > 1 {
-                if self.gathered.capacity() - start < out.bytes {
-                    break;
-                }
-                out.slices.iter().for_each(|bytes| self.gathered.extend_from_slice(bytes));
-                let bytes = self.gathered.get_mut(start..).unwrap_or_default();
+                let Some((bytes, rest)) = std::mem::take(&mut free).split_at_mut_checked(out.bytes) else { break };
+                free = rest;
+                super::gather(out.slices, bytes);
                 *slice = iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
                 header.msg_iov = slice;
                 header.msg_iovlen = 1;

@@ -85,6 +85,19 @@ pub(crate) fn one_by_one<'a>(
     Ok(sent)
 }
 
+/// Copies the slices, one behind the other, to where there is room for them.
+fn gather(slices: &[IoSlice<'_>], mut room: &mut [u8]) {
+    for slice in slices {
+        let Some((place, rest)) = room.split_at_mut_checked(slice.len()) else { break };
+        // Headers are short: for the four bytes of ChannelData a call to copy them takes longer than the copy.
+        match (<&mut [u8; 4]>::try_from(&mut *place), <&[u8; 4]>::try_from(&**slice)) {
+            (Ok(place), Ok(header)) => *place = *header,
+            _ => place.copy_from_slice(slice),
+        }
+        room = rest;
+    }
+}
+
 /// The slices as one, copied into a buffer of the thread's.
 fn gathered<R>(out: &Outgoing<'_>, send: impl FnOnce(&[u8]) -> R) -> R {
     thread_local! {
@@ -96,16 +109,7 @@ fn gathered<R>(out: &Outgoing<'_>, send: impl FnOnce(&[u8]) -> R) -> R {
     if buffer.len() < out.bytes {
         buffer.resize(out.bytes, 0);
     }
-    let mut rest = buffer.as_mut_slice();
-    for slice in out.slices {
-        let Some((place, after)) = rest.split_at_mut_checked(slice.len()) else { break };
-        // Headers are short: for the four bytes of ChannelData a call to copy them takes longer than the copy.
-        match (<&mut [u8; 4]>::try_from(&mut *place), <&[u8; 4]>::try_from(&**slice)) {
-            (Ok(place), Ok(header)) => *place = *header,
-            _ => place.copy_from_slice(slice),
-        }
-        rest = after;
-    }
+    gather(out.slices, &mut buffer);
     let sent = send(buffer.get(..out.bytes).unwrap_or_default());
     let _ = BUFFER.try_with(|kept| kept.replace(buffer));
     sent
