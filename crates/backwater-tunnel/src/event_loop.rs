@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::{Datagram, IcmpKind, RecvBatch};
+use backwater_udp::{Datagram, IcmpKind, MAX_SEGMENTS, RecvBatch};
 use boringtun::{
     noise::{self, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -25,8 +25,8 @@ use tracing::{debug, info, warn};
 use crate::{
     allowed::{Allowed, Last},
     config::{Config, Endpoint, Key},
+    cores::{Cores, Left, Next, Taken},
     counters::Counters,
-    lend::Lender,
     link::{Link, Monitor, Suspended},
     packet::{
         coalesce::{Coalescer, Offload},
@@ -49,8 +49,11 @@ const SLOTS: usize = 8;
 /// Calls to receive on one socket in one turn.
 const RECEIVES: usize = 2;
 
-/// Packets read from the device in one turn: as many full ones as make a full train.
+/// Packets read from the device in one turn: as many full ones as make a full train, or as many as a train holds while all of them
+/// are no more than so many bytes.
 const READS: usize = 45;
+const SHORT_READS: usize = MAX_SEGMENTS;
+const SHORT_BYTES: usize = READS * 1000;
 
 /// Handshakes a second that are answered without a cookie. Each is counted twice: when its sender is looked for, and by
 /// the session.
@@ -91,7 +94,7 @@ pub(crate) struct EventLoop {
     read: Box<[u8]>,
     counters: Counters,
     messages: icmp::Limit,
-    lender: Lender,
+    cores: Cores,
     queries: mpsc::Receiver<oneshot::Sender<Status>>,
     resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
     timer: Pin<Box<Sleep>>,
@@ -161,7 +164,7 @@ impl EventLoop {
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),
             messages: icmp::Limit::default(),
-            lender: Lender::new(now),
+            cores: Cores::new(now),
             queries,
             resolved: mpsc::channel(64),
             timer: Box::pin(tokio::time::sleep(TICK)),
@@ -230,16 +233,20 @@ impl EventLoop {
                 more |= peer.drain(cx, now, &mut self.tools);
             }
         }
-        match until {
+        let next = match until {
             None => match self.read_device(cx, now) {
-                Ok(unfinished) => more |= unfinished,
+                Ok(taken) => self.cores.after(now, taken),
                 Err(error) => return Poll::Ready(Err(error)),
             },
             Some(until) if now >= until || !self.peers.iter().any(Peer::is_waiting) => return Poll::Ready(Ok(())),
-            Some(_) => {}
-        }
+            Some(_) => Next::Wait,
+        };
         self.send_urgent(cx);
         more |= self.peers.iter().any(Peer::is_ready);
+        if next == Next::Pause && !more {
+            self.cores.pause();
+        }
+        more |= next != Next::Wait;
         if until.is_none() {
             let next = self.ticked + self.interval();
             if self.timer.deadline().into_std() != next {
@@ -335,25 +342,25 @@ impl EventLoop {
         write_out(&mut tools.coalescer, link, counters);
     }
 
-    /// Takes what the local host sends. Returns whether there may be more.
-    fn read_device(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<bool> {
+    /// Takes what the local host sends.
+    fn read_device(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<Taken> {
         let mut train_of: Option<usize> = None;
         let mut has_room = self.has_room(now);
-        let mut unfinished = true;
+        let mut taken = Taken { packets: 0, bytes: 0, left: Left::More };
         // A device without offloads gives no header: the buffer has one then, which says nothing.
         let at = if self.link.has_offload() { 0 } else { virtio::LEN };
-        for _ in 0..READS {
+        while taken.packets < READS || (taken.packets < SHORT_READS && taken.bytes < SHORT_BYTES) {
             // Nothing is read while nothing could go. Whoever's queue has room again is why the next turn comes.
             if !has_room {
-                unfinished = false;
+                taken.left = Left::NoRoom;
                 break;
             }
             let len = match self.link.try_read(self.read.get_mut(at..).unwrap_or_default()) {
                 Ok(len) => at + len,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    unfinished = match self.link.poll_readable(cx) {
-                        Poll::Ready(ready) => ready.map(|()| true)?,
-                        Poll::Pending => false,
+                    taken.left = match self.link.poll_readable(cx) {
+                        Poll::Ready(ready) => ready.map(|()| Left::More)?,
+                        Poll::Pending => Left::Nothing,
                     };
                     break;
                 }
@@ -361,6 +368,8 @@ impl EventLoop {
                 Err(e) => return Err(e),
             };
             self.traffic = true;
+            taken.packets += 1;
+            taken.bytes += len;
             self.counters.device_read += 1;
             let Some((raw, destination)) =
                 self.read.get(..len).and_then(|raw| Some((raw, parse(raw)?.1.destination())))
@@ -391,10 +400,7 @@ impl EventLoop {
             }
         }
         flush(cx, &mut self.peers, &mut self.tools, train_of);
-        if unfinished {
-            self.lender.lend();
-        }
-        Ok(unfinished)
+        Ok(taken)
     }
 
     /// Whether any peer could take a packet. Without peers every packet is for nobody, and its sender is told.

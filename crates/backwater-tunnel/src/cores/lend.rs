@@ -26,12 +26,12 @@ const MOST: i64 = 1_000_000;
 const LEAST: i64 = -100_000_000;
 
 impl Lender {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self { credit: 0, since: now }
     }
 
     /// A train has gone, and there is more.
-    pub(crate) fn lend(&mut self) {
+    pub(super) fn lend(&mut self) {
         if self.may(Instant::now()) {
             std::thread::yield_now();
             self.is_back(Instant::now());

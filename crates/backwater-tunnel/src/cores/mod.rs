@@ -1,0 +1,89 @@
+//! The loop's share of the cores, where these are fewer than the programs that want them: the programs whose packets it carries,
+//! and the other end if that is on this host.
+
+use std::time::Instant;
+
+mod lend;
+#[cfg(target_os = "linux")]
+mod precede;
+#[cfg(target_os = "linux")]
+mod seek;
+
+use lend::Lender;
+#[cfg(target_os = "linux")]
+use precede::Preceding;
+
+/// How the loop shares.
+pub(crate) enum Cores {
+    /// It is a program as any other, and lends between trains.
+    Lends(Lender),
+    /// It goes before others, and pauses to let them run.
+    #[cfg(target_os = "linux")]
+    Precedes(Preceding),
+}
+
+/// What a turn has read from the device.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only a loop that pauses counts"))]
+pub(crate) struct Taken {
+    pub(crate) packets: usize,
+    pub(crate) bytes: usize,
+    pub(crate) left: Left,
+}
+
+/// Why it read no further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The device had no more.
+    Nothing,
+    /// The turn's budget is used up, or there was nothing and then was.
+    More,
+    /// No path can take more.
+    NoRoom,
+}
+
+/// What comes after a turn that has read the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Until the device has a packet, or a path has room, nothing.
+    Wait,
+    /// Another turn.
+    Again,
+    /// A pause, if there is nothing else to do, and another turn.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only Linux knows who may go first"))]
+    Pause,
+}
+
+impl Cores {
+    /// For the thread that calls this, which is to be the loop's. Its priority is raised if that is allowed.
+    pub(crate) fn new(now: Instant) -> Self {
+        #[cfg(target_os = "linux")]
+        if precede::claim() {
+            return Self::Precedes(Preceding::new(now));
+        }
+        Self::Lends(Lender::new(now))
+    }
+
+    /// What comes after a turn that began at `now`.
+    pub(crate) fn after(&mut self, now: Instant, taken: Taken) -> Next {
+        match self {
+            Self::Lends(lender) => {
+                if taken.left != Left::More {
+                    return Next::Wait;
+                }
+                lender.lend();
+                Next::Again
+            }
+            #[cfg(target_os = "linux")]
+            Self::Precedes(preceding) => preceding.after(now, taken),
+        }
+    }
+
+    /// Lets others run for a moment.
+    pub(crate) fn pause(&mut self) {
+        #[cfg(target_os = "linux")]
+        if let Self::Precedes(preceding) = self {
+            preceding.pause();
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! More is sent than can be carried.
+
+use std::{
+    fs,
+    net::{SocketAddr, UdpSocket},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::setpriority_process;
+
+use crate::support::{
+    in_namespace,
+    traffic::{Echo, until_answered},
+    tunnel::{PROGRAMS, Sides, THERE},
+};
+
+#[test]
+fn who_sends_without_limit_is_taken_in_trains() {
+    in_namespace("overload::who_sends_without_limit_is_taken_in_trains", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
+        until_answered(&sides.here, THERE[0], Duration::from_secs(5));
+        // It goes before others if that is permitted.
+        let permitted = thread::spawn(|| setpriority_process(None, -15).is_ok()).join().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", tunnel.process.id())).unwrap();
+        let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().to_owned();
+        assert_eq!(nice, if permitted { "-15" } else { "0" });
+
+        let target = SocketAddr::new(THERE[0], 7000);
+        let sink = sides.there.within(move || UdpSocket::bind(target).unwrap());
+        let counters = || {
+            let status = tunnel.status();
+            ["sent_total", "send_attempts_total"].map(|name| status["transport"][name].as_f64().unwrap())
+        };
+        let before = counters();
+        let sending = sides.here.spawn(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let until = Instant::now() + Duration::from_secs(2);
+            let mut sent = 0.0;
+            while Instant::now() < until {
+                sent += f64::from(socket.send_to(&[0; 100], target).is_ok());
+            }
+            sent
+        });
+        thread::sleep(Duration::from_secs(1));
+        // Whoever asks is answered meanwhile.
+        counters();
+        let offered = sending.join().unwrap();
+        let after = counters();
+        let [sent, calls] = [0, 1].map(|at| after[at] - before[at]);
+        eprintln!("{offered} offered, {sent} sent in {calls} calls");
+        assert!(sent <= offered + 100.0 && sent > offered / 100.0, "{sent} of {offered}");
+        assert!(sent > 8.0 * calls, "{sent} in {calls} calls");
+        until_answered(&sides.here, THERE[0], Duration::from_secs(5));
+        drop(sink);
+    });
+}
