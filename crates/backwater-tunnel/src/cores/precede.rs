@@ -69,7 +69,7 @@ pub(crate) struct Preceding {
     emptied: bool,
     /// The last turn did not.
     had_more: bool,
-    /// Since the last pause.
+    /// Since the last pause, while there are many.
     packets: u64,
     bytes: u64,
     seeker: Seeker,
@@ -95,9 +95,12 @@ impl Preceding {
     }
 
     pub(super) fn after(&mut self, now: Instant, Taken { packets, bytes, left }: Taken) -> Next {
+        let many = self.window.add(now, packets);
+        if !many {
+            (self.packets, self.bytes) = (0, 0);
+        }
         self.packets += packets as u64;
         self.bytes += bytes as u64;
-        let many = self.window.add(now, packets);
         let (emptied, had_more) = (self.emptied, self.had_more);
         self.emptied = many && left == Left::Nothing && packets > 0;
         self.had_more = many && left == Left::More && packets > 0;
