@@ -291,7 +291,9 @@ impl EventLoop {
     }
 
     fn take_batch(&mut self, now: Instant) {
-        let Self { batch, peers, tools, path, allowed, last_source, counters, by_key, link, limiter, calls, .. } = self;
+        let Self {
+            batch, peers, tools, path, allowed, last_source, cores, counters, by_key, link, limiter, calls, ..
+        } = self;
         for train in batch.trains() {
             for datagram in train.datagrams() {
                 let index = match *datagram.payload {
@@ -337,6 +339,7 @@ impl EventLoop {
             // A train makes one packet; what comes one by one is joined with the rest of its batch.
             if train.datagram_count() > 1 {
                 write_out(&mut tools.coalescer, link, counters);
+                cores.delivered(train.datagram_count());
             }
         }
         write_out(&mut tools.coalescer, link, counters);

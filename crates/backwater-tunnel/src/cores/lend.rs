@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-/// Lets other programs run while the device has more to read: the other end, if that is on this host, and whoever takes what it
-/// delivers.
+/// Lets other programs run between trains: the other end, if that is on this host, and whoever takes what it delivers.
 ///
 /// Where these share the cores, and all cores are busy, a loop that runs on until its time slice ends, some milliseconds, sends in
 /// it many times what the buffer of a UDP socket holds, and the program that reads the socket does not run meanwhile. What is
 /// lost there was encrypted, sent and decrypted for nothing (docs/benchmarks.md). On a core of its own the loop loses nothing but
-/// the system call. It is who reads the device that lends: if who delivers did so too, it would leave the core to the other.
+/// the system call. Of two ends that are programs as any other it is who reads the device that lends: if who delivers did so too, it
+/// would leave the core to the other. Where they go before others it is who delivers; who reads pauses.
 ///
 /// Nobody gives a core back earlier than he must, so there is a limit: half as much again as this loop has used itself. Beside
 /// a program that computes on the same core it keeps two fifths of it, or more.
@@ -30,7 +30,7 @@ impl Lender {
         Self { credit: 0, since: now }
     }
 
-    /// A train has gone, and there is more.
+    /// A train has gone.
     pub(super) fn lend(&mut self) {
         if self.may(Instant::now()) {
             std::thread::yield_now();

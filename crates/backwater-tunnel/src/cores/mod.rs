@@ -13,11 +13,15 @@ use lend::Lender;
 #[cfg(target_os = "linux")]
 use precede::Preceding;
 
+/// Datagrams of a train, from which on others may run when it is delivered: the buffer of the socket that they are for may hold a few
+/// such trains, and not more.
+const LONG_TRAIN: usize = 20;
+
 /// How the loop shares.
 pub(crate) enum Cores {
-    /// It is a program as any other, and lends between trains.
+    /// It is a program as any other, and lends between trains that it sends.
     Lends(Lender),
-    /// It goes before others, and pauses to let them run.
+    /// It goes before others, pauses to let them run, and lends between trains that it delivers.
     #[cfg(target_os = "linux")]
     Precedes(Preceding),
 }
@@ -76,6 +80,17 @@ impl Cores {
             }
             #[cfg(target_os = "linux")]
             Self::Precedes(preceding) => preceding.after(now, taken),
+        }
+    }
+
+    /// So many datagrams, which arrived as one, have gone to the device.
+    pub(crate) fn delivered(&mut self, datagrams: usize) {
+        if datagrams < LONG_TRAIN {
+            return;
+        }
+        #[cfg(target_os = "linux")]
+        if let Self::Precedes(preceding) = self {
+            preceding.lend();
         }
     }
 

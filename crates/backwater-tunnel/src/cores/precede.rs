@@ -9,7 +9,7 @@ use rustix::process::{getpid, getpriority_process, getsid, setpriority_process};
 use tracing::{debug, info};
 
 use super::{
-    Left, Next, Taken,
+    Left, Lender, Next, Taken,
     seek::{self, Seeker},
 };
 
@@ -73,6 +73,7 @@ pub(crate) struct Preceding {
     packets: u64,
     bytes: u64,
     seeker: Seeker,
+    lender: Lender,
 }
 
 /// Whether there are many packets.
@@ -91,6 +92,7 @@ impl Preceding {
             packets: 0,
             bytes: 0,
             seeker: Seeker::new(),
+            lender: Lender::new(now),
         }
     }
 
@@ -115,6 +117,11 @@ impl Preceding {
             Left::Nothing if emptied => Next::Pause,
             Left::Nothing | Left::NoRoom => Next::Wait,
         }
+    }
+
+    /// A train was delivered. The program that it is for may be waiting for the core.
+    pub(super) fn lend(&mut self) {
+        self.lender.lend();
     }
 
     pub(super) fn pause(&mut self) {
