@@ -1,7 +1,6 @@
 //! More is sent than can be carried.
 
 use std::{
-    fs,
     net::{SocketAddr, UdpSocket},
     thread,
     time::{Duration, Instant},
@@ -24,9 +23,7 @@ fn who_sends_without_limit_is_taken_in_trains() {
         until_answered(&sides.here, THERE[0], Duration::from_secs(5));
         // It goes before others if that is permitted.
         let permitted = thread::spawn(|| setpriority_process(None, -15).is_ok()).join().unwrap();
-        let stat = fs::read_to_string(format!("/proc/{}/stat", tunnel.process.id())).unwrap();
-        let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().to_owned();
-        assert_eq!(nice, if permitted { "-15" } else { "0" });
+        assert_eq!(tunnel.niceness(), if permitted { -15 } else { 0 });
 
         let target = SocketAddr::new(THERE[0], 7000);
         let sink = sides.there.within(move || UdpSocket::bind(target).unwrap());

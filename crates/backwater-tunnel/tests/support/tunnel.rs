@@ -143,9 +143,18 @@ impl Tunnel<'_> {
 
     /// Seconds of processor time that it has taken, to a hundredth (`USER_HZ`).
     pub fn processor_seconds(&self) -> f64 {
+        [11, 12].map(|at| self.stat(at) as f64).iter().sum::<f64>() / 100.0
+    }
+
+    /// Its niceness, -20 to 19.
+    pub fn niceness(&self) -> i64 {
+        self.stat(16)
+    }
+
+    /// A field of `/proc/PID/stat`, from its state on.
+    fn stat(&self, at: usize) -> i64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        [fields[11], fields[12]].map(|ticks| ticks.parse::<f64>().unwrap()).iter().sum::<f64>() / 100.0
+        stat.rsplit_once(')').unwrap().1.split_whitespace().nth(at).unwrap().parse().unwrap()
     }
 
     /// How many descriptors it has open.
