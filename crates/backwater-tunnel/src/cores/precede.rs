@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{getpid, getpriority_process, getsid, setpriority_process};
+use rustix::process::{getpriority_process, setpriority_process};
 use tracing::{debug, info};
 
 use super::{
@@ -47,12 +47,20 @@ pub(super) fn claim() -> bool {
         return false;
     }
     // The kernel may weigh sessions against each other first (`sched_autogroup_enabled`). This one is its own if it leads it.
-    if getsid(None) == Ok(getpid())
+    if fs::read_to_string("/proc/self/stat").is_ok_and(|stat| leads_its_session(&stat))
         && let Err(error) = fs::write("/proc/self/autogroup", NICE.to_string())
     {
         debug!(%error, "the session's priority stays");
     }
     true
+}
+
+/// What `/proc/PID/stat` says of it. `getsid` is 0 in a container whose session is outside, which rustix has no type for.
+fn leads_its_session(stat: &str) -> bool {
+    let id = stat.split_whitespace().next();
+    // Behind the name, in which there may be anything: state, parent, group, session.
+    let session = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().nth(3));
+    id.is_some() && id == session
 }
 
 /// Takes packets in trains although it could take each as it comes.
@@ -201,6 +209,14 @@ mod tests {
             [pause_after(50, 50 * 1400), pause_after(50, 50 * 140), pause_after(2, 2 * 1400)],
             [PAUSE, PAUSE_OF_SHORT, PAUSE]
         );
+    }
+
+    #[test]
+    fn who_leads_a_session() {
+        assert!(leads_its_session("4711 (a) b) S 1 4711 4711 34816 4711 4194304 120 0"));
+        assert!(!leads_its_session("4712 (4712) S 4711 4712 4711 34816 4711 4194304 120 0"));
+        assert!(!leads_its_session("2 (up) S 1 0 0 0 -1 4194304 120 0"));
+        assert!(!leads_its_session(""));
     }
 
     #[test]

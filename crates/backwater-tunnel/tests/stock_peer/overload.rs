@@ -9,9 +9,9 @@ use std::{
 use rustix::process::setpriority_process;
 
 use crate::support::{
-    in_namespace,
+    Process, in_namespace,
     traffic::{Echo, until_answered},
-    tunnel::{PROGRAMS, Sides, THERE},
+    tunnel::{NAME, PROGRAMS, Sides, THERE},
 };
 
 #[test]
@@ -52,5 +52,19 @@ fn who_sends_without_limit_is_taken_in_trains() {
         assert!(sent > 8.0 * calls, "{sent} in {calls} calls");
         until_answered(&sides.here, THERE[0], Duration::from_secs(5));
         drop(sink);
+    });
+}
+
+#[test]
+fn its_session_may_be_outside_of_its_container() {
+    in_namespace("overload::its_session_may_be_outside_of_its_container", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let file = sides.directory.file("bw0.conf", &sides.configuration("", "Endpoint = 10.9.1.2:51820"));
+        // There its session's number is 0.
+        let container = ["unshare", "--pid", "--fork", "--kill-child"];
+        let tunnel = Process::spawn("tunnel", sides.program_by(&container, ["up", file.to_str().unwrap()]));
+        tunnel.wait_for(&format!("{NAME} is up"));
+        until_answered(&sides.here, THERE[0], Duration::from_secs(5));
     });
 }

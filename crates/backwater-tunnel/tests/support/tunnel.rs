@@ -79,7 +79,16 @@ impl Sides {
 
     /// What runs our program in our network. Its files are in this test's directory, its control socket in `/run`.
     pub fn program<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> std::process::Command {
-        let mut command = self.here.command_of([PROGRAM].into_iter().chain(arguments));
+        self.program_by(&[], arguments)
+    }
+
+    /// The same by another program, which is given ours and its arguments.
+    pub fn program_by<'a>(
+        &self,
+        other: &[&'a str],
+        arguments: impl IntoIterator<Item = &'a str>,
+    ) -> std::process::Command {
+        let mut command = self.here.command_of(other.iter().copied().chain([PROGRAM]).chain(arguments));
         command.env("XDG_CACHE_HOME", &self.directory.path).env("XDG_RUNTIME_DIR", "/run").env_remove("NOTIFY_SOCKET");
         command
     }
