@@ -247,6 +247,7 @@ impl EventLoop {
             self.cores.pause();
         }
         more |= next != Next::Wait;
+        more = more || self.cores.stays_awake(now);
         if until.is_none() {
             let next = self.ticked + self.interval();
             if self.timer.deadline().into_std() != next {

@@ -30,12 +30,14 @@ impl Lender {
         Self { credit: 0, since: now }
     }
 
-    /// A train has gone.
-    pub(super) fn lend(&mut self) {
-        if self.may(Instant::now()) {
+    /// A train has gone. Returns whether it was lent.
+    pub(super) fn lend(&mut self) -> bool {
+        let may = self.may(Instant::now());
+        if may {
             std::thread::yield_now();
             self.is_back(Instant::now());
         }
+        may
     }
 
     fn may(&mut self, now: Instant) -> bool {

@@ -3,7 +3,11 @@
 
 use std::time::Instant;
 
+#[cfg(target_os = "linux")]
+mod awake;
 mod lend;
+#[cfg(target_os = "linux")]
+mod load;
 #[cfg(target_os = "linux")]
 mod precede;
 #[cfg(target_os = "linux")]
@@ -90,15 +94,24 @@ impl Cores {
         }
         #[cfg(target_os = "linux")]
         if let Self::Precedes(preceding) = self {
-            preceding.lend();
+            preceding.delivered();
+        }
+    }
+
+    /// There is nothing to do in the turn that began at `now`. Whether it looks again at once rather than waits.
+    pub(crate) fn stays_awake(&mut self, now: Instant) -> bool {
+        match self {
+            Self::Lends(_) => false,
+            #[cfg(target_os = "linux")]
+            Self::Precedes(preceding) => preceding.stays_awake(now),
         }
     }
 
     /// Lets others run for a moment.
     pub(crate) fn pause(&mut self) {
         #[cfg(target_os = "linux")]
-        if let Self::Precedes(preceding) = self {
-            preceding.pause();
+        if let Self::Precedes(_) = self {
+            Preceding::pause();
         }
     }
 }

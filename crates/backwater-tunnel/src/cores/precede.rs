@@ -8,10 +8,7 @@ use std::{
 use rustix::process::{getpriority_process, setpriority_process};
 use tracing::{debug, info};
 
-use super::{
-    Left, Lender, Next, Taken,
-    seek::{self, Seeker},
-};
+use super::{Left, Lender, Next, Taken, awake::Awake, load, seek::Seeker};
 
 /// What the kernel's own workers for the network have is −20 (`WQ_HIGHPRI`); these shall go first.
 const NICE: i32 = -15;
@@ -24,18 +21,15 @@ const MANY: u128 = 64;
 const WINDOW: Duration = Duration::from_millis(1);
 
 /// The kernel adds its slack of 50 µs (`timer_slack_ns`). In both together whoever sends without limit, on the same core, makes
-/// 70 packets, or 150: less than the default buffer (`rmem_default`) of the socket that they are sent to holds, 92 full datagrams, or 277
-/// short ones. Longer pauses cost less, and what comes after them is lost there.
-const PAUSE: Duration = Duration::from_micros(20);
-const PAUSE_OF_SHORT: Duration = Duration::from_micros(90);
-/// Bytes of a packet on average, up to which they are short.
-const SHORT_PACKET: u64 = 256;
+/// some 150 packets. They arrive as trains; who delivers lends the core after each, or the buffer of the socket that they are for
+/// (`rmem_default`: 92 full datagrams) would not hold them.
+const PAUSE: Duration = Duration::from_micros(90);
 
 /// Whether this thread goes before others: by its niceness, which is lowered if nobody has chosen one and the system permits it.
 /// Threads that it starts have it too.
 pub(super) fn claim() -> bool {
     // There others would hardly run.
-    if seek::cores() == Some(1) {
+    if load::cores() == Some(1) {
         return false;
     }
     match getpriority_process(None) {
@@ -77,11 +71,9 @@ pub(crate) struct Preceding {
     emptied: bool,
     /// The last turn did not.
     had_more: bool,
-    /// Since the last pause, while there are many.
-    packets: u64,
-    bytes: u64,
     seeker: Seeker,
     lender: Lender,
+    awake: Awake,
 }
 
 /// Whether there are many packets.
@@ -97,20 +89,14 @@ impl Preceding {
             window: Window { since: now, packets: 0, many: false },
             emptied: false,
             had_more: false,
-            packets: 0,
-            bytes: 0,
             seeker: Seeker::new(),
             lender: Lender::new(now),
+            awake: Awake::new(),
         }
     }
 
-    pub(super) fn after(&mut self, now: Instant, Taken { packets, bytes, left }: Taken) -> Next {
+    pub(super) fn after(&mut self, now: Instant, Taken { packets, left, .. }: Taken) -> Next {
         let many = self.window.add(now, packets);
-        if !many {
-            (self.packets, self.bytes) = (0, 0);
-        }
-        self.packets += packets as u64;
-        self.bytes += bytes as u64;
         let (emptied, had_more) = (self.emptied, self.had_more);
         self.emptied = many && left == Left::Nothing && packets > 0;
         self.had_more = many && left == Left::More && packets > 0;
@@ -127,19 +113,19 @@ impl Preceding {
         }
     }
 
-    /// A train was delivered. The program that it is for may be waiting for the core.
-    pub(super) fn lend(&mut self) {
+    /// A long train was delivered. The program that it is for may be waiting for the core.
+    pub(super) fn delivered(&mut self) {
         self.lender.lend();
+        self.awake.train(Instant::now());
     }
 
-    pub(super) fn pause(&mut self) {
-        thread::sleep(self.next_pause());
+    /// There is nothing to do. Whether to look again at once.
+    pub(super) fn stays_awake(&mut self, now: Instant) -> bool {
+        self.awake.stays(now) && self.lender.lend()
     }
 
-    fn next_pause(&mut self) -> Duration {
-        let short = self.bytes <= self.packets * SHORT_PACKET;
-        (self.packets, self.bytes) = (0, 0);
-        if short { PAUSE_OF_SHORT } else { PAUSE }
+    pub(super) fn pause() {
+        thread::sleep(PAUSE);
     }
 }
 
@@ -198,20 +184,6 @@ mod tests {
     }
 
     #[test]
-    fn short_packets_are_waited_for_longer() {
-        let now = Instant::now();
-        let mut preceding = Preceding::new(now);
-        let mut pause_after = |packets, bytes| {
-            preceding.after(now, Taken { packets, bytes, left: Left::Nothing });
-            preceding.next_pause()
-        };
-        assert_eq!(
-            [pause_after(50, 50 * 1400), pause_after(50, 50 * 140), pause_after(2, 2 * 1400)],
-            [PAUSE, PAUSE_OF_SHORT, PAUSE]
-        );
-    }
-
-    #[test]
     fn who_leads_a_session() {
         assert!(leads_its_session("4711 (a) b) S 1 4711 4711 34816 4711 4194304 120 0"));
         assert!(!leads_its_session("4712 (4712) S 4711 4712 4711 34816 4711 4194304 120 0"));
@@ -229,7 +201,7 @@ mod tests {
             };
             thread::spawn(claim).join().unwrap()
         };
-        let one_core = seek::cores() == Some(1);
+        let one_core = load::cores() == Some(1);
         assert_eq!(claimed(19), Some((false, 19)));
         // Who may not choose them is not asked.
         for nice in [-1, -10] {

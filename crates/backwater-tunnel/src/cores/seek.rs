@@ -1,10 +1,6 @@
 //! The core of whoever sends is looked for.
 
-use std::{
-    fs::{self, File},
-    os::unix::fs::FileExt,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rustix::{
     io,
@@ -12,15 +8,15 @@ use rustix::{
 };
 use tracing::debug;
 
+use super::load::Load;
+
 /// Moves the thread to another core when the sender runs on another, and there are fewer cores than programs that want one.
 ///
 /// Only a guess whether it is that core; if not, the signs stay.
 pub(super) struct Seeker {
     signs: Signs,
-    /// That are online. None: it does not move.
-    cores: Option<usize>,
-    /// /proc/loadavg.
-    load: Option<File>,
+    /// None: it does not move.
+    load: Option<Load>,
 }
 
 /// What tells where the sender runs.
@@ -54,12 +50,12 @@ const REST: Duration = Duration::from_millis(100);
 
 impl Seeker {
     pub(super) fn new() -> Self {
-        Self { signs: Signs::default(), cores: cores(), load: File::open("/proc/loadavg").ok() }
+        Self { signs: Signs::default(), load: Load::open() }
     }
 
     #[cfg(test)]
     pub(super) fn that_stays() -> Self {
-        Self { signs: Signs::default(), cores: None, load: None }
+        Self { signs: Signs::default(), load: None }
     }
 
     /// After a train the device was looked at again, and `came`, or not, a packet since.
@@ -77,22 +73,15 @@ impl Seeker {
     }
 
     fn move_on(&mut self, now: Instant) {
-        let Some(cores) = self.cores.filter(|_| self.signs.has_rested(now)) else { return };
-        if self.running().is_none_or(|running| running <= cores) {
+        let Some(load) = self.load.as_ref().filter(|load| self.signs.has_rested(now) && load.is_too_much()) else {
             return;
-        }
+        };
+        let cores = load.cores();
         self.signs.moves(now, MOVES * cores);
         if let Err(error) = to_next_core(cores) {
             debug!(%error, "the loop stays on its core");
-            self.cores = None;
+            self.load = None;
         }
-    }
-
-    /// Threads that run or want to, everywhere.
-    fn running(&self) -> Option<usize> {
-        let mut text = [0; 64];
-        let len = self.load.as_ref()?.read_at(&mut text, 0).ok()?;
-        running(str::from_utf8(text.get(..len)?).ok()?)
     }
 }
 
@@ -135,11 +124,6 @@ impl Signs {
     }
 }
 
-/// How many cores are online, if the kernel says so.
-pub(super) fn cores() -> Option<usize> {
-    count(&fs::read_to_string("/sys/devices/system/cpu/online").ok()?)
-}
-
 /// Moves this thread. Then it may run where it might before: the scheduler goes on from there.
 fn to_next_core(cores: usize) -> io::Result<()> {
     let mut all = CpuSet::new();
@@ -158,20 +142,6 @@ fn to_next_core(cores: usize) -> io::Result<()> {
 /// The next after this one, around.
 fn following(allowed: &CpuSet, here: usize) -> Option<usize> {
     (here + 1..CpuSet::MAX_CPU).chain(0..here).find(|&core| allowed.is_set(core))
-}
-
-/// From a list as `0-3,6` (`cpulist_parse`).
-fn count(list: &str) -> Option<usize> {
-    list.trim().split(',').try_fold(0, |sum, range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
-        Some(sum + last.checked_sub(first)? + 1)
-    })
-}
-
-/// From /proc/loadavg: `0.75 0.35 0.25 3/125 4711`.
-fn running(load: &str) -> Option<usize> {
-    load.split(' ').nth(3)?.split('/').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -252,19 +222,10 @@ mod tests {
             let mut one = CpuSet::new();
             one.set(sched_getcpu());
             sched_setaffinity(None, &one).unwrap();
-            to_next_core(cores().unwrap()).unwrap();
+            to_next_core(Load::open().unwrap().cores()).unwrap();
             assert_eq!(sched_getaffinity(None).unwrap(), one);
         })
         .join()
         .unwrap();
-    }
-
-    #[test]
-    fn what_the_kernel_says_is_understood() {
-        assert_eq!(["0-1\n", "0", "0-3,6,8-9\n", ""].map(count), [Some(2), Some(1), Some(7), None]);
-        assert_eq!(running("0.75 0.35 0.25 3/125 4711\n"), Some(3));
-        assert_eq!(running(""), None);
-        assert!(cores().is_some_and(|cores| cores > 0));
-        assert!(Seeker::new().running().is_some());
     }
 }
