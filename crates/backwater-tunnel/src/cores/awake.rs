@@ -24,7 +24,7 @@ const GAP: Duration = Duration::from_micros(300);
 /// Between two looks at the load.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// How often there was too much load, less twice how often there was not: at most, and from when on it counts.
+/// How often there was too much load, less how often there was not: at most, and from when on it counts.
 const MOST: u32 = 16;
 const ENOUGH: u32 = 8;
 
@@ -52,7 +52,7 @@ impl Awake {
     }
 
     fn saw(&mut self, too_much: bool) {
-        self.signs = if too_much { (self.signs + 1).min(MOST) } else { self.signs.saturating_sub(2) };
+        self.signs = if too_much { (self.signs + 1).min(MOST) } else { self.signs.saturating_sub(1) };
     }
 }
 
@@ -79,7 +79,7 @@ mod tests {
         (0..1000).for_each(|_| awake.saw(true));
         awake.saw(false);
         assert!(awake.stays(begin + GAP / 2));
-        (0..4).for_each(|_| awake.saw(false));
+        (0..8).for_each(|_| awake.saw(false));
         assert!(!awake.stays(begin + GAP / 2));
     }
 
@@ -93,6 +93,6 @@ mod tests {
             awake.train(now);
             awake.stays(now)
         });
-        assert_eq!(stays.count(), 16);
+        assert_eq!(stays.count(), 32);
     }
 }
