@@ -247,7 +247,7 @@ impl EventLoop {
             self.cores.pause();
         }
         more |= next != Next::Wait;
-        more = more || self.cores.stays_awake(now);
+        more = more || self.cores.stay_awake(now);
         if until.is_none() {
             let next = self.ticked + self.interval();
             if self.timer.deadline().into_std() != next {
@@ -296,6 +296,7 @@ impl EventLoop {
             batch, peers, tools, path, allowed, last_source, cores, counters, by_key, link, limiter, calls, ..
         } = self;
         for train in batch.trains() {
+            let mut good = 0;
             for datagram in train.datagrams() {
                 let index = match *datagram.payload {
                     [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]
@@ -327,7 +328,10 @@ impl EventLoop {
                 }
                 let allows = |from| allowed.owner(from, last_source) == Some(index);
                 match peer.receive(now, datagram, path, tools, allows) {
-                    Received::Good => self.traffic = true,
+                    Received::Good => {
+                        self.traffic = true;
+                        good += 1;
+                    }
                     Received::Handshake => {
                         self.traffic = true;
                         info!(peer = %name_of(&peer.public_key), endpoint = %train.source, "session established");
@@ -340,7 +344,7 @@ impl EventLoop {
             // A train makes one packet; what comes one by one is joined with the rest of its batch.
             if train.datagram_count() > 1 {
                 write_out(&mut tools.coalescer, link, counters);
-                cores.delivered(train.datagram_count());
+                cores.delivered(now, good);
             }
         }
         write_out(&mut tools.coalescer, link, counters);
@@ -350,10 +354,11 @@ impl EventLoop {
     fn read_device(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<Taken> {
         let mut train_of: Option<usize> = None;
         let mut has_room = self.has_room(now);
-        let mut taken = Taken { packets: 0, bytes: 0, left: Left::More };
+        let mut taken = Taken { packets: 0, left: Left::More };
+        let mut bytes = 0;
         // A device without offloads gives no header: the buffer has one then, which says nothing.
         let at = if self.link.has_offload() { 0 } else { virtio::LEN };
-        while taken.packets < READS || (taken.packets < SHORT_READS && taken.bytes < SHORT_BYTES) {
+        while taken.packets < READS || (taken.packets < SHORT_READS && bytes < SHORT_BYTES) {
             // Nothing is read while nothing could go. Whoever's queue has room again is why the next turn comes.
             if !has_room {
                 taken.left = Left::NoRoom;
@@ -373,7 +378,7 @@ impl EventLoop {
             };
             self.traffic = true;
             taken.packets += 1;
-            taken.bytes += len;
+            bytes += len;
             self.counters.device_read += 1;
             let Some((raw, destination)) =
                 self.read.get(..len).and_then(|raw| Some((raw, parse(raw)?.1.destination())))

@@ -30,7 +30,7 @@ impl Lender {
         Self { credit: 0, since: now }
     }
 
-    /// A train has gone. Returns whether it was lent.
+    /// A train has gone, or a look found nothing to do. Returns whether the core was lent.
     pub(super) fn lend(&mut self) -> bool {
         let may = self.may(Instant::now());
         if may {

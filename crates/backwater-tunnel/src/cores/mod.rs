@@ -25,17 +25,15 @@ const LONG_TRAIN: usize = 20;
 pub(crate) enum Cores {
     /// It is a program as any other, and lends between trains that it sends.
     Lends(Lender),
-    /// It goes before others, pauses to let them run, and lends between trains that it delivers.
+    /// It goes before others, pauses to let them run, lends between trains that it delivers, and then stays awake.
     #[cfg(target_os = "linux")]
     Precedes(Preceding),
 }
 
 /// What a turn has read from the device.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "only a loop that pauses counts"))]
 pub(crate) struct Taken {
     pub(crate) packets: usize,
-    pub(crate) bytes: usize,
     pub(crate) left: Left,
 }
 
@@ -87,23 +85,21 @@ impl Cores {
         }
     }
 
-    /// So many datagrams, which arrived as one, have gone to the device.
-    pub(crate) fn delivered(&mut self, datagrams: usize) {
-        if datagrams < LONG_TRAIN {
-            return;
-        }
-        #[cfg(target_os = "linux")]
-        if let Self::Precedes(preceding) = self {
-            preceding.delivered();
+    /// In the turn that began at `now` so many datagrams arrived as one, and what they carried has gone to the device.
+    pub(crate) fn delivered(&mut self, now: Instant, datagrams: usize) {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Precedes(preceding) if datagrams >= LONG_TRAIN => preceding.delivered(now),
+            _ => {}
         }
     }
 
-    /// There is nothing to do in the turn that began at `now`. Whether it looks again at once rather than waits.
-    pub(crate) fn stays_awake(&mut self, now: Instant) -> bool {
+    /// There is nothing to do in the turn that began at `now`. Whether the loop looks again at once rather than waits.
+    pub(crate) fn stay_awake(&mut self, now: Instant) -> bool {
         match self {
             Self::Lends(_) => false,
             #[cfg(target_os = "linux")]
-            Self::Precedes(preceding) => preceding.stays_awake(now),
+            Self::Precedes(preceding) => preceding.stay_awake(now),
         }
     }
 

@@ -91,11 +91,11 @@ impl Preceding {
             had_more: false,
             seeker: Seeker::new(),
             lender: Lender::new(now),
-            awake: Awake::new(),
+            awake: Awake::new(now),
         }
     }
 
-    pub(super) fn after(&mut self, now: Instant, Taken { packets, left, .. }: Taken) -> Next {
+    pub(super) fn after(&mut self, now: Instant, Taken { packets, left }: Taken) -> Next {
         let many = self.window.add(now, packets);
         let (emptied, had_more) = (self.emptied, self.had_more);
         self.emptied = many && left == Left::Nothing && packets > 0;
@@ -113,15 +113,15 @@ impl Preceding {
         }
     }
 
-    /// A long train was delivered. The program that it is for may be waiting for the core.
-    pub(super) fn delivered(&mut self) {
+    /// A long train was delivered in the turn that began then. The program that it is for may be waiting for the core.
+    pub(super) fn delivered(&mut self, began: Instant) {
         self.lender.lend();
-        self.awake.train(Instant::now());
+        self.awake.train(began, Instant::now());
     }
 
-    /// There is nothing to do. Whether to look again at once.
-    pub(super) fn stays_awake(&mut self, now: Instant) -> bool {
-        self.awake.stays(now) && self.lender.lend()
+    /// There is nothing to do. Whether the loop looks again at once; others could run meanwhile.
+    pub(super) fn stay_awake(&mut self, now: Instant) -> bool {
+        self.awake.stay(now)
     }
 
     pub(super) fn pause() {
@@ -154,7 +154,7 @@ mod tests {
             next.clear();
             for &(packets, left) in turns {
                 now += Duration::from_micros(100);
-                next.push(preceding.after(now, Taken { packets, bytes: packets * 1400, left }));
+                next.push(preceding.after(now, Taken { packets, left }));
             }
         }
         next
@@ -181,6 +181,16 @@ mod tests {
         let mut window = Window { since: begin, packets: 0, many: false };
         assert!(!window.add(begin + Duration::from_secs(3600), 64));
         assert!(window.add(begin + Duration::from_secs(3600) + WINDOW, 64));
+    }
+
+    #[test]
+    fn after_a_long_train_it_stays_awake() {
+        let now = Instant::now();
+        let mut preceding = Preceding { awake: Awake::that_sees_too_much(now), ..Preceding::new(now) };
+        assert!(!preceding.stay_awake(now));
+        preceding.delivered(now);
+        assert!(preceding.stay_awake(now));
+        assert!(!preceding.stay_awake(now + Duration::from_secs(1)));
     }
 
     #[test]

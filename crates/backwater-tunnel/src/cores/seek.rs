@@ -222,7 +222,7 @@ mod tests {
             let mut one = CpuSet::new();
             one.set(sched_getcpu());
             sched_setaffinity(None, &one).unwrap();
-            to_next_core(Load::open().unwrap().cores()).unwrap();
+            to_next_core(crate::cores::load::cores().unwrap()).unwrap();
             assert_eq!(sched_getaffinity(None).unwrap(), one);
         })
         .join()
