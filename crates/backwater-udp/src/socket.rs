@@ -79,7 +79,8 @@ impl UdpSocket {
     /// A socket is born unconnected, and systems hand it anyone's datagrams until it is connected, some microseconds later.
     /// What came so is returned beside it, with whom it came from: it is up to the caller as if it had arrived here (or
     /// there, if it is the peer's). Its [`local_ip`](OwnedDatagram::local_ip) is known only if this socket is bound to one.
-    /// Linux before 5.4 may hand a connected socket others' datagrams later too: look at where each comes from.
+    /// What the system was about to hand over at that moment can arrive at the connected socket after it, and Linux before 5.4 may
+    /// hand it others' datagrams later too: look at where each comes from.
     ///
     /// # Errors
     /// Those of the system: `AddrInUse` without [`Builder::reuse_port`]; `Unsupported` where ports cannot be shared
