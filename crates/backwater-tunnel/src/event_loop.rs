@@ -25,7 +25,6 @@ use tracing::{debug, info, warn};
 use crate::{
     allowed::{Allowed, Last},
     config::{Config, Endpoint, Key},
-    cores::{Cores, Left, Next, Taken},
     counters::Counters,
     link::{Link, Monitor, Suspended},
     packet::{
@@ -35,6 +34,7 @@ use crate::{
     path::{self, Path},
     peer::{Peer, Received, Refused, Tools, kind, parse},
     status::{PeerStatus, Status},
+    yield_budget::YieldBudget,
 };
 
 /// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. The
@@ -94,7 +94,7 @@ pub(crate) struct EventLoop {
     read: Box<[u8]>,
     counters: Counters,
     messages: icmp::Limit,
-    cores: Cores,
+    yield_budget: YieldBudget,
     queries: mpsc::Receiver<oneshot::Sender<Status>>,
     resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
     timer: Pin<Box<Sleep>>,
@@ -164,7 +164,7 @@ impl EventLoop {
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),
             messages: icmp::Limit::default(),
-            cores: Cores::new(now),
+            yield_budget: YieldBudget::new(now),
             queries,
             resolved: mpsc::channel(64),
             timer: Box::pin(tokio::time::sleep(TICK)),
@@ -233,21 +233,20 @@ impl EventLoop {
                 more |= peer.drain(cx, now, &mut self.tools);
             }
         }
-        let next = match until {
+        match until {
             None => match self.read_device(cx, now) {
-                Ok(taken) => self.cores.after(now, taken),
+                Ok(false) => {}
+                Ok(true) => {
+                    more = true;
+                    self.yield_budget.yield_core();
+                }
                 Err(error) => return Poll::Ready(Err(error)),
             },
             Some(until) if now >= until || !self.peers.iter().any(Peer::is_waiting) => return Poll::Ready(Ok(())),
-            Some(_) => Next::Wait,
-        };
+            Some(_) => {}
+        }
         self.send_urgent(cx);
         more |= self.peers.iter().any(Peer::is_ready);
-        if next == Next::Pause && !more {
-            self.cores.pause();
-        }
-        more |= next != Next::Wait;
-        more = more || self.cores.stay_awake(now);
         if until.is_none() {
             let next = self.ticked + self.interval();
             if self.timer.deadline().into_std() != next {
@@ -292,11 +291,8 @@ impl EventLoop {
     }
 
     fn take_batch(&mut self, now: Instant) {
-        let Self {
-            batch, peers, tools, path, allowed, last_source, cores, counters, by_key, link, limiter, calls, ..
-        } = self;
+        let Self { batch, peers, tools, path, allowed, last_source, counters, by_key, link, limiter, calls, .. } = self;
         for train in batch.trains() {
-            let mut good = 0;
             for datagram in train.datagrams() {
                 let index = match *datagram.payload {
                     [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]
@@ -330,7 +326,6 @@ impl EventLoop {
                 match peer.receive(now, datagram, path, tools, allows) {
                     Received::Good => {
                         self.traffic = true;
-                        good += 1;
                     }
                     Received::Handshake => {
                         self.traffic = true;
@@ -344,40 +339,38 @@ impl EventLoop {
             // A train makes one packet; what comes one by one is joined with the rest of its batch.
             if train.datagram_count() > 1 {
                 write_out(&mut tools.coalescer, link, counters);
-                cores.delivered(now, good);
             }
         }
         write_out(&mut tools.coalescer, link, counters);
     }
 
-    /// Takes what the local host sends.
-    fn read_device(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<Taken> {
+    /// Takes what the local host sends. Returns whether there may be more.
+    fn read_device(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<bool> {
         let mut train_of: Option<usize> = None;
         let mut has_room = self.has_room(now);
-        let mut taken = Taken { packets: 0, left: Left::More };
-        let mut bytes = 0;
+        let (mut packets, mut bytes, mut more) = (0, 0, true);
         // A device without offloads gives no header: the buffer has one then, which says nothing.
         let at = if self.link.has_offload() { 0 } else { virtio::LEN };
-        while taken.packets < READS || (taken.packets < SHORT_READS && bytes < SHORT_BYTES) {
+        while packets < READS || (packets < SHORT_READS && bytes < SHORT_BYTES) {
             // Nothing is read while nothing could go. Whoever's queue has room again is why the next turn comes.
             if !has_room {
-                taken.left = Left::NoRoom;
+                more = false;
                 break;
             }
             let len = match self.link.try_read(self.read.get_mut(at..).unwrap_or_default()) {
                 Ok(len) => at + len,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    taken.left = match self.link.poll_readable(cx) {
-                        Poll::Ready(ready) => ready.map(|()| Left::More)?,
-                        Poll::Pending => Left::Nothing,
-                    };
+                    match self.link.poll_readable(cx) {
+                        Poll::Ready(ready) => ready?,
+                        Poll::Pending => more = false,
+                    }
                     break;
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e),
             };
             self.traffic = true;
-            taken.packets += 1;
+            packets += 1;
             bytes += len;
             self.counters.device_read += 1;
             let Some((raw, destination)) =
@@ -409,7 +402,7 @@ impl EventLoop {
             }
         }
         flush(cx, &mut self.peers, &mut self.tools, train_of);
-        Ok(taken)
+        Ok(more)
     }
 
     /// Whether any peer could take a packet. Without peers every packet is for nobody, and its sender is told.

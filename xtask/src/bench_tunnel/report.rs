@@ -62,8 +62,7 @@ impl Metric {
     fn target(self, load: Load) -> Option<f64> {
         match (self, load) {
             (Self::Delivered, Load::Tcp(1)) => Some(2.0),
-            (Self::Delivered, Load::Tcp(_)) => None,
-            (Self::Delivered, Load::Udp | Load::UdpShort) => Some(5.0),
+            (Self::Delivered, Load::Tcp(_) | Load::Udp | Load::UdpShort) => None,
             (Self::Cpu, Load::Tcp(1)) => Some(0.5),
             (Self::Cpu, Load::Tcp(_) | Load::Udp | Load::UdpShort) => None,
         }
