@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fmt, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     sync::{
         Arc, Mutex, PoisonError,
@@ -30,6 +30,17 @@ const MAX_RESERVED: usize = 256;
 pub(crate) struct RelayIp {
     pub(crate) bind: IpAddr,
     pub(crate) advertise: IpAddr,
+}
+
+impl RelayIp {
+    /// Returns the address that this host reaches its own sockets at.
+    fn local(&self) -> IpAddr {
+        match self.bind {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        }
+    }
 }
 
 /// Hands out ports. One for the process: a reservation may be claimed on another thread than it was made on.
@@ -177,11 +188,32 @@ impl Ports {
         Some(RelayedAddr((ip, lease.port).into()))
     }
 
-    /// Whether an address is one of the relay's own: its port, then, if it is in use.
+    /// Returns the port of a peer whose IP address is the relay's own, as peers know it or as this host does.
     #[inline]
     pub(crate) fn own_port(&self, peer: PeerAddr) -> Option<u16> {
         let own = self.ips.get(AddressFamily::of(&peer.0)).as_ref()?;
-        (own.advertise == peer.0.ip()).then(|| peer.0.port())
+        (own.advertise == peer.0.ip() || own.bind == peer.0.ip()).then(|| peer.0.port())
+    }
+
+    /// Returns the address at which this host reaches a relayed address of the relay's own, whatever is outside of the host.
+    pub(crate) fn local(&self, peer: PeerAddr) -> Option<SocketAddr> {
+        let port = self.own_port(peer).filter(|&port| self.is_leased(AddressFamily::of(&peer.0), port))?;
+        Some((self.ips.get(AddressFamily::of(&peer.0)).as_ref()?.local(), port).into())
+    }
+
+    /// Returns what peers know an address as: that of a relayed port is translated, any other stays as it is.
+    #[inline]
+    pub(crate) fn advertised(&self, addr: SocketAddr) -> PeerAddr {
+        let family = AddressFamily::of(&addr);
+        let translated = match self.ips.get(family) {
+            Some(own) if own.local() == addr.ip() && self.is_leased(family, addr.port()) => own.advertise,
+            _ => addr.ip(),
+        };
+        PeerAddr((translated, addr.port()).into())
+    }
+
+    fn is_leased(&self, family: AddressFamily, port: u16) -> bool {
+        self.range.contains(&port) && self.taken.get(family).contains(port)
     }
 
     fn bound(&self, socket: UdpSocket, lease: Lease) -> io::Result<Bound> {
@@ -238,6 +270,10 @@ impl Taken {
     fn set(&self, port: u16) -> bool {
         let bit = 1 << (port % 64);
         self.0.get(usize::from(port / 64)).is_some_and(|word| word.fetch_or(bit, Relaxed) & bit == 0)
+    }
+
+    fn contains(&self, port: u16) -> bool {
+        self.0.get(usize::from(port / 64)).is_some_and(|word| word.load(Relaxed) & (1 << (port % 64)) != 0)
     }
 
     fn clear(&self, port: u16) {
@@ -330,6 +366,21 @@ mod tests {
         }
         assert!(bind(&p, PAIR, now).is_err());
         assert!(bind(&p, PortRequest::Even { reserve_next: false }, now).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_relayed_port_is_known_by_its_advertised_and_its_local_address() {
+        let (p, now) = (ports(40_001..=49_000), Instant::now());
+        let (bound, _) = bind(&p, PortRequest::Any, now).unwrap();
+        let relayed = bound.relayed.0;
+        let local = SocketAddr::from(([127, 0, 0, 1], relayed.port()));
+        assert_eq!((p.local(PeerAddr(relayed)), p.local(PeerAddr(local))), (Some(local), Some(local)));
+        assert_eq!((p.advertised(local), p.advertised(relayed)), (PeerAddr(relayed), PeerAddr(relayed)));
+        drop(bound);
+        for port in [relayed.port(), 40_000, 53] {
+            let (local, relayed) = (SocketAddr::new(local.ip(), port), SocketAddr::new(relayed.ip(), port));
+            assert_eq!((p.local(PeerAddr(relayed)), p.advertised(local)), (None, PeerAddr(local)), "not leased");
+        }
     }
 
     /// Every port of a range is found, wherever the search begins, and nothing beside it.

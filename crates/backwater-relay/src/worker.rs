@@ -218,7 +218,11 @@ impl Worker {
                     self.deliver(&mut down, id, peer, run.ecn, run.datagrams, run.bytes, payloads);
                     down.flush();
                 }
-                None => send_run(&socket.endpoint, now.instant, batch, &runs, run),
+                // An allocation of another thread is reached on this host: a NAT outside need not send anything back.
+                None => {
+                    let to = self.ports.local(run.to).unwrap_or(run.to.0);
+                    send_run(&socket.endpoint, now.instant, to, batch, &runs, run);
+                }
             }
         }
     }
@@ -351,7 +355,8 @@ impl Worker {
         let Some(mut down) = self.down(listener, Instant::now()) else { return };
         for train in batch.trains() {
             let (datagrams, bytes) = (train.datagram_count(), train.payload.len());
-            self.deliver(&mut down, id, PeerAddr(train.source), train.ecn, datagrams, bytes, train.payloads());
+            let peer = self.ports.advertised(train.source);
+            self.deliver(&mut down, id, peer, train.ecn, datagrams, bytes, train.payloads());
         }
         down.flush();
     }
@@ -410,7 +415,7 @@ impl Worker {
         while let Some(error) = socket.next_icmp_error() {
             let Some(listener) = self.listeners.get(listener) else { return };
             let Some(icmp) = icmp(&error) else { continue };
-            let (mut reply, now, peer) = ([0; MAX_REPLY], Instant::now(), PeerAddr(error.destination));
+            let (mut reply, now, peer) = ([0; MAX_REPLY], Instant::now(), self.ports.advertised(error.destination));
             let told = self.server.borrow_mut().icmp_indication(now, id, peer, icmp, &mut reply);
             match told {
                 Ok((client, len)) => {
@@ -514,9 +519,9 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
     }
 }
 
-fn send_run(endpoint: &Endpoint, now: Instant, batch: &RecvBatch, runs: &Runs, run: &Run) {
+fn send_run(endpoint: &Endpoint, now: Instant, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
-    let mut t = Transmit::new(run.to.0, &slices).segment_size(run.segment_size).ecn(run.ecn);
+    let mut t = Transmit::new(to, &slices).segment_size(run.segment_size).ecn(run.ecn);
     endpoint.send(now, &mut t);
 }
 

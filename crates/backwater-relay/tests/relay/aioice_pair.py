@@ -1,10 +1,13 @@
-"""Connects two ICE agents through a TURN relay on loopback and nothing else, and sends 1,000 messages each way."""
+"""Connects pairs of ICE agents through a TURN relay on loopback and nothing else, and sends messages each way.
+
+Usage: aioice_pair.py MESSAGES PAIRS"""
 
 import asyncio
+import sys
 
 import aioice
 
-COUNT = 1000
+COUNT, PAIRS = int(sys.argv[1]), int(sys.argv[2])
 
 
 def agent(controlling):
@@ -34,7 +37,7 @@ async def receive(connection, name):
     assert seen == {f"{name} {number}" for number in range(COUNT)}, seen
 
 
-async def main():
+async def connect():
     a, b = agent(True), agent(False)
     await asyncio.gather(a.gather_candidates(), b.gather_candidates())
     for connection in (a, b):
@@ -48,7 +51,12 @@ async def main():
     await asyncio.gather(a.connect(), b.connect())
     await asyncio.gather(send(a, "a"), send(b, "b"), receive(a, "b"), receive(b, "a"))
     await asyncio.gather(a.close(), b.close())
-    print(f"{COUNT} messages each way, relayed")
+
+
+async def main():
+    for _ in range(PAIRS):
+        await connect()
+    print(f"{PAIRS} pairs: {COUNT} messages each way, relayed")
 
 
 asyncio.run(main())

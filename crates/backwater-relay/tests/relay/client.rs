@@ -14,6 +14,7 @@ pub struct Client {
     key: HmacKey,
     realm: String,
     nonce: Vec<u8>,
+    relayed: Option<SocketAddr>,
 }
 
 pub type Fill<'f> = &'f dyn Fn(&mut Writer<'_>);
@@ -25,7 +26,7 @@ impl Client {
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let key = HmacKey::from(&LongTermKey::md5(user, realm, password));
-        Self { socket, user: user.to_owned(), key, realm: realm.to_owned(), nonce: Vec::new() }
+        Self { socket, user: user.to_owned(), key, realm: realm.to_owned(), nonce: Vec::new(), relayed: None }
     }
 
     /// Goes on from another address, as after a change of networks.
@@ -94,7 +95,13 @@ impl Client {
     /// Allocates, and returns the relayed address.
     pub fn allocate(&mut self) -> SocketAddr {
         let reply = self.try_allocate(&|_| ()).unwrap();
-        Message::parse(&reply).unwrap().get::<XorRelayedAddress>().unwrap().unwrap().0
+        let relayed = Message::parse(&reply).unwrap().get::<XorRelayedAddress>().unwrap().unwrap().0;
+        *self.relayed.insert(relayed)
+    }
+
+    /// The address that [`allocate`](Self::allocate) returned.
+    pub fn relayed(&self) -> SocketAddr {
+        self.relayed.unwrap()
     }
 
     pub fn bind_channel(&mut self, number: u16, peer: SocketAddr) -> Result<Vec<u8>, u16> {

@@ -113,17 +113,17 @@ fn lose_nothing(modes: &[String]) {
 }
 
 /// The Python to run the scripts with, if it has this module.
-fn python_with(module: &str) -> Option<String> {
+pub fn python_with(module: &str) -> Option<String> {
     let python = std::env::var("BACKWATER_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let imported = Command::new(&python).args(["-c", &format!("import {module}")]).output();
     imported.is_ok_and(|out| out.status.success()).then_some(python)
 }
 
 /// Runs a script of this directory, which is to say this at its end.
-fn python(python: &str, script: &str, says: &str) {
+pub fn python(python: &str, script: &str, args: &[&str], says: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/relay").join(script);
     let start = Instant::now();
-    let out = Command::new(python).arg(script).output().unwrap();
+    let out = Command::new(python).arg(script).args(args).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && text.contains(says), "{text}");
     assert!(start.elapsed() < Duration::from_secs(60));
@@ -135,7 +135,7 @@ fn aioice_connects_through_the_relay_only() {
     let Some(with) = python_with("aioice") else { return skip("aioice is not installed (pip install aioice)") };
     in_namespace("clients::aioice_connects_through_the_relay_only", || {
         let relay = Program::start(&RELAY, 2);
-        python(&with, "aioice_pair.py", "1000 messages each way, relayed");
+        python(&with, "aioice_pair.py", &["1000", "1"], "1 pairs: 1000 messages each way, relayed");
         assert_eq!(relay.terminate(), Some(0));
     });
 }
@@ -147,7 +147,7 @@ fn aiortc_connects_through_the_relay_only() {
     let Some(with) = python_with("aiortc") else { return skip("aiortc is not installed (pip install aiortc)") };
     in_namespace("clients::aiortc_connects_through_the_relay_only", || {
         let mut relay = crate::client::start(&["--listen", "127.0.0.1:3478", "--threads", "2"]);
-        python(&with, "aiortc_pair.py", "500 messages each way, relayed");
+        python(&with, "aiortc_pair.py", &[], "500 messages each way, relayed");
         let total =
             |counter: fn(&backwater_relay::Counters) -> u64| relay.counters().iter().map(|c| counter(c)).sum::<u64>();
         assert_eq!((total(|c| c.allocations.get()), total(|c| c.closed.get())), (2, 2));

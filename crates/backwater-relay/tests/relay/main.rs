@@ -14,5 +14,6 @@ mod dual_stack;
 mod hardship;
 mod limits;
 mod mobility;
+mod nat;
 mod program;
 mod proto_client;
