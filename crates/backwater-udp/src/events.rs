@@ -1,24 +1,30 @@
 use std::{
     collections::VecDeque,
+    fmt,
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
-/// An ICMP message about a datagram that was sent earlier. Linux only.
+/// An entry of the socket's error queue (`IP_RECVERR`, `IPV6_RECVERR`). Linux only.
 ///
-/// It never costs another datagram: the sender and the receiver that come across it go on. Anyone on the path, and some
-/// off it, can forge one, so treat it as a hint.
+/// All kinds but [`IcmpKind::LocalMtu`] are ICMP messages about a datagram that was sent earlier. An ICMP message never
+/// costs another datagram: the sender or the receiver that reads it goes on. Anyone on the path, and some hosts off it, can
+/// forge one, so treat it as a hint, and compare [`quoted`](Self::quoted) with what was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpError {
-    /// Where the datagram was going.
+    /// Where the datagram was going. The port is 0 for an IPv4 [`IcmpKind::LocalMtu`] that the receiver of an unconnected
+    /// socket reads before the sender does: the kernel does not record it.
     pub destination: SocketAddr,
     /// Who reported it, where known.
     pub reporter: Option<IpAddr>,
     /// What about.
     pub kind: IcmpKind,
+    /// The first bytes of the UDP payload that the ICMP message quotes.
+    pub quoted: Quoted,
 }
 
 /// What an ICMP message says.
@@ -37,6 +43,53 @@ pub enum IcmpKind {
         /// What that link takes, in bytes, IP header included.
         mtu: u32,
     },
+    /// This host's kernel refused it with `EMSGSIZE`: it was larger than the MTU of the route (`SO_EE_ORIGIN_LOCAL`). Not
+    /// received from anyone, so not forged. The send that failed has counted it as
+    /// [`TooLarge`](crate::DropReason::TooLarge).
+    LocalMtu {
+        /// The MTU of the route in bytes, IP header included.
+        mtu: u32,
+    },
+}
+
+/// The first bytes of a datagram that an ICMP message quotes, 32 at most.
+///
+/// Empty where the message quotes no more than the headers, which is all that RFC 792 asks for.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quoted {
+    bytes: [u8; Self::MAX],
+    len: u8,
+}
+
+impl Quoted {
+    /// Bytes that are kept.
+    pub const MAX: usize = 32;
+}
+
+impl From<&[u8]> for Quoted {
+    /// Keeps the first [`MAX`](Self::MAX) bytes.
+    fn from(payload: &[u8]) -> Self {
+        let mut quoted = Self::default();
+        for (kept, byte) in quoted.bytes.iter_mut().zip(payload) {
+            *kept = *byte;
+            quoted.len += 1;
+        }
+        quoted
+    }
+}
+
+impl Deref for Quoted {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.bytes.get(..self.len.into()).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
 }
 
 /// Events that wait for the owner, at most.
@@ -53,6 +106,10 @@ impl Events {
     /// Returns whether there was room.
     pub(crate) fn push(&self, event: IcmpError) -> bool {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // Every datagram that is too large makes one: they must not take the place of ICMP messages.
+        if matches!(event.kind, IcmpKind::LocalMtu { .. }) && queue.back() == Some(&event) {
+            return true;
+        }
         let room = queue.len() < MAX_EVENTS;
         if room {
             queue.push_back(event);
@@ -83,6 +140,7 @@ mod tests {
             destination: SocketAddr::from(([127, 0, 0, 1], port)),
             reporter: None,
             kind: IcmpKind::PacketTooBig { mtu: 1280 },
+            quoted: Quoted::default(),
         };
         assert_eq!(events.pop(), None);
         for port in 0..MAX_EVENTS as u16 {
@@ -93,5 +151,13 @@ mod tests {
             assert_eq!(events.pop(), Some(event(port)));
         }
         assert_eq!(events.pop(), None);
+    }
+
+    #[test]
+    fn a_quote_keeps_the_first_bytes() {
+        let payload: Vec<u8> = (0..40).collect();
+        for (len, kept) in [(0, 0), (1, 1), (32, 32), (40, 32)] {
+            assert_eq!(*Quoted::from(&payload[..len]), payload[..kept]);
+        }
     }
 }

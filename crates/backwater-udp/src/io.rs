@@ -146,10 +146,20 @@ impl Inner {
     /// Empties the error queue into the events.
     pub(crate) fn drain_errors(&self, destination: Option<SocketAddr>) -> Drained {
         let mut drained = Drained::default();
-        self.state.drain_errors(self.sock_ref(), |error| {
+        self.state.drain_errors(self.sock_ref(), |mut error| {
+            match error.kind {
+                // It belongs to the call that failed, and is no sign of earlier errors.
+                IcmpKind::LocalMtu { .. } => {
+                    if let Some(to) = destination.filter(|to| to.ip().to_canonical() == error.destination.ip()) {
+                        error.destination = to;
+                    }
+                    self.events.push(error);
+                    return;
+                }
+                IcmpKind::PacketTooBig { .. } => drained.too_big |= Some(error.destination) == destination,
+                IcmpKind::Unreachable { .. } => {}
+            }
             drained.any = true;
-            drained.too_big |=
-                Some(error.destination) == destination && matches!(error.kind, IcmpKind::PacketTooBig { .. });
             self.stats.icmp_error(self.events.push(error));
         });
         drained

@@ -49,11 +49,11 @@ mod transmit;
 
 pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
 pub use breaker::{Breaker, Limits, LimitsError, Trip};
-pub use events::{IcmpError, IcmpKind};
+pub use events::{IcmpError, IcmpKind, Quoted};
 pub use policy::{Backpressure, Policy};
 pub use policy_text::PolicyError;
 pub use receiver::{Datagram, Receiver, RecvBatch, Train};
 pub use sender::Sender;
-pub use socket::{Builder, UdpSocket};
+pub use socket::{Builder, Fragmentation, UdpSocket};
 pub use stats::{BUCKETS, DropCounts, DropReason, Report, Sample, Stats, StatsSnapshot};
 pub use transmit::{Cursor, Ecn, MAX_SEGMENTS, Transmit};

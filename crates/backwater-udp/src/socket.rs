@@ -1,7 +1,10 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use bytes::Bytes;
@@ -32,6 +35,8 @@ pub(crate) struct Inner {
     /// Whom it is connected to.
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) max_train_bytes: usize,
+    /// Whether [`Fragmentation::Allowed`] is in force.
+    fragments: AtomicBool,
     pub(crate) contention: Contention,
     pub(crate) events: Events,
 }
@@ -43,8 +48,25 @@ pub struct Builder {
     send_buffer: Option<usize>,
     reuse_port: bool,
     max_train_bytes: Option<usize>,
+    fragmentation: Fragmentation,
     stats: Option<Arc<Stats>>,
     backpressure: Backpressure,
+}
+
+/// What happens to a datagram that is larger than the MTU of its path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragmentation {
+    /// It is never fragmented: DF is set in IPv4 (RFC 791), and this host does not fragment. A datagram larger than the
+    /// outgoing interface's MTU is dropped as [`TooLarge`](crate::DropReason::TooLarge). One that is too large for a link
+    /// further on is lost there, and an ICMP message may say so. ICMP messages do not lower what is sent
+    /// (`IP_PMTUDISC_PROBE`).
+    #[default]
+    Never,
+    /// It is fragmented. IPv4: DF is clear, so that this host and routers may; a cached path MTU is ignored, so that a
+    /// forged "fragmentation needed" changes nothing (`IP_PMTUDISC_OMIT`). IPv6: this host fragments to the path MTU that the
+    /// kernel learns from ICMPv6 (`IPV6_PMTUDISC_DONT`), which RFC 8201 bounds at 1,280 bytes: a forged "packet too big"
+    /// costs fragments, not datagrams. A GSO batch whose segments exceed the MTU goes out as single datagrams.
+    Allowed,
 }
 
 impl UdpSocket {
@@ -101,6 +123,7 @@ impl UdpSocket {
             stats: Some(self.0.stats.clone()),
             backpressure: self.0.backpressure.clone(),
             max_train_bytes: Some(self.0.max_train_bytes),
+            fragmentation: self.fragmentation(),
             ..Builder::default()
         }
     }
@@ -138,10 +161,26 @@ impl UdpSocket {
         self.0.peer
     }
 
-    /// The next of the ICMP messages about datagrams that were sent earlier. They are read from the system by whoever
-    /// receives or sends next, also when nothing else has arrived; 64 are kept.
+    /// The next entry of the error queue: ICMP messages about datagrams that were sent earlier, and the MTU of a route for
+    /// which a datagram was too large ([`IcmpKind::LocalMtu`](crate::IcmpKind::LocalMtu)). The receiver or the sender that
+    /// runs next reads them from the system, also when nothing else has arrived; 64 are kept.
     pub fn next_icmp_error(&self) -> Option<IcmpError> {
         self.0.events.pop()
+    }
+
+    /// Switches whether datagrams may be fragmented, for all that is sent from now on.
+    ///
+    /// # Errors
+    /// Those of `setsockopt`. `Unsupported` on Windows, OpenBSD and NetBSD, where the system's default stays.
+    pub fn set_fragmentation(&self, fragmentation: Fragmentation) -> io::Result<()> {
+        self.0.state.set_fragmentation(&self.0.sock_ref(), fragmentation)?;
+        self.0.fragments.store(fragmentation == Fragmentation::Allowed, Relaxed);
+        Ok(())
+    }
+
+    /// Whether datagrams may be fragmented.
+    pub fn fragmentation(&self) -> Fragmentation {
+        if self.0.fragments.load(Relaxed) { Fragmentation::Allowed } else { Fragmentation::Never }
     }
 
     /// The address it is bound to.
@@ -215,6 +254,14 @@ impl Builder {
     #[must_use]
     pub fn max_train_bytes(mut self, bytes: usize) -> Self {
         self.max_train_bytes = Some(bytes);
+        self
+    }
+
+    /// Whether datagrams may be fragmented. The default is [`Fragmentation::Never`]. Binding fails with `Unsupported` for
+    /// [`Fragmentation::Allowed`] where [`UdpSocket::set_fragmentation`] does.
+    #[must_use]
+    pub fn fragmentation(mut self, fragmentation: Fragmentation) -> Self {
+        self.fragmentation = fragmentation;
         self
     }
 
@@ -294,6 +341,9 @@ impl Builder {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"))?;
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
         let state = sys::State::new(&socket, local_addr.ip().is_unspecified())?;
+        if self.fragmentation != Fragmentation::default() {
+            state.set_fragmentation(&SockRef::from(&socket), self.fragmentation)?;
+        }
         let io = sys::Io::new(socket.into())?;
         Ok(UdpSocket(Arc::new(Inner {
             io,
@@ -303,6 +353,7 @@ impl Builder {
             local_addr,
             peer,
             max_train_bytes: self.max_train_bytes.unwrap_or(usize::MAX),
+            fragments: AtomicBool::new(self.fragmentation == Fragmentation::Allowed),
             contention: Contention::default(),
             events: Events::default(),
         })))

@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     decision::Os,
-    events::{IcmpError, IcmpKind},
+    events::{IcmpError, IcmpKind, Quoted},
+    socket::Fragmentation,
     transmit::{Ecn, MAX_SEGMENTS},
 };
 
@@ -42,7 +43,8 @@ use libc::SO_SELECT_ERR_QUEUE;
 const SO_SELECT_ERR_QUEUE: c_int = 45;
 
 pub(crate) struct State {
-    /// An IPv6 socket takes IPv4 destinations as mapped addresses.
+    /// Whether it can send IPv4: as mapped addresses from an IPv6 socket.
+    v4: bool,
     v6: bool,
     segmentation: Segmentation,
 }
@@ -51,18 +53,15 @@ impl State {
     pub(crate) fn new(socket: &Socket, packet_info: bool) -> io::Result<Self> {
         let v6 = socket.domain()? == Domain::IPV6;
         let on = |level, name| set_option(socket, level, name, 1);
-        // Nothing fragments unasked. PROBE, not DO: a forged "packet too big" must not shrink what leaves here.
-        let dual = v6 && !socket.only_v6()?;
+        let v4 = !v6 || !socket.only_v6()?;
         if v6 {
-            set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
             on(libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)?;
             on(libc::IPPROTO_IPV6, libc::IPV6_RECVERR)?;
             if packet_info {
                 on(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?;
             }
         }
-        if !v6 || dual {
-            set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+        if v4 {
             on(libc::IPPROTO_IP, libc::IP_RECVTOS)?;
             // Without it a full queue discipline loses the datagram and reports success.
             on(libc::IPPROTO_IP, libc::IP_RECVERR)?;
@@ -76,7 +75,25 @@ impl State {
         // Kernels before 4.18 have no segmentation offload; the option of the socket tells whether the message would
         // be understood.
         let segmentation = set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
-        Ok(Self { v6, segmentation: Segmentation::new(segmentation) })
+        let state = Self { v4, v6, segmentation: Segmentation::new(segmentation) };
+        state.set_fragmentation(&SockRef::from(socket), Fragmentation::Never)?;
+        Ok(state)
+    }
+
+    pub(crate) fn set_fragmentation(&self, socket: &Socket, fragmentation: Fragmentation) -> io::Result<()> {
+        let (v4, v6) = match fragmentation {
+            // PROBE, not DO: a forged "packet too big" must not shrink what leaves here.
+            Fragmentation::Never => (libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE),
+            // OMIT, not DONT, for the same reason. IPv6 routers do not fragment: there the kernel has to learn.
+            Fragmentation::Allowed => (libc::IP_PMTUDISC_OMIT, libc::IPV6_PMTUDISC_DONT),
+        };
+        if self.v6 {
+            set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, v6)?;
+        }
+        if self.v4 {
+            set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, v4)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn max_segments(&self) -> usize {
@@ -97,7 +114,10 @@ impl State {
             header.msg_namelen = Name::BYTES as _;
             header.msg_control = control.as_mut_ptr().cast();
             header.msg_controllen = 256 as _;
-            // SAFETY: name and control outlive the call and their lengths are given with them.
+            let mut payload = [0u8; Quoted::MAX];
+            let mut slice = iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+            (header.msg_iov, header.msg_iovlen) = (&raw mut slice, 1);
+            // SAFETY: name, control, slice and payload outlive the call and their lengths are given with them.
             let n =
                 unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
             if n < 0 {
@@ -105,7 +125,8 @@ impl State {
             }
             let control = control.received(header.msg_controllen as _);
             if let Some(error) = control.filter_map(|message| extended_error(message, name.read())).next() {
-                event(error);
+                let quoted = payload.get(..n as usize).unwrap_or(&payload).into();
+                event(IcmpError { quoted, ..error });
             }
         }
     }
@@ -408,7 +429,8 @@ impl Meta {
     }
 }
 
-/// Reads `struct sock_extended_err` and the address behind it: who reported the error. `None` for one made here.
+/// Reads `struct sock_extended_err` and the address behind it: who reported the error. `None` for one made here, unless it
+/// tells the route's MTU.
 fn extended_error((level, kind, data): (i32, i32, &[u8]), destination: SocketAddr) -> Option<IcmpError> {
     match (level, kind) {
         (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR) => {}
@@ -416,20 +438,19 @@ fn extended_error((level, kind, data): (i32, i32, &[u8]), destination: SocketAdd
     }
     let (head, offender) = data.split_first_chunk::<16>()?;
     let [e0, e1, e2, e3, origin, icmp_type, code, _, i0, i1, i2, i3, ..] = *head;
-    if origin == SO_EE_ORIGIN_LOCAL {
-        return None;
-    }
-    let errno = c_int::from_ne_bytes([e0, e1, e2, e3]);
-    let kind = if errno == libc::EMSGSIZE {
-        IcmpKind::PacketTooBig { mtu: u32::from_ne_bytes([i0, i1, i2, i3]) }
-    } else {
-        IcmpKind::Unreachable { icmp_type, code }
+    let mtu = u32::from_ne_bytes([i0, i1, i2, i3]);
+    let kind = match (origin == SO_EE_ORIGIN_LOCAL, c_int::from_ne_bytes([e0, e1, e2, e3])) {
+        (true, libc::EMSGSIZE) => IcmpKind::LocalMtu { mtu },
+        (true, _) => return None,
+        (false, libc::EMSGSIZE) => IcmpKind::PacketTooBig { mtu },
+        (false, _) => IcmpKind::Unreachable { icmp_type, code },
     };
     let mut name = Name::new();
     let len = offender.len().min(Name::BYTES);
     name.0.get_mut(..len)?.copy_from_slice(offender.get(..len)?);
     let reporter = name.read().ip();
-    Some(IcmpError { destination, reporter: Some(reporter).filter(|ip| !ip.is_unspecified()), kind })
+    let reporter = Some(reporter).filter(|ip| !ip.is_unspecified());
+    Some(IcmpError { destination, reporter, kind, quoted: Quoted::default() })
 }
 
 fn int(data: &[u8]) -> Option<c_int> {

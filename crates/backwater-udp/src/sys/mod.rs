@@ -9,8 +9,9 @@
 //!     many the kernel took, or the error about the first.
 //!   - `max_segments(&self) -> usize`: datagrams in one `Outgoing`, at most; 1 without segmentation offload.
 //!   - `segmentation_failed(&self)`: told when a train was refused by a driver.
+//!   - `set_fragmentation(&self, &Socket, Fragmentation) -> io::Result<()>`; `Never` is what `new` sets, where there is a way.
 //!   - `drain_errors(&self, SockRef, FnMut(IcmpError))` empties the error queue, within a budget; passes on what was
-//!     received, and leaves out what was made here: that belongs to the call that failed.
+//!     received. Of what was made here, which belongs to the call that failed, it passes on the route's MTU.
 //! - `Buffers`: room for received trains.
 //!   - `Buffers::new(slots)`, `receive(&mut self, SockRef, &State) -> io::Result<usize>` fills it (how many slots),
 //!     `train(&self, slot) -> RawTrain`.

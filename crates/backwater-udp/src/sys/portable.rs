@@ -12,6 +12,7 @@ use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation};
 use crate::{
     decision::Os,
     events::IcmpError,
+    socket::Fragmentation,
     transmit::{Ecn, MAX_SEGMENTS},
 };
 
@@ -29,6 +30,11 @@ impl State {
     pub(crate) fn new(socket: &Socket, _packet_info: bool) -> io::Result<Self> {
         let inner = UdpSocketState::new(socket.into())?;
         Ok(Self { inner, segmentation: Segmentation::new(true) })
+    }
+
+    /// quinn-udp has set DF where it can; what differs from that is set here.
+    pub(crate) fn set_fragmentation(&self, socket: &Socket, fragmentation: Fragmentation) -> io::Result<()> {
+        dont_fragment::set(socket, fragmentation == Fragmentation::Never)
     }
 
     pub(crate) fn max_segments(&self) -> usize {
@@ -76,6 +82,57 @@ impl State {
         };
         // `send` would swallow errors.
         self.inner.try_send((&*socket).into(), &transmit)
+    }
+}
+
+#[cfg(any(target_vendor = "apple", target_os = "freebsd", target_os = "linux", target_os = "android"))]
+mod dont_fragment {
+    use std::{io, os::fd::AsRawFd};
+
+    use libc::c_int;
+    use socket2::{Domain, Socket};
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const V4: (c_int, c_int, c_int) = (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_OMIT);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const V6: (c_int, c_int, c_int) = (libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_DONT);
+    #[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
+    const V4: (c_int, c_int, c_int) = (libc::IP_DONTFRAG, 1, 0);
+    #[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
+    const V6: (c_int, c_int, c_int) = (libc::IPV6_DONTFRAG, 1, 0);
+
+    pub(super) fn set(socket: &Socket, dont: bool) -> io::Result<()> {
+        let v6 = socket.domain()? == Domain::IPV6;
+        if v6 {
+            set_option(socket, libc::IPPROTO_IPV6, V6, dont)?;
+        }
+        // Apple and FreeBSD know no IPv4 option of an IPv6 socket: mapped destinations keep the system's default.
+        if !v6 || (cfg!(any(target_os = "linux", target_os = "android")) && !socket.only_v6()?) {
+            set_option(socket, libc::IPPROTO_IP, V4, dont)?;
+        }
+        Ok(())
+    }
+
+    fn set_option(socket: &Socket, level: c_int, (name, on, off): (c_int, c_int, c_int), dont: bool) -> io::Result<()> {
+        let value = if dont { on } else { off };
+        // SAFETY: the kernel reads an int from the pointer, and its length is given.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                size_of::<c_int>() as libc::socklen_t,
+            )
+        };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+#[cfg(not(any(target_vendor = "apple", target_os = "freebsd", target_os = "linux", target_os = "android")))]
+mod dont_fragment {
+    pub(super) fn set(_socket: &socket2::Socket, _dont: bool) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 }
 
