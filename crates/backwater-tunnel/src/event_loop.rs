@@ -33,7 +33,7 @@ use crate::{
     },
     path::{self, Path},
     peer::{Peer, Received, Refused, Tools, kind, parse},
-    status::{PeerStatus, Status},
+    status::{Device, PeerStatus, PeerTotals, Status},
     yield_budget::YieldBudget,
 };
 
@@ -554,20 +554,11 @@ impl EventLoop {
     }
 
     fn status(&self, now: Instant) -> Status {
-        let mut device = fields(&self.counters);
-        if let Ok(dropped) = self.link.dropped() {
-            device.insert("tx_dropped".into(), dropped.into());
-        }
-        if let Ok(packets) = self.link.queue_len() {
-            device.insert("queue_len".into(), packets.into());
-        }
-        let samples = self.options.stats.snapshot().samples();
-        let transport = samples.into_iter().map(|sample| {
-            let labels = sample.labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>();
-            let name =
-                if labels.is_empty() { sample.name.into() } else { format!("{}{{{}}}", sample.name, labels.join(",")) };
-            (name, sample.value.into())
-        });
+        let device = Device {
+            counters: self.counters,
+            tx_dropped: self.link.dropped().ok(),
+            queue_len: self.link.queue_len().ok(),
+        };
         let peers = self.peers.iter().map(|peer| PeerStatus {
             public_key: name_of(&peer.public_key),
             endpoint: peer.endpoint().map(|endpoint| endpoint.to_string()),
@@ -576,11 +567,7 @@ impl EventLoop {
             queued_bytes: peer.queue.bytes(),
             queue_bound_bytes: peer.rate.bound(now),
             path_rate: peer.rate.bytes_per_second(now).map(|bytes| bytes * 8),
-            counters: {
-                let mut counters = fields(&peer.counters);
-                counters.extend(fields(&peer.queue.counters()));
-                counters
-            },
+            counters: PeerTotals { session: peer.counters, queue: peer.queue.counters() },
         });
         Status {
             name: self.name.clone(),
@@ -589,7 +576,7 @@ impl EventLoop {
             backpressure: self.options.backpressure.get().to_string(),
             uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
             device,
-            transport: transport.collect(),
+            transport: self.options.stats.snapshot(),
             peers: peers.collect(),
         }
     }
@@ -653,11 +640,4 @@ fn write_out(coalescer: &mut Coalescer, link: &Link, counters: &mut Counters) {
 
 fn name_of(key: &PublicKey) -> String {
     Key(key.to_bytes()).to_base64()
-}
-
-fn fields(counters: &impl serde::Serialize) -> serde_json::Map<String, serde_json::Value> {
-    match serde_json::to_value(counters) {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    }
 }

@@ -6,7 +6,7 @@ mod allowed;
 pub mod commands;
 pub mod config;
 mod control;
-mod counters;
+pub mod counters;
 mod event_loop;
 pub mod link;
 pub mod packet;

@@ -1,6 +1,12 @@
 //! What a running tunnel says of itself.
 
+use backwater_udp::StatsSnapshot;
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    counters::{Counters, PeerCounters},
+    queue::fair,
+};
 
 /// A tunnel, as `status --json` prints it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -15,10 +21,10 @@ pub struct Status {
     pub backpressure: String,
     /// Since its start, in seconds.
     pub uptime_seconds: u64,
-    /// The device's counters, by name; `tx_dropped` is what the system dropped since the device was not read.
-    pub device: serde_json::Map<String, serde_json::Value>,
-    /// The sockets' counters, by the names of `docs/backpressure.md`, labels joined to them.
-    pub transport: serde_json::Map<String, serde_json::Value>,
+    /// The device's counters, and those of datagrams that belong to no peer.
+    pub device: Device,
+    /// The sockets' counters.
+    pub transport: StatsSnapshot,
     /// Its peers, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
 }
@@ -40,6 +46,29 @@ pub struct PeerStatus {
     pub queue_bound_bytes: usize,
     /// The path's rate in bits per second, while it is the bottleneck.
     pub path_rate: Option<u64>,
-    /// Its counters, by name.
-    pub counters: serde_json::Map<String, serde_json::Value>,
+    /// Its counters.
+    pub counters: PeerTotals,
+}
+
+/// The device.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Device {
+    /// What the tunnel counted.
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// Packets that the system dropped since the device's queue was full; `None` when the system does not tell.
+    pub tx_dropped: Option<u64>,
+    /// Packets that may wait to be read (`txqueuelen`); `None` when the system does not tell.
+    pub queue_len: Option<u32>,
+}
+
+/// The counters of a peer.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct PeerTotals {
+    /// Of its session.
+    #[serde(flatten)]
+    pub session: PeerCounters,
+    /// Of the queue in front of its path.
+    #[serde(flatten)]
+    pub queue: fair::Counters,
 }

@@ -55,5 +55,8 @@ pub use policy_text::PolicyError;
 pub use receiver::{Datagram, Receiver, RecvBatch, Train};
 pub use sender::Sender;
 pub use socket::{Builder, Fragmentation, UdpSocket};
-pub use stats::{BUCKETS, DropCounts, DropReason, Report, Sample, Stats, StatsSnapshot};
+pub use stats::{
+    BUCKETS, ByWaker, ClassSnapshot, DropCounts, DropReason, DropTotals, Enobufs, HistogramSnapshot, Report, Sample,
+    Stats, StatsSnapshot,
+};
 pub use transmit::{Cursor, Ecn, MAX_SEGMENTS, Transmit};

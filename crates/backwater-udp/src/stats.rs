@@ -123,29 +123,50 @@ struct Histogram {
 /// The upper bounds of the histogram's buckets, in seconds; there is one more without a bound.
 pub const BUCKETS: [f64; 10] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
 
-const CLASSES: [(Class, &str); 2] = [(Class::Advised, "advised"), (Class::Silent, "silent")];
-const BYS: [(By, &str); 3] = [(By::Readiness, "readiness"), (By::Timer, "timer"), (By::Call, "policy")];
-
 impl Stats {
     /// The values now. `accepted` is read last, so that `sent` and `dropped` never exceed it.
     pub fn snapshot(&self) -> StatsSnapshot {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         let passed = get(&self.passed);
         let sent = get(&self.sent) + passed;
-        let dropped = std::array::from_fn(|i| get(&self.dropped[i]));
-        let recovery = |h: &Histogram| HistogramSnapshot {
-            buckets: std::array::from_fn(|i| get(&h.buckets[i])),
-            seconds: get(&h.micros) as f64 / 1e6,
+        let dropped = |reason: DropReason| get(&self.dropped[reason as usize]);
+        let drops = DropTotals {
+            no_buffers: dropped(DropReason::NoBuffers),
+            deadline: dropped(DropReason::Deadline),
+            too_large: dropped(DropReason::TooLarge),
+            unreachable: dropped(DropReason::Unreachable),
+            not_permitted: dropped(DropReason::NotPermitted),
+            invalid: dropped(DropReason::Invalid),
+            cancelled: dropped(DropReason::Cancelled),
+            socket: dropped(DropReason::Socket),
         };
-        StatsSnapshot {
+        let class = |class: Class| {
+            let class = class as usize;
+            let wakes = |by: By| get(&self.wakes[class][by as usize]);
+            let recovery = |by: By| self.recovery[class][by as usize].snapshot();
+            ClassSnapshot {
+                enobufs: Enobufs {
+                    connected: get(&self.no_buffers[class][1]),
+                    unconnected: get(&self.no_buffers[class][0]),
+                },
+                wakes: ByWaker { readiness: wakes(By::Readiness), timer: wakes(By::Timer), policy: wakes(By::Call) },
+                recovery: ByWaker {
+                    readiness: recovery(By::Readiness),
+                    timer: recovery(By::Timer),
+                    policy: recovery(By::Call),
+                },
+            }
+        };
+        let (advised, silent) = (class(Class::Advised), class(Class::Silent));
+        let mut snapshot = StatsSnapshot {
             sent,
-            dropped,
+            held: 0,
+            drops,
+            advised,
+            silent,
             parked: get(&self.parked),
             received: get(&self.received),
             attempts: get(&self.attempts),
-            no_buffers: std::array::from_fn(|c| std::array::from_fn(|k| get(&self.no_buffers[c][k]))),
-            wakes: std::array::from_fn(|c| std::array::from_fn(|b| get(&self.wakes[c][b]))),
-            recovery: std::array::from_fn(|c| std::array::from_fn(|b| recovery(&self.recovery[c][b]))),
             lost_edges: get(&self.lost_edges),
             spurious_wakes: get(&self.spurious_wakes),
             partial: get(&self.partial),
@@ -155,7 +176,9 @@ impl Stats {
             icmp_errors: get(&self.icmp_errors),
             icmp_errors_lost: get(&self.icmp_errors_lost),
             accepted: get(&self.accepted) + passed,
-        }
+        };
+        snapshot.held = snapshot.accepted - snapshot.sent - snapshot.dropped_total();
+        snapshot
     }
 
     /// Accepted and sent.
@@ -252,46 +275,123 @@ fn add(counter: &AtomicU64, n: u64) {
     }
 }
 
-/// [`Stats`] at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// [`Stats`] at one moment. With the feature `serde` its members have the names of `docs/backpressure.md`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct StatsSnapshot {
     /// Datagrams handed to a sender.
+    #[cfg_attr(feature = "serde", serde(rename = "accepted_total"))]
     pub accepted: u64,
     /// Datagrams the kernel took.
+    #[cfg_attr(feature = "serde", serde(rename = "sent_total"))]
     pub sent: u64,
-    dropped: [u64; DropReason::ALL.len()],
+    held: u64,
+    /// Datagrams dropped, by reason.
+    #[cfg_attr(feature = "serde", serde(rename = "drops_total"))]
+    pub drops: DropTotals,
     /// Datagrams received.
+    #[cfg_attr(feature = "serde", serde(rename = "received_total"))]
     pub received: u64,
     /// Times that a sender had to wait.
+    #[cfg_attr(feature = "serde", serde(rename = "parked_total"))]
     pub parked: u64,
     /// System calls that send.
+    #[cfg_attr(feature = "serde", serde(rename = "send_attempts_total"))]
     pub attempts: u64,
-    no_buffers: [[u64; 2]; 2],
-    wakes: [[u64; 3]; 2],
-    recovery: [[HistogramSnapshot; 3]; 2],
+    /// Refusals that promise a readiness event.
+    pub advised: ClassSnapshot,
+    /// Refusals that promise none.
+    pub silent: ClassSnapshot,
     /// Times that a promised readiness event did not come although there was room, for a quarter of a second.
+    #[cfg_attr(feature = "serde", serde(rename = "lost_edge_total"))]
     pub lost_edges: u64,
     /// Readiness events after which the system refused all the same.
+    #[cfg_attr(feature = "serde", serde(rename = "spurious_wake_total"))]
     pub spurious_wakes: u64,
     /// Transmits of which a part was sent before the rest had to wait.
+    #[cfg_attr(feature = "serde", serde(rename = "partial_batch_total"))]
     pub partial: u64,
-    /// The time that senders have waited, all together.
+    /// The time that senders have waited, all together. Serialised in seconds.
+    #[cfg_attr(feature = "serde", serde(rename = "blocked_seconds_total", with = "seconds"))]
     pub blocked: Duration,
     /// Times that a sender found its socket blocked for so long that the owner might bind a new one.
+    #[cfg_attr(feature = "serde", serde(rename = "stuck_total"))]
     pub stuck: u64,
     /// Datagrams that were offered again although the system may have queued them (Apple's systems only).
+    #[cfg_attr(feature = "serde", serde(rename = "possible_duplicate_total"))]
     pub possible_duplicates: u64,
     /// ICMP messages read from the error queue.
+    #[cfg_attr(feature = "serde", serde(rename = "icmp_errors_total"))]
     pub icmp_errors: u64,
     /// Of those, the ones that the owner did not fetch in time.
+    #[cfg_attr(feature = "serde", serde(rename = "icmp_errors_lost_total"))]
     pub icmp_errors_lost: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct HistogramSnapshot {
-    buckets: [u64; BUCKETS.len() + 1],
-    seconds: f64,
+/// Datagrams dropped, by [`DropReason`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "named and explained by DropReason")]
+pub struct DropTotals {
+    pub no_buffers: u64,
+    pub deadline: u64,
+    pub too_large: u64,
+    pub unreachable: u64,
+    pub not_permitted: u64,
+    pub invalid: u64,
+    pub cancelled: u64,
+    pub socket: u64,
+}
+
+/// What refusals of one class have led to: those that promise a readiness event, or those that promise none.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct ClassSnapshot {
+    /// `ENOBUFS` seen.
+    #[cfg_attr(feature = "serde", serde(rename = "enobufs_total"))]
+    pub enobufs: Enobufs,
+    /// Wake-ups of senders that wait.
+    #[cfg_attr(feature = "serde", serde(rename = "wake_total"))]
+    pub wakes: ByWaker<u64>,
+    /// From a refusal to the next success.
+    #[cfg_attr(feature = "serde", serde(rename = "recovery_seconds"))]
+    pub recovery: ByWaker<HistogramSnapshot>,
+}
+
+/// `ENOBUFS` seen, by kind of socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Enobufs {
+    /// On connected sockets.
+    pub connected: u64,
+    /// On sockets that are not connected.
+    pub unconnected: u64,
+}
+
+/// A value for each of what makes a sender try again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct ByWaker<T> {
+    /// A readiness event.
+    pub readiness: T,
+    /// The timer behind it.
+    pub timer: T,
+    /// A switch of the policy, or another sender of the socket.
+    pub policy: T,
+}
+
+/// A histogram of durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct HistogramSnapshot {
+    /// How many are at most as long as the bound in [`BUCKETS`] and longer than the one before; the last are longer than all.
+    pub buckets: [u64; BUCKETS.len() + 1],
+    /// All durations together, in seconds.
+    pub seconds: f64,
 }
 
 /// A value to export, with the name and the labels that it has in every exporter.
@@ -308,22 +408,22 @@ pub struct Sample {
 impl StatsSnapshot {
     /// Datagrams dropped for this reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
-        self.dropped[reason as usize]
+        self.drops.get(reason)
     }
 
     /// Datagrams dropped for any reason.
     pub fn dropped_total(&self) -> u64 {
-        self.dropped.iter().sum()
+        DropReason::ALL.iter().map(|&reason| self.dropped(reason)).sum()
     }
 
     /// Datagrams accepted that are neither sent nor dropped yet.
     pub fn held(&self) -> u64 {
-        self.accepted - self.sent - self.dropped_total()
+        self.held
     }
 
     /// `ENOBUFS` seen, whatever it promised.
     pub fn no_buffers_total(&self) -> u64 {
-        self.no_buffers.iter().flatten().sum()
+        [self.advised, self.silent].map(|class| class.enobufs.connected + class.enobufs.unconnected).iter().sum()
     }
 
     /// Everything, as a metrics exporter wants it. `docs/backpressure.md` explains the names.
@@ -350,15 +450,18 @@ impl StatsSnapshot {
         put("possible_duplicate_total", &[], self.possible_duplicates as f64);
         put("icmp_errors_total", &[], self.icmp_errors as f64);
         put("icmp_errors_lost_total", &[], self.icmp_errors_lost as f64);
-        for (class, class_name) in CLASSES {
-            for (connected, name) in [(false, "no"), (true, "yes")] {
-                let n = self.no_buffers[class as usize][usize::from(connected)];
+        for (class_name, class) in [("advised", &self.advised), ("silent", &self.silent)] {
+            for (name, n) in [("no", class.enobufs.unconnected), ("yes", class.enobufs.connected)] {
                 put("enobufs_total", &[("connected", name), ("class", class_name)], n as f64);
             }
-            for (by, by_name) in BYS {
+            let ByWaker { readiness, timer, policy } = &class.recovery;
+            for (by_name, wakes, histogram) in [
+                ("readiness", class.wakes.readiness, readiness),
+                ("timer", class.wakes.timer, timer),
+                ("policy", class.wakes.policy, policy),
+            ] {
                 let labels = [("by", by_name), ("class", class_name)];
-                put("wake_total", &labels, self.wakes[class as usize][by as usize] as f64);
-                let histogram = &self.recovery[class as usize][by as usize];
+                put("wake_total", &labels, wakes as f64);
                 let mut count = 0;
                 for (i, n) in histogram.buckets.iter().enumerate() {
                     count += n;
@@ -371,6 +474,54 @@ impl StatsSnapshot {
             }
         }
         samples
+    }
+}
+
+impl DropTotals {
+    /// Datagrams dropped for this reason.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        match reason {
+            DropReason::NoBuffers => self.no_buffers,
+            DropReason::Deadline => self.deadline,
+            DropReason::TooLarge => self.too_large,
+            DropReason::Unreachable => self.unreachable,
+            DropReason::NotPermitted => self.not_permitted,
+            DropReason::Invalid => self.invalid,
+            DropReason::Cancelled => self.cancelled,
+            DropReason::Socket => self.socket,
+        }
+    }
+}
+
+impl HistogramSnapshot {
+    /// How many durations there are.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+impl Histogram {
+    fn snapshot(&self) -> HistogramSnapshot {
+        HistogramSnapshot {
+            buckets: std::array::from_fn(|i| self.buckets[i].load(Relaxed)),
+            seconds: self.micros.load(Relaxed) as f64 / 1e6,
+        }
+    }
+}
+
+/// A duration as a number of seconds.
+#[cfg(feature = "serde")]
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(duration.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(D::Error::custom)
     }
 }
 

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use backwater_udp::{DropReason, Sample, StatsSnapshot};
+use backwater_udp::{BUCKETS, ByWaker, ClassSnapshot, DropReason, HistogramSnapshot, StatsSnapshot};
 use serde::Serialize;
 
 use super::Treatment;
@@ -110,6 +110,10 @@ pub struct NaiveOutcome {
 }
 
 impl Woken {
+    fn of<T>(wakers: &ByWaker<T>, count: impl Fn(&T) -> u64) -> Self {
+        Self { readiness: count(&wakers.readiness), timer: count(&wakers.timer), policy: count(&wakers.policy) }
+    }
+
     /// All of them.
     pub fn total(&self) -> u64 {
         self.readiness + self.timer + self.policy
@@ -119,7 +123,6 @@ impl Woken {
 impl Outcome {
     /// Without the run that it came of.
     pub(super) fn of(stats: &StatsSnapshot) -> Self {
-        let samples = stats.samples();
         let dropped = DropReason::ALL.map(|reason| (reason.name(), stats.dropped(reason)));
         Self {
             offered: stats.accepted,
@@ -129,7 +132,7 @@ impl Outcome {
             attempts: stats.attempts,
             waits: stats.parked,
             blocked_seconds: stats.blocked.as_secs_f64(),
-            classes: ["advised", "silent"].map(|class| Class::of(class, &samples)).into(),
+            classes: vec![Class::of("advised", &stats.advised), Class::of("silent", &stats.silent)],
             lost_edges: stats.lost_edges,
             spurious_wakes: stats.spurious_wakes,
             stuck: stats.stuck,
@@ -190,72 +193,41 @@ impl Outcome {
 }
 
 impl Class {
-    fn of(class: &'static str, samples: &[Sample]) -> Self {
-        let samples: Vec<_> = samples.iter().filter(|s| label(s, "class") == Some(class)).collect();
-        let sum = |name, by: Option<&str>| {
-            let named = samples.iter().filter(|s| s.name == name && (by.is_none() || label(s, "by") == by));
-            named.map(|s| s.value).sum::<f64>()
-        };
-        let woken = |name| {
-            let by = |by| sum(name, Some(by)) as u64;
-            Woken { readiness: by("readiness"), timer: by("timer"), policy: by("policy") }
-        };
-        let mut recovery: Vec<Bucket> = Vec::new();
-        for sample in samples.iter().filter(|s| s.name == "recovery_seconds_bucket") {
-            let Some(bound) = label(sample, "le") else { continue };
-            let (le, count) = (bound.parse().ok().filter(|le: &f64| le.is_finite()), sample.value as u64);
-            match recovery.iter_mut().find(|bucket| bucket.le == le) {
-                Some(bucket) => bucket.count += count,
-                None => recovery.push(Bucket { le, count }),
-            }
-        }
-        // They come cumulative.
-        let mut below = 0;
-        for bucket in &mut recovery {
-            let here = bucket.count.saturating_sub(below);
-            below += here;
-            bucket.count = here;
-        }
+    fn of(name: &'static str, class: &ClassSnapshot) -> Self {
+        let ByWaker { readiness, timer, policy } = &class.recovery;
+        let bounds = BUCKETS.into_iter().map(Some).chain([None]);
+        let recovery = bounds.enumerate().map(|(at, le)| {
+            let count = [readiness, timer, policy].map(|histogram| histogram.buckets[at]).iter().sum();
+            Bucket { le, count }
+        });
         Self {
-            class,
-            enobufs: sum("enobufs_total", None) as u64,
-            woken: woken("wake_total"),
-            recovered: woken("recovery_seconds_count"),
-            recovery,
-            recovery_seconds: sum("recovery_seconds_sum", None),
+            class: name,
+            enobufs: class.enobufs.connected + class.enobufs.unconnected,
+            woken: Woken::of(&class.wakes, |&wakes| wakes),
+            recovered: Woken::of(&class.recovery, HistogramSnapshot::count),
+            recovery: recovery.collect(),
+            recovery_seconds: readiness.seconds + timer.seconds + policy.seconds,
         }
     }
-}
-
-fn label<'a>(sample: &'a Sample, name: &str) -> Option<&'a str> {
-    sample.labels.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(name: &'static str, labels: &[(&'static str, &str)], value: f64) -> Sample {
-        Sample { name, labels: labels.iter().map(|&(name, value)| (name, value.to_owned())).collect(), value }
-    }
-
     #[test]
-    fn a_class_is_the_sum_of_its_samples_and_of_no_others() {
-        let mut samples = Vec::new();
-        for (class, by, n) in [("silent", "timer", 3.0), ("silent", "readiness", 2.0), ("advised", "timer", 7.0)] {
-            let labels = [("by", by), ("class", class)];
-            samples.push(sample("wake_total", &labels, n * 10.0));
-            samples.push(sample("enobufs_total", &[("connected", "no"), ("class", class)], n));
-            for (le, of) in [("0.001", 1.0), ("0.002", n - 1.0), ("+Inf", n)] {
-                samples.push(sample("recovery_seconds_bucket", &[labels[0], labels[1], ("le", le)], of));
-            }
-            samples.push(sample("recovery_seconds_count", &labels, n));
-            samples.push(sample("recovery_seconds_sum", &labels, n / 8.0));
+    fn a_class_sums_up_its_wakers() {
+        let mut stats = ClassSnapshot::default();
+        (stats.enobufs.unconnected, stats.enobufs.connected) = (3, 2);
+        (stats.wakes.timer, stats.wakes.readiness) = (30, 20);
+        for (histogram, n) in [(&mut stats.recovery.timer, 3), (&mut stats.recovery.readiness, 2)] {
+            (histogram.buckets[1], histogram.buckets[2], histogram.buckets[BUCKETS.len()]) = (1, n - 2, 1);
+            histogram.seconds = n as f64 / 8.0;
         }
-        let class = Class::of("silent", &samples);
+        let class = Class::of("silent", &stats);
         assert_eq!((class.enobufs, class.woken.timer, class.woken.readiness, class.woken.policy), (5, 30, 20, 0));
         assert_eq!((class.recovered.total(), class.recovery_seconds), (5, 0.625));
-        let buckets: Vec<_> = class.recovery.iter().map(|b| (b.le, b.count)).collect();
+        let buckets: Vec<_> = class.recovery.iter().filter(|b| b.count > 0).map(|b| (b.le, b.count)).collect();
         assert_eq!(buckets, [(Some(0.001), 2), (Some(0.002), 1), (None, 2)]);
     }
 }

@@ -3,8 +3,12 @@
 use std::{fmt, fmt::Write as _, process::ExitCode, time::Duration};
 
 use anyhow::Context;
+use backwater_udp::DropReason;
 
-use crate::{control, status::Status};
+use crate::{
+    control,
+    status::{PeerTotals, Status},
+};
 
 /// Shows the state of a running tunnel: the path in use, round-trip time, last handshake, bytes, back-pressure.
 #[derive(Debug, clap::Args)]
@@ -49,27 +53,28 @@ struct ForPeople<'a>(&'a Status);
 impl fmt::Display for ForPeople<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.0;
-        let number = |fields: &serde_json::Map<_, serde_json::Value>, name: &str| {
-            fields.get(name).and_then(serde_json::Value::as_f64).unwrap_or_default()
-        };
+        let transport = &status.transport;
         writeln!(f, "tunnel {}: up for {} s", status.name, status.uptime_seconds)?;
         writeln!(f, "  public key:   {}", status.public_key)?;
         writeln!(f, "  port:         {}", status.listen_port)?;
-        let transport = |name: &str| number(&status.transport, name);
-        let dropped: f64 = status
-            .transport
-            .iter()
-            .filter(|(name, _)| name.starts_with("dropped_total"))
-            .filter_map(|(_, value)| value.as_f64())
-            .fold(0.0, |sum, value| sum + value);
-        writeln!(
+        write!(
             f,
-            "  backpressure: {}; {} datagrams sent, {} held now, {dropped} dropped, {} dropped by the device",
+            "  backpressure: {}; {} datagrams sent, {} held now, {} dropped",
             status.backpressure,
-            transport("sent_total"),
-            transport("held"),
-            number(&status.device, "tx_dropped"),
+            transport.sent,
+            transport.held(),
+            transport.dropped_total(),
         )?;
+        let reasons = DropReason::ALL.iter().filter(|&&reason| transport.dropped(reason) > 0);
+        let reasons: Vec<_> =
+            reasons.map(|&reason| format!("{} {}", transport.dropped(reason), reason.name())).collect();
+        if !reasons.is_empty() {
+            write!(f, " ({})", reasons.join(", "))?;
+        }
+        match status.device.tx_dropped {
+            Some(dropped) => writeln!(f, ", {dropped} dropped by the device")?,
+            None => writeln!(f)?,
+        }
         for peer in &status.peers {
             let mut line = String::new();
             match &peer.endpoint {
@@ -85,19 +90,18 @@ impl fmt::Display for ForPeople<'_> {
                 Some(seconds) => writeln!(f, "    handshake:  {seconds} s ago")?,
                 None => writeln!(f, "    handshake:  none yet")?,
             }
-            let counter = |name: &str| number(&peer.counters, name);
-            writeln!(f, "    bytes:      {} sent, {} received", counter("bytes_sent"), counter("bytes_received"))?;
+            let PeerTotals { session, queue } = &peer.counters;
+            writeln!(f, "    bytes:      {} sent, {} received", session.bytes_sent, session.bytes_received)?;
             write!(f, "    queue:      {} of {} bytes", peer.queued_bytes, peer.queue_bound_bytes)?;
             if let Some(rate) = peer.path_rate {
                 write!(f, " at {:.1} Mbit/s", rate as f64 / 1e6)?;
             }
-            writeln!(
-                f,
-                "; {} marked, {} dropped",
-                counter("marked"),
-                counter("dropped") + counter("overflowed") + counter("beheaded")
-            )?;
+            let dropped = queue.dropped + queue.overflowed + queue.first_segment_dropped;
+            writeln!(f, "; {} marked, {dropped} dropped", queue.marked)?;
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,7 @@ pub struct Fair {
 }
 
 /// What has become of packets. `enqueued == dequeued + dropped + overflowed + Fair::packets()`, always.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counters {
     /// Packets that came in.
     pub enqueued: u64,

@@ -83,3 +83,28 @@ fn it_says_how_it_is_and_does_as_it_is_told() {
         }
     });
 }
+
+/// The path refuses everything: what the operator reads and what the JSON says is the same, and not zero.
+#[test]
+fn status_text_shows_the_drops_that_the_json_counts() {
+    in_namespace("control::status_text_shows_the_drops_that_the_json_counts", PROGRAMS, || {
+        let sides = Sides::new();
+        let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
+        sides.here.run("ip route add unreachable 10.9.1.2/32");
+        assert!(!sides.here.try_run(&format!("ping -c 1 -W 1 {}", THERE[0]), "").0);
+        let total = |status: &Value| -> u64 {
+            let drops = status["transport"]["drops_total"].as_object().unwrap();
+            drops.values().map(|count| count.as_u64().unwrap()).sum()
+        };
+        let shown = || -> u64 {
+            let (code, out, err) = sides.output(["status"]);
+            assert_eq!((code, &*err), (0, ""), "{out}");
+            let line = out.lines().find(|line| line.contains("backpressure:")).unwrap();
+            let words: Vec<_> = line.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+            let at = words.iter().position(|word| *word == "dropped").unwrap();
+            words[at - 1].parse().unwrap()
+        };
+        let (before, text, after) = (total(&tunnel.status()), shown(), total(&tunnel.status()));
+        assert!(before > 0 && (before..=after).contains(&text), "{before}, {text}, {after}: {:#}", tunnel.status());
+    });
+}

@@ -277,7 +277,11 @@ fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures
         status(&tunnel, End::Far, Kind::Backwater, programs)?,
     );
     let of_peer = |status: &Value, name: &str| status["peers"][0]["counters"][name].as_u64();
-    let near_counts = |name: &str| of_peer(&near, name).unwrap_or_default();
+    // Others than ours say nothing of what they dropped.
+    let near_counts = |name: &str| match &near {
+        Value::Null => Ok(0),
+        near => of_peer(near, name).with_context(|| format!("status has no {name}")),
+    };
     let device = output(End::Near.command("ip"), &format!("-s -j link show dev {}", tunnel.device(End::Near)))?;
     let device: Value = serde_json::from_str(&device)?;
     let times = round_trips(&pinged)?;
@@ -285,11 +289,11 @@ fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures
         goodput,
         share: goodput / (case.rate as f64 * PAYLOAD / FRAME),
         lost: of_peer(&far, "datagrams_missing").context("what the far end misses")?,
-        told: near_counts("datagrams_dropped"),
+        told: near_counts("datagrams_dropped")?,
         refused: refused()?.saturating_sub(refused_before),
         device_dropped: device[0]["stats64"]["tx"]["dropped"].as_u64().context("ip says nothing of drops")?,
-        marked: near_counts("marked"),
-        shed: near_counts("dropped") + near_counts("first_segment_dropped") + near_counts("overflowed"),
+        marked: near_counts("marked")?,
+        shed: near_counts("dropped")? + near_counts("first_segment_dropped")? + near_counts("overflowed")?,
         retransmissions: number("sum_sent", "retransmits")? as u64,
         needless: needless()?.saturating_sub(needless_before),
         rtt_p50: times[times.len() / 2],
