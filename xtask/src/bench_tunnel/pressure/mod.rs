@@ -278,9 +278,8 @@ fn measure(case: Case, options: &Options, programs: &Programs) -> Result<Figures
     );
     let of_peer = |status: &Value, name: &str| status["peers"][0]["counters"][name].as_u64();
     // Others than ours say nothing of what they dropped.
-    let near_counts = |name: &str| match &near {
-        Value::Null => Ok(0),
-        near => of_peer(near, name).with_context(|| format!("status has no {name}")),
+    let near_counts = |name: &str| {
+        if near.is_null() { Ok(0) } else { of_peer(&near, name).with_context(|| format!("status has no {name}")) }
     };
     let device = output(End::Near.command("ip"), &format!("-s -j link show dev {}", tunnel.device(End::Near)))?;
     let device: Value = serde_json::from_str(&device)?;
