@@ -14,6 +14,7 @@ mod bench_udp;
 mod cargo;
 mod cross;
 mod namespace;
+mod stress;
 mod tidy;
 mod wine;
 
@@ -32,6 +33,8 @@ enum Task {
     /// Compares with others, in a network namespace of its own.
     #[command(subcommand)]
     Bench(Bench),
+    /// Runs the README's test command beside busy loops, and lists the tests that failed.
+    StressTests(stress::Options),
     /// What it is worth to wait: TCP through tunnels whose uplink refuses datagrams.
     Experiment(pressure::Options),
     /// Type-checks the code for other systems.
@@ -55,6 +58,7 @@ enum Bench {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Tidy => tidy::run(root()),
+        Task::StressTests(options) => stress::run(root(), &options),
         Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
         Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),
         Task::Bench(Bench::Tunnel(options)) => bench_tunnel::run(root(), &options),
