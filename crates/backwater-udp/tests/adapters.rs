@@ -22,7 +22,7 @@ fn bind(addr: &str) -> UdpSocket {
 }
 
 async fn next(stream: &mut DatagramStream) -> OwnedDatagram {
-    timeout(Duration::from_secs(1), stream.next()).await.expect("a datagram is missing").unwrap().unwrap()
+    timeout(Duration::from_secs(10), stream.next()).await.expect("a datagram is missing").unwrap().unwrap()
 }
 
 #[tokio::test]

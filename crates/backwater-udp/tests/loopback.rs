@@ -25,11 +25,11 @@ fn bind_dual_stack() -> UdpSocket {
     UdpSocket::from_std(dual.into()).unwrap()
 }
 
-/// Receives until `count` datagrams are there; more, or none for a second, is a failure.
+/// Receives until `count` datagrams are there; more, or none for ten seconds, is a failure.
 async fn receive(socket: &UdpSocket, count: usize) -> Vec<(SocketAddr, Option<IpAddr>, Option<Ecn>, Vec<u8>)> {
     let (mut receiver, mut batch, mut seen) = (socket.receiver(), RecvBatch::new(8), Vec::new());
     while seen.len() < count {
-        timeout(Duration::from_secs(1), receiver.recv(&mut batch)).await.expect("datagrams are missing").unwrap();
+        timeout(Duration::from_secs(10), receiver.recv(&mut batch)).await.expect("datagrams are missing").unwrap();
         seen.extend(batch.datagrams().map(|d| (d.source, d.local_ip, d.ecn, d.payload.to_vec())));
     }
     assert_eq!(seen.len(), count);

@@ -113,7 +113,7 @@ impl Veth {
         })
     }
 
-    /// Datagrams that arrived at the far end and found a receive buffer full: it is the machine that was too slow then.
+    /// Datagrams that arrived at the far end and found a receive buffer full: on a busy machine, the reader comes too late for them.
     pub fn missed_by_the_receiver(&self) -> u64 {
         let counters = self.at_far_end(|_| {
             ["/proc/thread-self/net/snmp", "/proc/thread-self/net/snmp6"]
@@ -135,7 +135,7 @@ impl Veth {
         let thread = self.at_far_end(move |_| {
             let socket = UdpSocket::bind(any).unwrap();
             socket2::SockRef::from(&socket).set_recv_buffer_size(8 << 20).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             timestamps(&socket);
             bound.send(socket.local_addr().unwrap()).unwrap();
             let mut arrivals = Vec::new();
