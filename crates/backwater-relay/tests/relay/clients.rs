@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::{
@@ -122,11 +122,9 @@ pub fn python_with(module: &str) -> Option<String> {
 /// Runs a script of this directory, which is to say this at its end.
 pub fn python(python: &str, script: &str, args: &[&str], says: &str) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/relay").join(script);
-    let start = Instant::now();
     let out = Command::new(python).arg(script).args(args).output().unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && text.contains(says), "{text}");
-    assert!(start.elapsed() < Duration::from_secs(60));
 }
 
 /// An ICE agent in Python: two of them connect through the relay only, and exchange 1,000 messages each way.

@@ -98,7 +98,7 @@ fn carries(client: &Client, relayed: SocketAddr, peer: &UdpSocket) {
 
 /// Waits until an allocation's port is free, that is, until it has expired.
 fn until_free(relayed: SocketAddr, mut meanwhile: impl FnMut()) {
-    let limit = Instant::now() + Duration::from_secs(15);
+    let limit = Instant::now() + Duration::from_secs(100);
     while UdpSocket::bind(relayed).is_err() {
         assert!(Instant::now() < limit, "an allocation has outlived its end");
         meanwhile();

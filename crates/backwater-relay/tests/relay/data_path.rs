@@ -6,7 +6,7 @@ use backwater_relay::{Arguments, Config, Relay};
 use backwater_stun::*;
 use backwater_turn::server::DropReason;
 
-use crate::client::{Client, channel_data, client, peer, start};
+use crate::client::{Client, PATIENCE, channel_data, client, peer, start};
 
 #[test]
 fn every_framing_goes_both_ways() {
@@ -18,7 +18,7 @@ fn every_framing_goes_both_ways() {
 
     let unpermitted = || relay.counters().iter().map(|c| c.dropped(DropReason::NoPermission)).sum::<u64>();
     peer.send_to(b"not yet permitted", relayed).unwrap();
-    let limit = Instant::now() + Duration::from_secs(5);
+    let limit = Instant::now() + PATIENCE;
     while unpermitted() == 0 {
         assert!(Instant::now() < limit, "the relay has not dropped it");
         std::thread::sleep(Duration::from_millis(1));
@@ -183,7 +183,7 @@ fn one_client_reaches_another_by_the_same_rules() {
         let mut buffer = [0; 2000];
 
         a.socket.send(&channel_data(0x4000, b"not yet permitted")).unwrap();
-        let limit = Instant::now() + Duration::from_secs(5);
+        let limit = Instant::now() + PATIENCE;
         while total(|c| c.dropped(DropReason::NoPermission)) == 0 {
             assert!(Instant::now() < limit, "the relay has not dropped it");
             std::thread::sleep(Duration::from_millis(1));
@@ -217,7 +217,7 @@ fn one_client_reaches_another_by_the_same_rules() {
         })
         .unwrap();
         a.socket.send(&channel_data(0x4000, b"nobody")).unwrap();
-        let limit = Instant::now() + Duration::from_secs(5);
+        let limit = Instant::now() + PATIENCE;
         while total(|c| c.to_peers.get()) < 17 {
             assert!(Instant::now() < limit, "it went nowhere");
             std::thread::sleep(Duration::from_millis(1));

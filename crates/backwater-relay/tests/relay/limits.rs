@@ -1,6 +1,7 @@
 //! Quotas and limits, over all threads of a relay.
 
 use std::{
+    cell::Cell,
     net::UdpSocket,
     time::{Duration, Instant},
 };
@@ -10,12 +11,20 @@ use backwater_stun::*;
 use backwater_turn::server::DropReason;
 
 use crate::{
-    client::{Client, channel_data, client, peer, start},
+    client::{Client, PATIENCE, channel_data, client, peer, start},
     support::{in_namespace, ip},
 };
 
 fn dropped(relay: &Relay, reason: DropReason) -> u64 {
     relay.counters().iter().map(|c| c.dropped(reason)).sum()
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
@@ -50,21 +59,24 @@ fn what_is_over_a_users_rate_is_dropped_and_counted() {
         client.allocate();
         client.bind_channel(0x4000, peer_addr).unwrap();
     }
-    // Read at once: the peer's receive buffer holds less than what comes.
-    peer.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    let reader = std::thread::spawn(move || {
-        let mut buffer = [0; 2000];
-        std::iter::from_fn(|| peer.recv(&mut buffer).ok()).count()
-    });
     let started = Instant::now();
+    let (mut forwarded, mut buffer) = (0, [0; 2000]);
     for i in 0..400 {
         clients[i % 2].socket.send(&channel_data(0x4000, &[1; 1000])).unwrap();
-        std::thread::sleep(Duration::from_millis(1));
+        // Each is forwarded or dropped before the next is sent: no buffer on the way overflows.
+        until("the datagram is forwarded or dropped", || {
+            let to_peers: u64 = relay.counters().iter().map(|c| c.to_peers.get()).sum();
+            to_peers + dropped(&relay, DropReason::Bandwidth) == i as u64 + 1
+        });
+        if i as u64 - forwarded == dropped(&relay, DropReason::Bandwidth) {
+            peer.recv(&mut buffer).unwrap();
+            forwarded += 1;
+        }
     }
-    let most = 100 + started.elapsed().as_millis() as usize / 10;
-    let received = reader.join().unwrap();
-    assert!((100..=most).contains(&received), "{received} of at most {most}");
-    assert_eq!(dropped(&relay, DropReason::Bandwidth), 400 - received as u64);
+    // A second's worth at once, and then as time passes.
+    let most = 100 + started.elapsed().as_millis() as u64 / 10 + 1;
+    assert!((100..=most).contains(&forwarded), "{forwarded} of at most {most}");
+    assert_eq!(dropped(&relay, DropReason::Bandwidth), 400 - forwarded);
     relay.stop(Duration::ZERO);
 }
 
@@ -78,7 +90,7 @@ fn a_flood_of_strangers_is_answered_at_its_rate() {
         let args = ["--threads", "2", "--listen", "192.0.2.1:0", "--reply-limit", "50"];
         let mut relay = start(&args);
         let addr = relay.local_addrs()[1];
-        let mut buffer = [0; 100];
+        let replies = || relay.counters().iter().map(|c| c.replies.get()).sum::<u64>();
         let request = |method| {
             let mut buffer = [0; 100];
             let w = Writer::new(&mut buffer, Class::Request, method, TransactionId([1; 12])).unwrap();
@@ -89,24 +101,27 @@ fn a_flood_of_strangers_is_answered_at_its_rate() {
         for i in 0..5000 {
             let method = if i % 2 == 0 { Method::BINDING } else { Method::ALLOCATE };
             flood[i % flood.len()].send_to(&request(method), addr).unwrap();
-            if i % 50 == 0 {
-                std::thread::sleep(Duration::from_millis(2));
+            // Not to overrun the receive buffer: each is to be looked at.
+            if i % 50 == 49 {
+                until("the requests are answered or dropped", || {
+                    replies() + dropped(&relay, DropReason::ReplyLimit) == i as u64 + 1
+                });
             }
         }
-        let seconds = started.elapsed().as_secs_f64();
-        std::thread::sleep(Duration::from_millis(200));
-        let mut answers = 0;
-        for socket in &flood {
-            socket.set_nonblocking(true).unwrap();
-            answers += std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count();
-        }
-        let most = 50 + (50.0 * (seconds + 0.3)) as usize;
-        assert!((50..=most).contains(&answers), "{answers} of at most {most}");
-        assert_eq!(dropped(&relay, DropReason::ReplyLimit), 5000 - answers as u64);
+        let most = 50 + (50.0 * started.elapsed().as_secs_f64()) as u64 + 1;
+        let answers = Cell::new(0);
+        flood.iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
+        until("the answers arrive", || {
+            let arrived = |socket: &UdpSocket| std::iter::from_fn(|| socket.recv(&mut [0; 100]).ok()).count() as u64;
+            answers.set(answers.get() + flood.iter().map(arrived).sum::<u64>());
+            answers.get() == replies()
+        });
+        assert!((50..=most).contains(&replies()), "{} of at most {most}", replies());
+        assert_eq!(dropped(&relay, DropReason::ReplyLimit), 5000 - replies());
         let mut other = Client::new(addr, "alice", "secret", "backwater");
         other.socket = UdpSocket::bind("192.0.2.3:0").unwrap();
         other.socket.connect(addr).unwrap();
-        other.socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        other.socket.set_read_timeout(Some(PATIENCE)).unwrap();
         other.allocate();
         // Loopback is not limited.
         for _ in 0..200 {

@@ -1,7 +1,7 @@
 //! The program as an operator meets it.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::UdpSocket,
     process::{Child, ChildStdout, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -116,10 +116,13 @@ fn a_first_run_says_how_to_try_it() {
 #[test]
 fn every_line_of_the_log_is_an_object_with_time_severity_and_message() {
     let mut child = command(&[&QUIET[..], &["--log-level", "trace"]].concat()).stdout(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let (mut stdout, mut out) = (BufReader::new(child.stdout.take().unwrap()), String::new());
+    while !out.contains("listening for TURN") {
+        assert!(stdout.read_line(&mut out).unwrap() > 0, "it ended: {out}");
+    }
     let stop = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(stop.success());
-    let out = std::io::read_to_string(child.stdout.take().unwrap()).unwrap();
+    stdout.read_to_string(&mut out).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert!(out.lines().count() >= 3, "{out}");
     for line in out.lines() {
@@ -253,7 +256,7 @@ fn descriptors_that_run_out_are_508() {
 
 #[test]
 fn sigterm_waits_for_clients_as_long_as_it_was_told() {
-    let mut relay = Program::start(&["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "1"], 0);
+    let mut relay = Program::start(&["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "3"], 0);
     let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
     let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");
     client.allocate();
@@ -264,5 +267,5 @@ fn sigterm_waits_for_clients_as_long_as_it_was_told() {
     let mut late = crate::client::Client::new(addr, "alice", "secret", "backwater");
     assert_eq!(late.try_allocate(&|_| ()).unwrap_err(), 508);
     assert_eq!(relay.terminate(), Some(0));
-    assert!((900..2000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_millis(2900), "{:?}", start.elapsed());
 }

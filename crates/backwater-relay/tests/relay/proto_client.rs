@@ -17,7 +17,7 @@ use turn_client_proto::{
     udp::TurnClientUdp,
 };
 
-use crate::client::{peer, peer6, start_dual};
+use crate::client::{PATIENCE, peer, peer6, start_dual};
 
 /// The client, its socket and its clock, and what went over the wire.
 struct ProtoClient {
@@ -92,7 +92,7 @@ impl ProtoClient {
     }
 
     fn until(&mut self, what: &str, until: impl Fn(&Self) -> bool) {
-        assert!(self.drive(Duration::from_secs(5), until), "{what}: not in five seconds, but {:?}", self.events);
+        assert!(self.drive(PATIENCE, until), "{what}: not within {PATIENCE:?}, but {:?}", self.events);
     }
 
     fn send_to(&mut self, peer: SocketAddr, data: &[u8]) {
