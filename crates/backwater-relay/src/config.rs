@@ -11,12 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_turn::{Credentials, Families, Limits as Quota, PeerRules, Quotas, ReplyLimit, server};
+use backwater_turn::{Credentials, Families, Limits as Quota, PeerRules, Quotas, RelayedPorts, ReplyLimit, server};
 use backwater_udp::{Limits, Policy};
 use clap::{Arg, ArgAction, Command};
 use ipnet::{IpNet, Ipv6Net};
 
-use crate::ports::RelayIp;
+use crate::ports::{RelayIp, is_local};
 
 mod file;
 mod keys;
@@ -184,7 +184,7 @@ impl Config {
         let listen = if r.has("listen") { listen } else { loopback() };
         let mut credentials = r.credentials(&realm);
         let on_loopback = listen.iter().all(|l: &SocketAddr| l.ip().is_loopback());
-        let mut peers = PeerRules { allow, deny, nat64, listeners: vec![] };
+        let mut peers = PeerRules { allow, deny, nat64, ..PeerRules::default() };
         let mut first_run = None;
         if credentials.is_empty() && r.errors.is_empty() {
             if on_loopback {
@@ -241,17 +241,20 @@ impl Config {
             nonce_key,
             quotas: Quotas::new(self.user_limits, self.total_limits, now),
             reply_limit: limited.then(|| Arc::new(ReplyLimit::new(self.reply_limit, now))),
+            relayed_ports: Arc::default(),
         }
     }
 
     pub(crate) fn server(&self, shared: &Shared, thread: u16) -> server::Config {
+        let relayed = [self.relay_v4, self.relay_v6].into_iter().flatten().flat_map(|ip| [ip.bind, ip.advertise]);
         server::Config {
             credentials: self.credentials.clone(),
-            peers: self.peers.clone(),
+            peers: PeerRules { relayed: relayed.collect(), is_local, ..self.peers.clone() },
             families: Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
             max_lifetime: self.max_lifetime,
             quotas: shared.quotas.clone(),
             reply_limit: shared.reply_limit.clone(),
+            relayed_ports: shared.relayed_ports.clone(),
             nonce_key: shared.nonce_key,
             thread,
         }
@@ -264,6 +267,7 @@ pub(crate) struct Shared {
     nonce_key: [u8; 64],
     quotas: Arc<Quotas>,
     reply_limit: Option<Arc<ReplyLimit>>,
+    pub(crate) relayed_ports: Arc<RelayedPorts>,
 }
 
 const PREFIX: &str = "an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32";

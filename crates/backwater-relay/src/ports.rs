@@ -13,11 +13,15 @@ use std::{
 };
 
 use backwater_stun::AddressFamily;
-use backwater_turn::{Families, PeerAddr, PerFamily, RelayedAddr, server::PortRequest};
+use backwater_turn::{Families, PeerAddr, PerFamily, RelayedAddr, RelayedPorts, server::PortRequest};
 use backwater_udp::{Builder, UdpSocket};
 
 /// Ports that others hold and that are come across before a client is told that there is none.
 const ATTEMPTS: usize = 64;
+
+/// Random ports that are tried before the next free one is looked for: with half of the ports taken, one allocation in 256
+/// gets that.
+const GUESSES: usize = 8;
 
 /// RFC 8656, section 7.2: how long a reserved port is kept.
 const RESERVED_FOR: Duration = Duration::from_secs(30);
@@ -48,6 +52,8 @@ pub(crate) struct Ports {
     ips: PerFamily<Option<RelayIp>>,
     range: RangeInclusive<u16>,
     taken: PerFamily<Taken>,
+    /// Those of the taken ones that are ours.
+    relayed: Arc<RelayedPorts>,
     reserved: Mutex<HashMap<[u8; 8], Reserved>>,
 }
 
@@ -82,10 +88,24 @@ pub(crate) struct Sockets {
     pub(crate) token: Option<[u8; 8]>,
 }
 
+/// Whether an address is one of this host's: the system binds no socket to any other. It knows more of them than the
+/// interfaces have, such as all of 127.0.0.0/8 and of prefixes that are routed to this host.
+///
+/// Where `net.ipv4.ip_nonlocal_bind` is set, every address counts as this host's.
+pub(crate) fn is_local(ip: IpAddr) -> bool {
+    // Without a descriptor to find it out, it is better taken for one.
+    !matches!(std::net::UdpSocket::bind((ip, 0)), Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable)
+}
+
 impl Ports {
-    pub(crate) fn new(v4: Option<RelayIp>, v6: Option<RelayIp>, range: RangeInclusive<u16>) -> Arc<Self> {
+    pub(crate) fn new(
+        v4: Option<RelayIp>,
+        v6: Option<RelayIp>,
+        range: RangeInclusive<u16>,
+        relayed: Arc<RelayedPorts>,
+    ) -> Arc<Self> {
         let taken = PerFamily { v4: Taken::all_but(&range), v6: Taken::all_but(&range) };
-        Arc::new(Self { ips: PerFamily { v4, v6 }, range, taken, reserved: Mutex::default() })
+        Arc::new(Self { ips: PerFamily { v4, v6 }, range, taken, relayed, reserved: Mutex::default() })
     }
 
     /// Binds a socket of each family, or of as many as can be had.
@@ -140,7 +160,7 @@ impl Ports {
             PortRequest::Any | PortRequest::Reserved(_) => (false, false),
         };
         for _ in 0..ATTEMPTS {
-            let Some(lease) = self.lease(family, even, pair) else { break };
+            let Some(lease) = self.lease(family, even, pair)? else { break };
             let result = builder.bind(SocketAddr::new(ip, lease.port)).and_then(|socket| {
                 let token = pair.then(|| self.reserve(ip, lease.port + 1, now)).transpose()?;
                 Ok((socket, token))
@@ -154,11 +174,28 @@ impl Ports {
         Err(last)
     }
 
-    /// A free port: the first one from a random one on.
-    fn lease(self: &Arc<Self>, family: AddressFamily, even: bool, pair: bool) -> Option<Lease> {
-        let from = fastrand::u16(self.range.clone());
-        let port = self.taken.get(family).take(from, even, pair)?;
-        Some(Lease { ports: self.clone(), family, port })
+    /// A free port, each as likely as any other, so that a client does not learn from its own ports which ones others have.
+    /// Where few are free: the first one from a random one on.
+    fn lease(self: &Arc<Self>, family: AddressFamily, even: bool, pair: bool) -> io::Result<Option<Lease>> {
+        let taken = self.taken.get(family);
+        let mut random = [[0; 4]; GUESSES];
+        getrandom::fill(random.as_flattened_mut())?;
+        let count = u32::from(self.range.end() - self.range.start()) + 1;
+        // A remainder of 32 bits is uniform but for one part in 2^16.
+        let guesses = random.map(|bytes| self.range.start() + (u32::from_le_bytes(bytes) % count) as u16);
+        let found = guesses
+            .into_iter()
+            .map(|port| if even { port & !1 } else { port })
+            .find(|&port| taken.take_this(port, pair));
+        let port = found.or_else(|| taken.take(guesses[0], even, pair));
+        Ok(port.map(|port| self.own(family, port)))
+    }
+
+    /// A port that has just been taken.
+    fn own(self: &Arc<Self>, family: AddressFamily, port: u16) -> Lease {
+        let lease = Lease { ports: self.clone(), family, port };
+        self.relayed(&lease).into_iter().for_each(|addr| self.relayed.insert(addr));
+        lease
     }
 
     fn reserve(self: &Arc<Self>, ip: IpAddr, port: u16, now: Instant) -> io::Result<[u8; 8]> {
@@ -168,7 +205,7 @@ impl Ports {
         if !self.taken.get(family).set(port) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        let lease = Lease { ports: self.clone(), family, port };
+        let lease = self.own(family, port);
         // Bound before the lock, and what is closed is closed after it: a lease is given back there.
         let socket = std::net::UdpSocket::bind((ip, port))?;
         let mut reserved = self.reserved();
@@ -266,6 +303,14 @@ impl Taken {
         None
     }
 
+    /// Takes this port if it is free; of a pair, if the one above it is free too.
+    fn take_this(&self, port: u16, pair: bool) -> bool {
+        let is_taken = |port: u16| {
+            self.0.get(usize::from(port / 64)).is_none_or(|word| word.load(Relaxed) & (1 << (port % 64)) != 0)
+        };
+        !(pair && is_taken(port | 1)) && self.set(port)
+    }
+
     /// Returns whether it was free.
     fn set(&self, port: u16) -> bool {
         let bit = 1 << (port % 64);
@@ -285,6 +330,7 @@ impl Taken {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        self.ports.relayed(self).into_iter().for_each(|addr| self.ports.relayed.remove(addr));
         self.ports.taken.get(self.family).clear(self.port);
     }
 }
@@ -304,7 +350,7 @@ mod tests {
 
     fn ports(range: RangeInclusive<u16>) -> Arc<Ports> {
         let ip = IpAddr::from([127, 0, 0, 1]);
-        Ports::new(Some(RelayIp { bind: ip, advertise: [192, 0, 2, 1].into() }), None, range)
+        Ports::new(Some(RelayIp { bind: ip, advertise: [192, 0, 2, 1].into() }), None, range, Arc::default())
     }
 
     fn bind(p: &Arc<Ports>, port: PortRequest, now: Instant) -> io::Result<(Bound, Option<[u8; 8]>)> {
@@ -381,6 +427,20 @@ mod tests {
             let (local, relayed) = (SocketAddr::new(local.ip(), port), SocketAddr::new(relayed.ip(), port));
             assert_eq!((p.local(PeerAddr(relayed)), p.advertised(local)), (None, PeerAddr(local)), "not leased");
         }
+    }
+
+    /// One who has many ports in a row must not draw the others' ports to the end of the row, and no port follows from another.
+    #[test]
+    fn a_port_does_not_follow_from_the_ports_of_others() {
+        let p = ports(20_000..=29_999);
+        (20_000..25_000).for_each(|port| assert!(p.taken.v4.set(port)));
+        let leases: Vec<_> = (0..200).map(|_| p.lease(AddressFamily::Ipv4, false, false).unwrap().unwrap()).collect();
+        let near = leases.iter().filter(|lease| lease.port < 25_500).count();
+        assert!(near < 80, "{near} of 200 ports are in the next tenth of what is free");
+        let mut steps: Vec<_> = leases.windows(2).map(|w| i32::from(w[1].port) - i32::from(w[0].port)).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        assert!(steps.len() > 150, "{} steps", steps.len());
     }
 
     /// Every port of a range is found, wherever the search begins, and nothing beside it.

@@ -77,7 +77,8 @@ impl Relay {
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
         let shared_state = config.shared(nonce_key, Instant::now());
-        let ports = Ports::new(config.relay_v4, config.relay_v6, config.ports.clone());
+        let ports =
+            Ports::new(config.relay_v4, config.relay_v6, config.ports.clone(), shared_state.relayed_ports.clone());
         let busy = Arc::new(AtomicUsize::new(config.threads));
         let shared = config.threads > 1;
         if shared {

@@ -10,6 +10,7 @@ mod auth;
 mod bucket;
 mod peers;
 mod quota;
+mod relayed_ports;
 mod reply_limit;
 pub mod server;
 
@@ -17,6 +18,7 @@ pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedA
 pub use auth::{Credentials, CredentialsError};
 pub use peers::{PeerRefused, PeerRules, Subject};
 pub use quota::{Limits, Quotas};
+pub use relayed_ports::RelayedPorts;
 pub use reply_limit::ReplyLimit;
 
 use std::time::{Duration, Instant};

@@ -11,10 +11,11 @@ use crate::PeerAddr;
 /// Who may be a peer.
 ///
 /// An IPv6 address that stands for an IPv4 one is judged as both: mapped and compatible addresses, 6to4
-/// (RFC 3056), Teredo (RFC 4380), and NAT64 (RFC 6052). A denied prefix wins over an allowed one, an allowed one over
-/// what is refused by default: whatever the registries of special-purpose addresses (RFC 6890) do not call globally
-/// reachable, and multicast.
-#[derive(Clone, Debug, Default)]
+/// (RFC 3056), Teredo (RFC 4380), ISATAP (RFC 5214), and NAT64 (RFC 6052). A denied prefix wins over an allowed one, an
+/// allowed one over what is refused by default: whatever the registries of special-purpose addresses (RFC 6890) do not
+/// call globally reachable, and multicast. Two things are refused whatever is allowed: the addresses that stand for this
+/// host (`0.0.0.0/8`, `::`), and the relay's own listeners.
+#[derive(Clone, Debug)]
 pub struct PeerRules {
     /// Allowed although refused by default.
     pub allow: Vec<IpNet>,
@@ -22,8 +23,20 @@ pub struct PeerRules {
     pub deny: Vec<IpNet>,
     /// NAT64 prefixes beside `64:ff9b::/96`, of 32, 40, 48, 56, 64 or 96 bits.
     pub nat64: Vec<Ipv6Net>,
-    /// The relay's own listeners: never a peer, whatever is allowed.
+    /// The relay's own listeners. Their ports are out of bounds at every address of this host and of `relayed`.
     pub listeners: Vec<SocketAddr>,
+    /// The addresses of relayed ports, and what the world outside knows them as. The wildcard stands for every address of
+    /// this host.
+    pub relayed: Vec<IpAddr>,
+    /// Whether an address is one of this host's. The server asks when it installs a permission, never for a datagram.
+    pub is_local: fn(IpAddr) -> bool,
+}
+
+/// Nothing is allowed or denied beyond the default, and the relay has no listener.
+impl Default for PeerRules {
+    fn default() -> Self {
+        Self { allow: vec![], deny: vec![], nat64: vec![], listeners: vec![], relayed: vec![], is_local: |_| false }
+    }
 }
 
 /// Why an address may not be a peer.
@@ -47,6 +60,12 @@ pub enum PeerRefused {
         net: IpNet,
         /// What it is for.
         range: &'static str,
+    },
+    /// An address that stands for whatever host sends to it.
+    #[error("{subject} stands for this host itself")]
+    ThisHost {
+        /// The peer or what it stands for.
+        subject: Subject,
     },
     /// One of the relay's own listeners.
     #[error("it is a listener of this relay")]
@@ -83,7 +102,7 @@ impl PeerRefused {
             Self::Default { subject: Subject::StandsFor(_), .. } => {
                 "add the IPv4 address that it stands for, or a prefix of that, to allow-peer"
             }
-            Self::Listener | Self::Mapped => "none: it is never allowed",
+            Self::ThisHost { .. } | Self::Listener | Self::Mapped => "none: it is never allowed",
         }
     }
 }
@@ -100,8 +119,7 @@ const fn v6(first: [u16; 4], last: u16, prefix: u8, name: &'static str) -> Range
 }
 
 /// The IANA registries of special-purpose addresses, but for what they call globally reachable; and multicast.
-const REFUSED_BY_DEFAULT: [Range; 31] = [
-    v4([0, 0, 0, 0], 8, "this network"),
+const REFUSED_BY_DEFAULT: [Range; 29] = [
     v4([10, 0, 0, 0], 8, "private use"),
     v4([100, 64, 0, 0], 10, "carrier-grade NAT"),
     v4([127, 0, 0, 0], 8, "loopback"),
@@ -117,7 +135,6 @@ const REFUSED_BY_DEFAULT: [Range; 31] = [
     v4([224, 0, 0, 0], 4, "multicast"),
     v4([255, 255, 255, 255], 32, "broadcast"),
     v4([240, 0, 0, 0], 4, "reserved"),
-    v6([0, 0, 0, 0], 0, 128, "unspecified"),
     v6([0, 0, 0, 0], 1, 128, "loopback"),
     v6([0x0064, 0xff9b, 1, 0], 0, 48, "local-use NAT64"),
     v6([0x0100, 0, 0, 0], 0, 64, "discard"),
@@ -158,15 +175,14 @@ impl PeerRules {
     /// # Errors
     /// Why not.
     pub fn check_ip(&self, ip: IpAddr) -> Result<(), PeerRefused> {
-        let mut all = ArrayVec::<_, { MAX_EMBEDDED + 1 }>::new();
-        all.push((Subject::Peer, ip));
-        if let IpAddr::V6(v6) = ip {
-            all.extend(self.embedded(v6).into_iter().map(|v4| (Subject::StandsFor(v4), IpAddr::V4(v4))));
-        }
+        let all = self.subjects(ip);
         for &(subject, ip) in &all {
             if let Some(net) = find(&self.deny, ip) {
                 return Err(PeerRefused::Denied { subject, net });
             }
+        }
+        if let Some(&(subject, _)) = all.iter().find(|(_, ip)| is_this_host(*ip)) {
+            return Err(PeerRefused::ThisHost { subject });
         }
         let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
         for &(subject, ip) in &all {
@@ -188,21 +204,43 @@ impl PeerRules {
     /// Why not.
     pub fn check(&self, peer: PeerAddr) -> Result<(), PeerRefused> {
         self.check_ip(peer.0.ip())?;
-        if self.is_listener(peer) { Err(PeerRefused::Listener) } else { Ok(()) }
+        if self.is_listener_port(peer.0.port()) && self.is_own(peer.0.ip()) {
+            return Err(PeerRefused::Listener);
+        }
+        Ok(())
     }
 
-    /// Whether it is a listener of the relay: its address is one, or its port is that of one on the wildcard address.
-    pub fn is_listener(&self, peer: PeerAddr) -> bool {
-        self.listeners.iter().any(|l| l.port() == peer.0.port() && (l.ip() == peer.0.ip() || self.is_own(*l, peer)))
+    /// Whether a listener has this port. At an address that [is the relay's own](Self::is_own) it is that listener.
+    #[inline]
+    pub(crate) fn is_listener_port(&self, port: u16) -> bool {
+        self.listeners.iter().any(|listener| listener.port() == port)
     }
 
-    /// A listener on the wildcard address is reached at any local address. Those are not known here, so its port is
-    /// out of bounds in the ranges that only an explicit permission opens, and at the addresses of other listeners.
-    fn is_own(&self, listener: SocketAddr, peer: PeerAddr) -> bool {
-        let ip = peer.0.ip();
-        listener.ip().is_unspecified()
-            && listener.is_ipv4() == ip.is_ipv4()
-            && (refused_by_default(ip).is_some() || self.listeners.iter().any(|l| l.ip() == ip))
+    /// Whether a datagram to this address comes to this host: an address of a listener or of relayed ports, what the
+    /// world outside knows them as, any other local address, or an IPv6 address that stands for one of them.
+    pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
+        self.subjects(ip).iter().any(|&(_, ip)| {
+            self.relayed.contains(&ip)
+                || self.listeners.iter().any(|listener| listener.ip() == ip)
+                || (self.is_local)(ip)
+        })
+    }
+
+    /// Whether relayed ports send from this address.
+    pub(crate) fn is_relayed(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let wildcard = |own: &IpAddr| own.is_unspecified() && own.is_ipv4() == ip.is_ipv4();
+        self.relayed.contains(&ip) || (self.relayed.iter().any(wildcard) && (self.is_local)(ip))
+    }
+
+    /// A peer's address, and what it stands for.
+    fn subjects(&self, ip: IpAddr) -> ArrayVec<(Subject, IpAddr), { MAX_EMBEDDED + 1 }> {
+        let mut all = ArrayVec::new();
+        all.push((Subject::Peer, ip));
+        if let IpAddr::V6(v6) = ip {
+            all.extend(self.embedded(v6).into_iter().map(|v4| (Subject::StandsFor(v4), IpAddr::V4(v4))));
+        }
+        all
     }
 
     /// The IPv4 addresses that an IPv6 address stands for: where a datagram to it may come out.
@@ -222,6 +260,10 @@ impl PeerRules {
             [0x2001, 0, ..] => found.extend([at(4), at(12).map(|ip| (!u32::from(ip)).into())].into_iter().flatten()),
             _ => {}
         }
+        // ISATAP (RFC 5214, section 6.1), in any prefix; the bit says whether the IPv4 address is globally unique.
+        if let [_, _, _, _, 0 | 0x0200, 0x5efe, ..] = ip.segments() {
+            found.extend(at(12));
+        }
         for net in self.nat64.iter().filter(|net| net.contains(&ip)) {
             // Octet 8 is left out, wherever the address would run over it (RFC 6052, section 2.2).
             let first = usize::from(net.prefix_len() / 8);
@@ -237,6 +279,15 @@ impl PeerRules {
 
 fn find(nets: &[IpNet], ip: IpAddr) -> Option<IpNet> {
     nets.iter().find(|net| net.contains(&ip)).copied()
+}
+
+/// What Linux and others take for loopback, or for the host that sends: the wildcard, and "this network" (RFC 1122, section
+/// 3.2.1.3). CVE-2020-26262.
+fn is_this_host(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[0] == 0,
+        IpAddr::V6(ip) => ip.is_unspecified(),
+    }
 }
 
 fn refused_by_default(ip: IpAddr) -> Option<Range> {
@@ -289,7 +340,10 @@ mod tests {
             ("ff00::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
         ] {
             for ip in [first, last] {
-                assert!(matches!(check(&rules, ip), Err(PeerRefused::Default { .. })), "{ip}");
+                assert!(
+                    matches!(check(&rules, ip), Err(PeerRefused::Default { .. } | PeerRefused::ThisHost { .. })),
+                    "{ip}"
+                );
             }
         }
         for allowed in [
@@ -321,14 +375,60 @@ mod tests {
         }
     }
 
-    /// CVE-2020-26262 and CVE-2026-27624: loopback by another name.
+    /// Every IPv6 address that one of these may be written as.
+    fn forms(v4: Ipv4Addr) -> Vec<Ipv6Addr> {
+        let [a, b] = [u32::from(v4) >> 16, u32::from(v4) & 0xFFFF].map(|half| half as u16);
+        [
+            [0, 0, 0, 0, 0, 0xffff, a, b],
+            [0, 0, 0, 0, 0xffff, 0, a, b],
+            [0, 0, 0, 0, 0, 0, a, b],
+            [0x64, 0xff9b, 0, 0, 0, 0, a, b],
+            [0x2002, a, b, 0, 0, 0, 0, 1],
+            [0x2001, 0, a, b, 0, 0, 0x8080, 0x8080],
+            [0x2001, 0, 0x808, 0x808, 0, 0, !a, !b],
+            [0x2600, 1, 2, 3, 0, 0x5efe, a, b],
+            [0x2600, 1, 2, 3, 0x200, 0x5efe, a, b],
+            [0xfe80, 0, 0, 0, 0, 0x5efe, a, b],
+        ]
+        .map(Ipv6Addr::from)
+        .into()
+    }
+
+    /// CVE-2020-26262, CVE-2026-27624, CVE-2026-53450: loopback by another name, whatever is denied or allowed beside it.
     #[test]
     fn the_published_bypasses_are_closed() {
-        for rules in [PeerRules::default(), PeerRules { deny: nets(&["127.0.0.0/8", "::1/128"]), ..Default::default() }]
-        {
-            for ip in ["0.0.0.0", "0.0.0.1", "::", "::ffff:127.0.0.1", "::ffff:0.0.0.0", "::127.0.0.1"] {
+        let everything = nets(&["0.0.0.0/0", "::/0"]);
+        let loopback = nets(&["127.0.0.0/8", "::1/128"]);
+        for rules in [
+            PeerRules::default(),
+            PeerRules { deny: loopback.clone(), ..Default::default() },
+            PeerRules { deny: loopback, allow: everything, ..Default::default() },
+            PeerRules { allow: nets(&["::/0"]), ..Default::default() },
+        ] {
+            for ip in ["0.0.0.0", "0.0.0.1", "127.0.0.1", "127.255.255.254"] {
                 assert!(check(&rules, ip).is_err(), "{ip}");
+                // The compatible form of 0.0.0.1 is loopback, which may be allowed.
+                for form in forms(ip.parse().unwrap()).into_iter().filter(|form| !form.is_loopback()) {
+                    assert!(rules.check_ip(form.into()).is_err(), "{form} for {ip}");
+                }
             }
+            assert!(check(&rules, "::").is_err());
+        }
+    }
+
+    /// What stands for this host is not opened by any `allow-peer`; loopback is.
+    #[test]
+    fn this_host_is_never_a_peer() {
+        let rules = PeerRules { allow: nets(&["0.0.0.0/0", "::/0"]), ..Default::default() };
+        for ip in ["0.0.0.0", "0.0.0.1", "0.255.255.255", "::"] {
+            assert_eq!(check(&rules, ip), Err(PeerRefused::ThisHost { subject: Subject::Peer }), "{ip}");
+        }
+        for form in forms([0, 0, 0, 7].into()).into_iter().filter(|form| form.segments()[..7] != [0; 7]) {
+            let refused = rules.check_ip(form.into()).unwrap_err();
+            assert_eq!(refused, PeerRefused::ThisHost { subject: Subject::StandsFor([0, 0, 0, 7].into()) }, "{form}");
+        }
+        for ip in ["1.0.0.0", "127.0.0.1", "10.0.0.1", "::1"] {
+            assert_eq!(check(&rules, ip), Ok(()), "{ip}");
         }
     }
 
@@ -396,20 +496,41 @@ mod tests {
         assert_eq!(text(&rules, "2002:808:808::"), "it stands for 8.8.8.8, which is in the denied prefix 8.8.8.0/24");
     }
 
+    /// A listener is each of the host's addresses, that of relayed ports and that of the world outside, with its port.
     #[test]
     fn a_listener_is_never_a_peer() {
-        let check = |rules: &PeerRules, peer: &str| rules.check(PeerAddr(peer.parse().unwrap()));
-        let mut rules = PeerRules {
-            allow: nets(&["127.0.0.0/8"]),
-            listeners: vec!["127.0.0.1:3478".parse().unwrap()],
+        let rules = PeerRules {
+            allow: nets(&["0.0.0.0/0", "::/0"]),
+            listeners: vec!["0.0.0.0:3478".parse().unwrap(), "8.8.4.4:5349".parse().unwrap()],
+            relayed: vec!["5.5.5.5".parse().unwrap(), "9.9.9.9".parse().unwrap()],
+            is_local: |ip| ip.is_loopback() || ip == IpAddr::from([6, 6, 6, 6]),
             ..Default::default()
         };
-        assert_eq!(check(&rules, "127.0.0.1:3478"), Err(PeerRefused::Listener));
-        assert_eq!(check(&rules, "127.0.0.1:3479"), Ok(()));
-        assert_eq!(check(&rules, "127.0.0.2:3478"), Ok(()));
-        rules.listeners = vec!["0.0.0.0:3478".parse().unwrap(), "8.8.4.4:5349".parse().unwrap()];
-        assert_eq!(check(&rules, "127.0.0.2:3478"), Err(PeerRefused::Listener));
-        assert_eq!(check(&rules, "8.8.4.4:3478"), Err(PeerRefused::Listener));
-        assert_eq!(check(&rules, "8.8.8.8:3478"), Ok(()));
+        let check = |peer: SocketAddr| rules.check(PeerAddr(peer));
+        for own in ["5.5.5.5", "9.9.9.9", "8.8.4.4", "127.0.0.2", "6.6.6.6", "::1"] {
+            let own: IpAddr = own.parse().unwrap();
+            for port in [3478, 5349] {
+                assert_eq!(check((own, port).into()), Err(PeerRefused::Listener), "{own}");
+            }
+            assert_eq!(check((own, 3479).into()), Ok(()), "{own}");
+            let IpAddr::V4(own) = own else { continue };
+            for form in forms(own) {
+                assert!(check((form, 3478).into()).is_err(), "{form} for {own}");
+            }
+        }
+        for other in ["8.8.8.8:3478", "6.6.6.7:5349", "[2600::1]:3478"] {
+            assert_eq!(check(other.parse().unwrap()), Ok(()), "{other}");
+        }
+    }
+
+    #[test]
+    fn relayed_ports_send_from_their_address_or_from_any_local_one() {
+        let is = |rules: &PeerRules, ip: &str| rules.is_relayed(ip.parse().unwrap());
+        let mut rules = PeerRules { is_local: |ip| ip.is_loopback(), ..Default::default() };
+        rules.relayed = vec!["5.5.5.5".parse().unwrap(), "9.9.9.9".parse().unwrap()];
+        assert!(is(&rules, "5.5.5.5") && is(&rules, "9.9.9.9") && is(&rules, "::ffff:5.5.5.5"));
+        assert!(!is(&rules, "127.0.0.1") && !is(&rules, "5.5.5.6"));
+        rules.relayed = vec!["0.0.0.0".parse().unwrap(), "9.9.9.9".parse().unwrap()];
+        assert!(is(&rules, "127.0.0.1") && is(&rules, "9.9.9.9") && !is(&rules, "5.5.5.5") && !is(&rules, "::1"));
     }
 }

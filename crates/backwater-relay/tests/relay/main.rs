@@ -17,3 +17,4 @@ mod mobility;
 mod nat;
 mod program;
 mod proto_client;
+mod security;

@@ -10,7 +10,7 @@ use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionI
 
 use super::{DropReason, mobility::Mobility};
 use crate::{
-    Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr,
+    Families, FiveTuple, PeerAddr, PeerRules, PerFamily, RelayedAddr,
     auth::Identity,
     quota::{Claim, Kind},
 };
@@ -59,6 +59,8 @@ pub(super) struct Granted {
 
 struct Permission {
     ip: IpAddr,
+    /// Whether it is an address of the relay itself, as it was found when the permission was installed.
+    own: bool,
     expires: Instant,
 }
 
@@ -129,10 +131,19 @@ impl Allocation {
         self.families().any()
     }
 
-    pub(super) fn is_permitted(&self, peer: IpAddr, now: Instant) -> bool {
-        match self.permissions.binary_search_by_key(&peer, |p| p.ip) {
-            Ok(at) => self.permissions.get(at).is_some_and(|p| p.expires > now),
-            Err(_) => false,
+    /// Whether data may be exchanged with a peer: it has a permission, and is no listener of the relay.
+    #[inline]
+    pub(super) fn check_peer(
+        &self,
+        PeerAddr(peer): PeerAddr,
+        now: Instant,
+        rules: &PeerRules,
+    ) -> Result<(), DropReason> {
+        let at = self.permissions.binary_search_by_key(&peer.ip(), |p| p.ip).map_err(|_| DropReason::NoPermission)?;
+        match self.permissions.get(at).filter(|p| p.expires > now) {
+            None => Err(DropReason::NoPermission),
+            Some(p) if p.own && rules.is_listener_port(peer.port()) => Err(DropReason::Peer),
+            Some(_) => Ok(()),
         }
     }
 
@@ -156,7 +167,7 @@ impl Allocation {
     }
 
     /// Installs or refreshes permissions, all of them or none.
-    pub(super) fn permit(&mut self, peers: &[IpAddr], now: Instant) -> Result<(), Full> {
+    pub(super) fn permit(&mut self, peers: &[IpAddr], now: Instant, rules: &PeerRules) -> Result<(), Full> {
         let reserved = self.reserve_permissions(peers).or_else(|Full| {
             self.purge(now);
             self.reserve_permissions(peers)
@@ -165,8 +176,14 @@ impl Allocation {
         let before = self.permissions.len();
         for &ip in peers {
             match self.permissions.binary_search_by_key(&ip, |p| p.ip) {
-                Ok(at) => self.permissions[at].expires = expires,
-                Err(at) => self.permissions.insert(at, Permission { ip, expires }),
+                Ok(at) => {
+                    let permission = &mut self.permissions[at];
+                    if permission.expires <= now {
+                        permission.own = rules.is_own(ip);
+                    }
+                    permission.expires = expires;
+                }
+                Err(at) => self.permissions.insert(at, Permission { ip, own: rules.is_own(ip), expires }),
             }
         }
         self.claim.give_back(Kind::Permissions, before + reserved - self.permissions.len());
@@ -174,7 +191,13 @@ impl Allocation {
     }
 
     /// Binds or refreshes a channel, and with it the permission (RFC 8656, section 12.2).
-    pub(super) fn bind(&mut self, number: ChannelNumber, peer: PeerAddr, now: Instant) -> Result<(), BindError> {
+    pub(super) fn bind(
+        &mut self,
+        number: ChannelNumber,
+        peer: PeerAddr,
+        now: Instant,
+        rules: &PeerRules,
+    ) -> Result<(), BindError> {
         self.purge(now);
         let conflict = self.channels.iter().any(|c| (c.number == number) != (c.peer == peer));
         if conflict {
@@ -183,13 +206,13 @@ impl Allocation {
         let expires = now + CHANNEL_LIFETIME;
         match self.channels.binary_search_by_key(&number, |c| c.number) {
             Ok(at) => {
-                self.permit(&[peer.0.ip()], now).map_err(|Full| BindError::Full)?;
+                self.permit(&[peer.0.ip()], now, rules).map_err(|Full| BindError::Full)?;
                 self.channels[at].expires = expires;
             }
             Err(_) if self.channels.len() >= MAX_PEERS => return Err(BindError::Full),
             Err(at) => {
                 self.claim.take(Kind::Channels, 1).map_err(|_| BindError::Full)?;
-                if self.permit(&[peer.0.ip()], now) == Err(Full) {
+                if self.permit(&[peer.0.ip()], now, rules) == Err(Full) {
                     self.claim.give_back(Kind::Channels, 1);
                     return Err(BindError::Full);
                 }
@@ -253,6 +276,14 @@ mod tests {
         Allocation::new(five_tuple, Families::only(AddressFamily::Ipv4), user, granted, now)
     }
 
+    fn rules() -> PeerRules {
+        PeerRules::default()
+    }
+
+    fn is_permitted(a: &Allocation, last: u32, now: Instant) -> bool {
+        a.check_peer(peer(last), now, &rules()).is_ok()
+    }
+
     fn ip(last: u32) -> IpAddr {
         IpAddr::V4((0xC633_0000 + last).into())
     }
@@ -271,12 +302,12 @@ mod tests {
     fn permissions_last_five_minutes() {
         let now = Instant::now();
         let mut a = allocation(now);
-        assert!(!a.is_permitted(ip(1), now));
-        a.permit(&[ip(2), ip(1), ip(2)], now).unwrap();
-        assert!(a.is_permitted(ip(1), now + 299 * S) && a.is_permitted(ip(2), now));
-        assert!(!a.is_permitted(ip(1), now + 300 * S));
-        a.permit(&[ip(1)], now + 299 * S).unwrap();
-        assert!(a.is_permitted(ip(1), now + 598 * S) && !a.is_permitted(ip(2), now + 598 * S));
+        assert!(!is_permitted(&a, 1, now));
+        a.permit(&[ip(2), ip(1), ip(2)], now, &rules()).unwrap();
+        assert!(is_permitted(&a, 1, now + 299 * S) && is_permitted(&a, 2, now));
+        assert!(!is_permitted(&a, 1, now + 300 * S));
+        a.permit(&[ip(1)], now + 299 * S, &rules()).unwrap();
+        assert!(is_permitted(&a, 1, now + 598 * S) && !is_permitted(&a, 2, now + 598 * S));
     }
 
     #[test]
@@ -284,35 +315,35 @@ mod tests {
         let now = Instant::now();
         let mut a = allocation(now);
         let all: Vec<_> = (0..MAX_PEERS as u32).map(ip).collect();
-        a.permit(&all, now).unwrap();
-        assert_eq!(a.permit(&[ip(999)], now), Err(Full));
-        assert_eq!(a.permit(&[ip(5)], now), Ok(()));
-        assert_eq!(a.permit(&[ip(999)], now + 300 * S), Ok(()));
+        a.permit(&all, now, &rules()).unwrap();
+        assert_eq!(a.permit(&[ip(999)], now, &rules()), Err(Full));
+        assert_eq!(a.permit(&[ip(5)], now, &rules()), Ok(()));
+        assert_eq!(a.permit(&[ip(999)], now + 300 * S, &rules()), Ok(()));
         assert!(a.permissions.len() < 3);
         for i in 0..MAX_PEERS as u16 {
-            a.bind(number(i), peer(u32::from(i) / 200), now + 400 * S).ok();
+            a.bind(number(i), peer(u32::from(i) / 200), now + 400 * S, &rules()).ok();
         }
         let mut a = allocation(now);
         for i in 0..MAX_PEERS as u16 {
-            a.bind(number(i), PeerAddr((ip(1), i + 1).into()), now).unwrap();
+            a.bind(number(i), PeerAddr((ip(1), i + 1).into()), now, &rules()).unwrap();
         }
-        assert_eq!(a.bind(number(999), peer(2), now), Err(BindError::Full));
-        assert_eq!(a.bind(number(999), peer(2), now + 600 * S), Ok(()));
+        assert_eq!(a.bind(number(999), peer(2), now, &rules()), Err(BindError::Full));
+        assert_eq!(a.bind(number(999), peer(2), now + 600 * S, &rules()), Ok(()));
     }
 
     #[test]
     fn a_channel_has_one_peer_and_a_peer_one_channel() {
         let now = Instant::now();
         let mut a = allocation(now);
-        a.bind(number(1), peer(1), now).unwrap();
-        assert_eq!(a.bind(number(1), peer(2), now), Err(BindError::Conflict));
-        assert_eq!(a.bind(number(2), peer(1), now), Err(BindError::Conflict));
-        a.bind(number(1), peer(1), now + 599 * S).unwrap();
+        a.bind(number(1), peer(1), now, &rules()).unwrap();
+        assert_eq!(a.bind(number(1), peer(2), now, &rules()), Err(BindError::Conflict));
+        assert_eq!(a.bind(number(2), peer(1), now, &rules()), Err(BindError::Conflict));
+        a.bind(number(1), peer(1), now + 599 * S, &rules()).unwrap();
         assert_eq!(a.channel_peer(number(1), now + 1198 * S), Some(&peer(1)));
         assert_eq!(a.peer_channel(peer(1), now + 1198 * S), Some(number(1)));
         assert_eq!(a.channel_peer(number(1), now + 1199 * S), None);
         assert_eq!(a.peer_channel(peer(1), now + 1199 * S), None);
-        a.bind(number(2), peer(1), now + 1199 * S).unwrap();
-        assert!(a.is_permitted(ip(1), now + 1199 * S), "a binding permits");
+        a.bind(number(2), peer(1), now + 1199 * S, &rules()).unwrap();
+        assert!(is_permitted(&a, 1, now + 1199 * S), "a binding permits");
     }
 }

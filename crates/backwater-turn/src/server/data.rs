@@ -24,9 +24,7 @@ impl Server {
         bytes: usize,
     ) -> Result<(FiveTuple, Framing), DropReason> {
         let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
-        if !allocation.is_permitted(peer.0.ip(), now) {
-            return Err(DropReason::NoPermission);
-        }
+        allocation.check_peer(peer, now, &self.config.peers)?;
         self.meter(allocation, now, bytes)?;
         let framing = allocation.peer_channel(peer, now).map_or(Framing::Indication, Framing::Channel);
         Ok((allocation.five_tuple, framing))
@@ -60,9 +58,7 @@ impl Server {
         if !told.contains(&icmp.icmp_type) {
             return Err(DropReason::Icmp);
         }
-        if !allocation.is_permitted(peer.0.ip(), now) {
-            return Err(DropReason::NoPermission);
-        }
+        allocation.check_peer(peer, now, &self.config.peers)?;
         let written = Writer::new(reply, Class::Indication, Method::DATA, self.indication_id()).and_then(|mut w| {
             w.attribute(&XorPeerAddress(peer.0))?.attribute(&icmp)?;
             Ok(w.finish().len())
@@ -117,11 +113,8 @@ impl Server {
             let Ok(Some(XorPeerAddress(peer))) = message.get() else { break 'drop DropReason::Indication };
             let Some(range) = message.value_range(AttributeType::DATA) else { break 'drop DropReason::Indication };
             let to = PeerAddr(peer);
-            if !allocation.is_permitted(peer.ip(), now) {
-                break 'drop DropReason::NoPermission;
-            }
-            if self.config.peers.is_listener(to) {
-                break 'drop DropReason::Peer;
+            if let Err(reason) = allocation.check_peer(to, now, &self.config.peers) {
+                break 'drop reason;
             }
             if let Err(reason) = self.meter(allocation, now, range.len()) {
                 break 'drop reason;

@@ -29,7 +29,7 @@ pub use mobility::{Move, Moved};
 
 use crate::{
     Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, Quotas, RelayedAddr,
-    ReplyLimit, auth::Nonces,
+    RelayedPorts, ReplyLimit, auth::Nonces,
 };
 
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
@@ -50,6 +50,8 @@ pub struct Config {
     pub quotas: Arc<Quotas>,
     /// How many answers a source gets that has not authenticated; shared too. `None`: as many as it asks for.
     pub reply_limit: Option<Arc<ReplyLimit>>,
+    /// The relayed ports of all threads: whoever comes from one of them gets no allocation.
+    pub relayed_ports: Arc<RelayedPorts>,
     /// Keys the nonces and tickets. Servers that share it take each other's.
     pub nonce_key: [u8; 64],
     /// Which of the servers that share the key this is: what a ticket (RFC 8016) says.
@@ -185,12 +187,14 @@ drop_reasons! {
     NoChannel "no_channel",
     /// The peer has no permission.
     NoPermission "no_permission",
-    /// The peer is of the other address family, or the relay's own listener.
+    /// The peer is the relay's own listener.
     Peer "peer",
     /// An ICMP message of a type that clients are not told about.
     Icmp "icmp",
     /// The same request is being worked on.
     InProgress "in_progress",
+    /// A request from one of the relay's own relayed addresses.
+    Loop "loop",
     /// Over the limit of bytes a second, the user's or the relay's.
     Bandwidth "bandwidth",
     /// A request from a source that has had its share of answers and has not authenticated.

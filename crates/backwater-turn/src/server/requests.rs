@@ -16,11 +16,11 @@ use backwater_stun::{
 
 use super::{
     Action, AllocationId, DropReason, MAX_PEERS, Server, UNDERSTOOD,
-    allocation::{BindError, Full},
+    allocation::{Allocation, BindError, Full},
     answer::{Answer, MAX_UNKNOWN, Refusal},
 };
 use crate::{
-    Families, FiveTuple, Now, PeerAddr, ReplyLimit,
+    Families, FiveTuple, Now, PeerAddr, PeerRules, ReplyLimit,
     auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
 };
 
@@ -84,6 +84,9 @@ impl Server {
         fingerprint: bool,
         reply: &mut [u8],
     ) -> Action {
+        if self.config.relayed_ports.contains(from.client.0) && self.config.peers.is_relayed(from.client.0.ip()) {
+            return Action::Drop(DropReason::Loop);
+        }
         let mut answer =
             Answer { method: message.method(), transaction_id: message.transaction_id(), user: None, fingerprint };
         let result = match message.method() {
@@ -245,8 +248,8 @@ impl Server {
         if peers.is_empty() {
             return Err(Code::BAD_REQUEST.into());
         }
-        let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        Ok(allocation.permit(&peers, now).map_err(|Full| Code::INSUFFICIENT_CAPACITY)?)
+        let (allocation, rules) = self.allocation_and_rules(id).ok_or(Code::ALLOCATION_MISMATCH)?;
+        Ok(allocation.permit(&peers, now, rules).map_err(|Full| Code::INSUFFICIENT_CAPACITY)?)
     }
 
     /// RFC 8656, section 12.2.
@@ -255,12 +258,17 @@ impl Server {
         let peer = message.get::<XorPeerAddress>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
         let peer = self.own_family(id, peer)?;
         self.config.peers.check(peer).map_err(|why| Refusal::Forbidden(peer, why))?;
-        let allocation = self.allocation_mut(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        allocation.bind(number, peer, now).map_err(|error| match error {
+        let (allocation, rules) = self.allocation_and_rules(id).ok_or(Code::ALLOCATION_MISMATCH)?;
+        allocation.bind(number, peer, now, rules).map_err(|error| match error {
             BindError::Conflict => Code::BAD_REQUEST,
             BindError::Full => Code::INSUFFICIENT_CAPACITY,
         })?;
         Ok(())
+    }
+
+    fn allocation_and_rules(&mut self, id: AllocationId) -> Option<(&mut Allocation, &PeerRules)> {
+        let allocation = self.allocations.get_mut(id.index()).filter(|a| a.generation == id.generation)?;
+        Some((allocation, &self.config.peers))
     }
 
     /// A peer that the allocation has a socket for.

@@ -8,6 +8,7 @@ use crate::{ClientAddr, Limits, RelayedAddr};
 mod authentication;
 mod dual_stack;
 mod limits;
+mod loops;
 mod mobility;
 
 const REALM: &str = "example.org";
@@ -23,7 +24,7 @@ struct Bench {
     server: Server,
     now: Now,
     nonce: Vec<u8>,
-    next_id: u8,
+    next_id: u64,
 }
 
 type Fill<'f> = &'f dyn Fn(&mut Writer<'_>);
@@ -74,6 +75,7 @@ impl Bench {
             max_lifetime: Duration::from_secs(3600),
             quotas: Quotas::new(user, total, now.instant),
             reply_limit: Some(Arc::new(ReplyLimit::new(100, now.instant))),
+            relayed_ports: Arc::default(),
             nonce_key: [1; 64],
             thread,
         });
@@ -95,11 +97,19 @@ impl Bench {
         (action, reply[..len].to_vec())
     }
 
+    /// One that no request had yet.
+    fn transaction_id(&mut self) -> TransactionId {
+        self.next_id += 1;
+        let mut id = [0; 12];
+        id[..8].copy_from_slice(&self.next_id.to_be_bytes());
+        TransactionId(id)
+    }
+
     /// A request as `user` with a valid nonce.
     fn signed(&mut self, client: &str, user: &str, method: Method, fill: Fill<'_>) -> Vec<u8> {
-        self.next_id += 1;
+        let id = self.transaction_id();
         let nonce = self.server.nonces.make(ClientAddr(addr(client)), self.now.unix);
-        signed(TransactionId([self.next_id; 12]), user, &nonce, method, fill)
+        signed(id, user, &nonce, method, fill)
     }
 
     fn request(&mut self, client: &str, method: Method, fill: Fill<'_>) -> (Action, Vec<u8>) {
@@ -516,7 +526,6 @@ fn channels_of_rfc_5766_are_taken() {
 fn allocations_that_come_and_go_leave_nothing_behind() {
     let mut b = Bench::new();
     for _ in 0..500 {
-        b.next_id = 0;
         b.allocate(CLIENT);
         let (action, _) = b.request(CLIENT, Method::REFRESH, &|w| put(w, &Lifetime(0)));
         assert!(matches!(action, Action::Unbind(..)));

@@ -166,6 +166,7 @@ impl World {
                 now.instant,
             ),
             reply_limit: None,
+            relayed_ports: Default::default(),
             nonce_key: [random.below(256) as u8; 64],
             thread: 0,
         });

@@ -23,10 +23,9 @@ fn sha256_key() -> HmacKey {
 impl Bench {
     /// An Allocate request with what `fill` writes in place of the user name and the algorithms.
     fn rfc8489(&mut self, fill: Fill<'_>, key: &HmacKey, sign: Sign<'_>) -> (Action, Vec<u8>) {
-        self.next_id += 1;
+        let id = self.transaction_id();
         let nonce = self.server.nonces.make(ClientAddr(addr(CLIENT)), self.now.unix);
         let mut buffer = [0; 2000];
-        let id = TransactionId([self.next_id; 12]);
         let mut w = Writer::new(&mut buffer, Class::Request, Method::ALLOCATE, id).unwrap();
         udp(&mut w);
         fill(&mut w);

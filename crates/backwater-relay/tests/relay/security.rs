@@ -1,0 +1,110 @@
+//! What attackers try, with and without an account: `docs/security.md` names the promise that each test holds.
+
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use backwater_relay::{Arguments, Config, Counters, Relay};
+use backwater_stun::*;
+use backwater_turn::server::DropReason;
+
+use crate::{
+    client::{Client, client, start},
+    support::{in_namespace, ip},
+};
+
+fn start_with(args: &str) -> Relay {
+    let args = ["relay", "--user", "alice:secret"].into_iter().chain(args.split_whitespace());
+    let matches = Arguments::command().try_get_matches_from(args).unwrap();
+    Relay::start(&Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap()).unwrap()
+}
+
+fn total(relay: &Relay, counter: fn(&Counters) -> u64) -> u64 {
+    relay.counters().iter().map(|c| counter(c)).sum()
+}
+
+fn dropped(relay: &Relay, reason: DropReason) -> u64 {
+    relay.counters().iter().map(|c| c.dropped(reason)).sum()
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < limit, "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn send_indication(peer: SocketAddr, payload: &[u8]) -> Vec<u8> {
+    let mut buffer = [0; 2000];
+    let mut w = Writer::new(&mut buffer, Class::Indication, Method::SEND, TransactionId([7; 12])).unwrap();
+    w.attribute(&XorPeerAddress(peer)).unwrap().attribute(&Data(payload)).unwrap();
+    w.finish().to_vec()
+}
+
+/// Addresses that look public live in the namespace only. Each relay is asked for a channel to its own listener by every
+/// name that the listener has, and for a nested request to it by Send indication.
+#[test]
+fn a_listener_is_no_peer_by_any_of_its_addresses() {
+    in_namespace("security::a_listener_is_no_peer_by_any_of_its_addresses", || {
+        for addr in ["5.5.5.5/32", "5.5.5.6/32", "9.9.9.9/32", "2600::5/128", "2600::6/128"] {
+            ip(&format!("addr add {addr} dev lo"));
+        }
+        // Every address of a routed prefix is this host's too, though no interface has it.
+        ip("route add local 6.6.6.0/24 dev lo");
+        let v4 = ["5.5.5.5", "5.5.5.6", "6.6.6.6", "127.0.0.1", "127.9.9.9", "0.0.0.0", "0.1.2.3"];
+        let v6 = ["2600::5", "2600::6", "::1", "::", "2002:505:505::1", "64:ff9b::5.5.5.5", "fe80::5efe:505:505"];
+        for (args, family, from, bad) in [
+            ("--listen 0.0.0.0:3478 --relay-address 5.5.5.5", AddressFamily::Ipv4, "5.5.5.6:0", &v4[..]),
+            ("--listen [::]:3478 --relay-address 2600::5", AddressFamily::Ipv6, "[2600::6]:0", &v6),
+            (
+                "--listen 5.5.5.5:3478 --external-address 9.9.9.9",
+                AddressFamily::Ipv4,
+                "5.5.5.6:0",
+                &["5.5.5.5", "9.9.9.9"],
+            ),
+        ] {
+            let mut relay = start_with(&format!("{args} --allow-peer 0.0.0.0/0 --allow-peer ::/0"));
+            let server = if family == AddressFamily::Ipv4 { "5.5.5.5:3478" } else { "[2600::5]:3478" };
+            let mut client = Client::new(server.parse().unwrap(), "alice", "secret", "backwater");
+            client.socket = UdpSocket::bind(from).unwrap();
+            client.socket.connect(server).unwrap();
+            client.socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            client
+                .try_allocate(&|w| {
+                    w.attribute(&RequestedAddressFamily(family)).unwrap();
+                })
+                .unwrap();
+            for (bad, number) in bad.iter().zip(0x4000..) {
+                let listener = SocketAddr::new(bad.parse().unwrap(), 3478);
+                assert_eq!(client.bind_channel(number, listener).err(), Some(403), "{args}: {listener}");
+                // Another port of the same address is no listener, and a permission is for all ports.
+                if client.permit(listener).is_ok() {
+                    let before = dropped(&relay, DropReason::Peer);
+                    let nested = client.encode(Method::ALLOCATE, &|w| {
+                        w.attribute(&RequestedTransport::UDP).unwrap();
+                    });
+                    client.socket.send(&send_indication(listener, &nested)).unwrap();
+                    wait_until("the relay has not dropped it", || dropped(&relay, DropReason::Peer) == before + 1);
+                }
+            }
+            assert_eq!((total(&relay, |c| c.allocations.get()), total(&relay, |c| c.to_peers.get())), (1, 0), "{args}");
+            relay.stop(Duration::ZERO);
+        }
+    });
+}
+
+/// CVE-2020-26262 and what came after it, with everything allowed that can be: the addresses that stand for this host.
+#[test]
+fn this_host_is_never_a_peer() {
+    let mut relay = start(&["--allow-peer", "0.0.0.0/0", "--allow-peer", "::/0"]);
+    let mut client = client(&relay);
+    client.allocate();
+    for host in ["0.0.0.0", "0.0.0.1", "0.255.255.255"] {
+        let peer = SocketAddr::new(host.parse().unwrap(), 9);
+        assert_eq!(client.permit(peer).err(), Some(403), "{peer}");
+        assert_eq!(client.bind_channel(0x4000, peer).err(), Some(403), "{peer}");
+    }
+    relay.stop(Duration::ZERO);
+}
