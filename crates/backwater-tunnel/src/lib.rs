@@ -13,6 +13,7 @@ pub mod packet;
 mod path;
 mod peer;
 pub mod queue;
+mod signals;
 pub mod status;
 mod train;
 mod yield_budget;

@@ -1,9 +1,14 @@
 //! `up`: the tunnel itself.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::Context;
-use backwater_ops::{LogFiles, Logs, termination};
+use backwater_ops::{LogFiles, Logs};
 use backwater_udp::{Backpressure, Policy};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -14,12 +19,13 @@ use crate::{
     event_loop::EventLoop,
     link::Link,
     path,
+    signals::{Ending, Order, Signals},
 };
 
 /// Its logs are in its own directory below the user's caches.
 const APPLICATION: &str = "dev.backwater.client";
 
-/// Opens a tunnel, in the foreground, until SIGTERM or SIGINT.
+/// Opens a tunnel, in the foreground, until a signal such as SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// A WireGuard configuration; its name, without `.conf`, names the tunnel and its device.
@@ -39,6 +45,8 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let name = config::tunnel_name(&args.file)?;
     let (config, warnings) = Config::read(&args.file)?;
+    // Before there are threads, and before there is anything to leave behind.
+    let signals = Signals::take().context("cannot catch signals")?;
     let logs = match LogFiles::of(APPLICATION) {
         Some(files) => Logs::to_files(&args.log, &files),
         // Without a home there is still a service manager that keeps what is printed.
@@ -47,21 +55,19 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let logs = Arc::new(logs.with_context(|| format!("--log {:?}", args.log))?);
     for warning in warnings {
         warn!("{warning}");
-        eprintln!("{warning}");
+        say(&warning.to_string());
     }
-    let ended = tunnel(&name, &config, args.backpressure, logs).await;
+    let ended = tunnel(&name, &config, &args, logs, signals).await;
     if let Err(error) = &ended {
         error!("{error:#}");
     }
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-async fn tunnel(name: &str, config: &Config, policy: Policy, logs: Arc<Logs>) -> anyhow::Result<()> {
-    // Signals are caught before there is anything to leave behind.
-    let terminated = termination().context("cannot catch signals")?;
-    let backpressure = Backpressure::new(policy);
+async fn tunnel(name: &str, config: &Config, args: &Args, logs: Arc<Logs>, mut signals: Signals) -> anyhow::Result<()> {
+    let backpressure = Backpressure::new(args.backpressure);
     let (queries, asked) = mpsc::channel(16);
-    let controls = control::Controls { backpressure: backpressure.clone(), queries, logs };
+    let controls = control::Controls { backpressure: backpressure.clone(), queries, logs: logs.clone() };
     // The device first: it says what a program without permission is to be granted.
     let link = Link::open(config, name)?;
     let control = control::serve(name, controls).with_context(|| format!("the control socket of {name}"))?;
@@ -71,17 +77,46 @@ async fn tunnel(name: &str, config: &Config, policy: Policy, logs: Arc<Logs>) ->
         EventLoop::new(name.to_owned(), config, link, options, asked).with_context(|| format!("port {port}"))?;
     let control = tokio::spawn(control);
     info!(tunnel = name, peers = config.peers.len(), "up");
-    eprintln!("{name} is up");
+    say(&format!("{name} is up"));
     #[cfg(target_os = "linux")]
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         warn!(%error, "systemd was not told");
     }
-    let (link, ended) = event_loop.run(terminated).await;
+    let mut ending = None;
+    let (link, ended) =
+        event_loop.run(async { ending = Some(until_ended(&mut signals, &args.log, &logs).await) }).await;
     control.abort();
     // Its socket's name is removed with it.
     let _ = control.await;
     let closed = link.close();
-    info!(tunnel = name, "down");
+    let reason = match (&ending, &ended) {
+        (_, Err(error)) => format!("the device: {error}"),
+        (Some(Ending { signal, .. }), Ok(())) => signal.clone(),
+        (None, Ok(())) => "the loop ended".to_owned(),
+    };
+    info!(tunnel = name, reason, "down");
     ended.context("the device")?;
-    Ok(closed?)
+    closed?;
+    match ending {
+        Some(Ending { signal, is_ordinary: false }) => anyhow::bail!("{name} was ended by {signal}"),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for a signal that ends the tunnel, and restores the log filter for those that do not.
+async fn until_ended(signals: &mut Signals, filter: &str, logs: &Logs) -> Ending {
+    loop {
+        match signals.next().await {
+            Order::End(ending) => return ending,
+            Order::Reload => match logs.set_filter(filter) {
+                Ok(()) => info!(filter, "SIGHUP: the log filter of the command line is restored"),
+                Err(error) => warn!(%error, "SIGHUP: the log filter stays as it is"),
+            },
+        }
+    }
+}
+
+/// Writes a line to stderr, which may be closed.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }

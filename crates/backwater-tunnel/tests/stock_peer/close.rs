@@ -10,9 +10,9 @@ use std::{
 use rustix::process::Signal;
 
 use crate::support::{
-    Network, in_namespace,
+    Network, Process, in_namespace,
     traffic::{Echo, until_answered},
-    tunnel::{NAME, PROGRAMS, Sides, THERE},
+    tunnel::{NAME, PROGRAM, PROGRAMS, Sides, THERE},
 };
 
 /// All of the system's state that a tunnel touches.
@@ -54,6 +54,107 @@ fn nothing_is_left() {
             assert_eq!(state(&sides.here), before);
         }
     });
+}
+
+/// Everything that a process can catch but what Linux ignores or stops by default, and SIGHUP, which has tests of its own.
+/// The kernel's real-time signals are numbered 34 to 64 outside of the C library.
+#[test]
+fn nothing_is_left_by_any_signal() {
+    const QUIET: [i32; 9] = [9, 13, 17, 18, 19, 20, 21, 22, 23];
+    in_namespace("close::nothing_is_left_by_any_signal", PROGRAMS, || {
+        let sides = Sides::new();
+        let before = state(&sides.here);
+        for signal in (2..=31).filter(|signal| !QUIET.contains(signal) && *signal != 28).chain([34, 64]) {
+            let mut tunnel = sides.up("", "Endpoint = 10.9.1.2:51820\nAllowedIPs = 0.0.0.0/0, ::/0");
+            assert!(state(&sides.here) != before);
+            sides.here.run(&format!("kill -{signal} {}", tunnel.process.id()));
+            let status = tunnel.process.wait();
+            assert_eq!(state(&sides.here), before, "signal {signal}: {status}");
+            // A service manager starts the tunnel anew after what nobody means as an order to end it.
+            let expected = if [2, 15].contains(&signal) { 0 } else { 1 };
+            assert_eq!(status.code(), Some(expected), "signal {signal}");
+            assert!(
+                tunnel.log().contains("\"message\":\"down\",\"tunnel\":\"bw0\",\"reason\":\"SIG") || signal > 31,
+                "{}",
+                tunnel.log()
+            );
+        }
+    });
+}
+
+#[test]
+fn hangup_without_a_terminal_restores_the_log_filter() {
+    in_namespace("close::hangup_without_a_terminal_restores_the_log_filter", PROGRAMS, || {
+        let sides = Sides::new();
+        let before = state(&sides.here);
+        let mut tunnel = sides.up_by(&["setsid"], &sides.configuration("", ""), &["--log", "info,backwater_udp=off"]);
+        assert_eq!(sides.output(["set", "log", "off"]).0, 0);
+        tunnel.process.signal(Signal::HUP);
+        let end = Instant::now() + Duration::from_secs(60);
+        while !tunnel.log().contains("\"filter\":\"info,backwater_udp=off\"") {
+            assert!(Instant::now() < end, "{}", tunnel.log());
+            sleep(Duration::from_millis(20));
+        }
+        assert_eq!(sides.output(["status", NAME]).0, 0, "it still runs");
+        assert!(tunnel.process.stop().success());
+        assert_eq!(state(&sides.here), before);
+    });
+}
+
+/// As when an SSH connection breaks. `script` gives the tunnel a terminal, which is gone with it.
+#[test]
+fn hangup_of_its_terminal_ends_the_tunnel() {
+    let programs = [PROGRAMS, &[("script", "bsdutils")]].concat();
+    in_namespace("close::hangup_of_its_terminal_ends_the_tunnel", &programs, || {
+        let sides = Sides::new();
+        let before = state(&sides.here);
+        let mut terminal = in_a_terminal(&sides, "");
+        terminal.signal(Signal::KILL);
+        terminal.wait();
+        until_gone(&sides, &before);
+    });
+}
+
+#[test]
+fn nohup_keeps_the_tunnel_when_its_terminal_is_gone() {
+    let programs = [PROGRAMS, &[("script", "bsdutils"), ("nohup", "coreutils")]].concat();
+    in_namespace("close::nohup_keeps_the_tunnel_when_its_terminal_is_gone", &programs, || {
+        let sides = Sides::new();
+        let before = state(&sides.here);
+        let mut terminal = in_a_terminal(&sides, "nohup ");
+        terminal.signal(Signal::KILL);
+        terminal.wait();
+        sleep(Duration::from_millis(500));
+        assert_eq!(sides.output(["status", NAME]).0, 0, "it still runs");
+        let log = std::fs::read_dir(sides.log_directory()).unwrap().next().unwrap().unwrap().file_name();
+        let process = log.to_str().unwrap().split('-').nth(1).unwrap().to_owned();
+        sides.here.run(&format!("kill {process}"));
+        until_gone(&sides, &before);
+    });
+}
+
+/// `script`, which gives the tunnel a terminal of its own.
+fn in_a_terminal(sides: &Sides, prefix: &str) -> Process {
+    let configuration = sides.configuration("", "AllowedIPs = 0.0.0.0/0, ::/0");
+    let file = sides.directory.file(&format!("{NAME}.conf"), &configuration);
+    let line = format!("{prefix}{PROGRAM} up {}", file.display());
+    let mut command = sides.here.command_of(["script", "-qefc", &line, "/dev/null"]);
+    sides.environment(&mut command);
+    let terminal = Process::spawn("terminal", command);
+    let end = Instant::now() + Duration::from_secs(60);
+    while sides.output(["status", NAME]).0 != 0 {
+        assert!(Instant::now() < end, "it does not come up");
+        sleep(Duration::from_millis(20));
+    }
+    terminal
+}
+
+fn until_gone(sides: &Sides, before: &[String]) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while state(&sides.here) != before {
+        assert!(Instant::now() < end, "{:?}", state(&sides.here));
+        sleep(Duration::from_millis(20));
+    }
 }
 
 /// The uplink takes two megabits a second, half of what is sent, and hardly anything waits before it but in the tunnel.

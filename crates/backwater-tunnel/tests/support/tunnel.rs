@@ -70,9 +70,14 @@ impl Sides {
 
     /// Opens a tunnel, and waits until it is open.
     pub fn up_with(&self, configuration: &str, arguments: &[&str]) -> Tunnel<'_> {
+        self.up_by(&[], configuration, arguments)
+    }
+
+    /// The same by another program, which is given ours and its arguments.
+    pub fn up_by(&self, other: &[&str], configuration: &str, arguments: &[&str]) -> Tunnel<'_> {
         let file = self.directory.file(&format!("{NAME}.conf"), configuration);
         let command = ["up", file.to_str().unwrap()].into_iter().chain(arguments.iter().copied());
-        let process = Process::spawn("tunnel", self.program(command));
+        let process = Process::spawn("tunnel", self.program_by(other, command));
         process.wait_for(&format!("{NAME} is up"));
         Tunnel { process, sides: self }
     }
@@ -89,8 +94,18 @@ impl Sides {
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> std::process::Command {
         let mut command = self.here.command_of(other.iter().copied().chain([PROGRAM]).chain(arguments));
-        command.env("XDG_CACHE_HOME", &self.directory.path).env("XDG_RUNTIME_DIR", "/run").env_remove("NOTIFY_SOCKET");
+        self.environment(&mut command);
         command
+    }
+
+    /// Puts the program's files into this test's directory, and its control socket into `/run`.
+    pub fn environment(&self, command: &mut std::process::Command) {
+        command.env("XDG_CACHE_HOME", &self.directory.path).env("XDG_RUNTIME_DIR", "/run").env_remove("NOTIFY_SOCKET");
+    }
+
+    /// Where the program writes its logs.
+    pub fn log_directory(&self) -> PathBuf {
+        self.directory.path.join("dev.backwater.client/data/logs")
     }
 
     /// What it does, writes and says of errors.
@@ -137,8 +152,8 @@ impl Tunnel<'_> {
 
     /// Its log, all files of it.
     pub fn log(&self) -> String {
-        let directory = self.sides.directory.path.join("dev.backwater.client/data/logs");
-        let mut files: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> =
+            fs::read_dir(self.sides.log_directory()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
         files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
     }
