@@ -271,7 +271,7 @@ impl Worker {
             Ok(Sockets { sockets, token }) => {
                 let addr = |bound: &Option<Bound>| bound.as_ref().map(|bound| bound.relayed);
                 let relayed = PerFamily { v4: addr(&sockets.v4), v6: addr(&sockets.v6) };
-                let action = server.bound(bind.id, server::Bound { relayed, token }, reply);
+                let action = server.bound(now, bind.id, server::Bound { relayed, token }, reply);
                 if let Action::Reply(_) = action {
                     self.counters.allocations.add(1);
                     for Bound { socket, lease, relayed } in sockets.v4.into_iter().chain(sockets.v6) {
@@ -284,7 +284,7 @@ impl Worker {
             Err(error) => {
                 self.counters.bind_failed.add(1);
                 debug!(%error, "no relayed port");
-                server.bound(bind.id, server::Bound::default(), reply)
+                server.bound(now, bind.id, server::Bound::default(), reply)
             }
         }
     }

@@ -277,7 +277,7 @@ impl World {
                 if families.any() {
                     self.sockets[at].insert(bind.id, families);
                 }
-                let action = self.servers[at].bound(bind.id, bound, reply);
+                let action = self.servers[at].bound(self.now.instant, bind.id, bound, reply);
                 self.act(input, at, from, bytes, action, reply);
             }
             Action::Move(request) => {

@@ -108,3 +108,38 @@ fn this_host_is_never_a_peer() {
     }
     relay.stop(Duration::ZERO);
 }
+
+/// RFC 8656, section 5, and RFC 8489, section 6.3.1: the network may double a datagram and deliver the copy late.
+#[test]
+fn late_copies_of_requests_change_nothing() {
+    let mut relay = start(&["--threads", "1"]);
+    let mut client = client(&relay);
+    client.allocate();
+    let delete: crate::client::Fill<'_> = &|w| {
+        w.attribute(&Lifetime(0)).unwrap();
+    };
+    let allocate: crate::client::Fill<'_> = &|w| {
+        w.attribute(&RequestedTransport::UDP).unwrap();
+    };
+    let mut buffer = [0; 2000];
+    let mut send = |client: &Client, request: &[u8]| {
+        client.socket.send(request).unwrap();
+        let len = client.socket.recv(&mut buffer).unwrap();
+        buffer[..len].to_vec()
+    };
+    let count = |relay: &Relay| (total(relay, |c| c.allocations.get()), total(relay, |c| c.closed.get()));
+
+    let deletion = client.encode(Method::REFRESH, delete);
+    let deleted = send(&client, &deletion);
+    let allocation = client.encode(Method::ALLOCATE, allocate);
+    let allocated = send(&client, &allocation);
+    assert_eq!(count(&relay), (2, 1));
+    assert_eq!(send(&client, &deletion), deleted, "the same answer");
+    assert_eq!(count(&relay), (2, 1), "a late copy of the deletion has deleted the next allocation");
+
+    client.request(Method::REFRESH, delete).unwrap();
+    assert_eq!(count(&relay), (2, 2));
+    assert_eq!(send(&client, &allocation), allocated, "the same answer");
+    assert_eq!(count(&relay), (2, 2), "a late copy of the request has made an allocation that nobody knows");
+    relay.stop(Duration::ZERO);
+}

@@ -25,13 +25,22 @@ impl Server {
     ///
     /// The answer is [`Action::Reply`], or [`Action::Drop`] if there is no such allocation any more: close the sockets
     /// then.
-    pub fn bound(&mut self, id: AllocationId, bound: Bound, reply: &mut [u8]) -> Action {
+    pub fn bound(&mut self, now: Instant, id: AllocationId, bound: Bound, reply: &mut [u8]) -> Action {
+        let Some(allocation) = self.allocation_mut(id) else {
+            return Action::Drop(DropReason::NoAllocation);
+        };
+        let (client, answer) = (allocation.five_tuple, allocation.answer());
+        let action = self.bound_or_not(id, bound, &answer, reply);
+        self.remember(now, client, &answer, &action, reply);
+        action
+    }
+
+    fn bound_or_not(&mut self, id: AllocationId, bound: Bound, answer: &Answer, reply: &mut [u8]) -> Action {
         let Some(allocation) = self.allocation_mut(id) else {
             return Action::Drop(DropReason::NoAllocation);
         };
         let found = bound.relayed.map(|relayed| relayed.is_some());
         if !found.any() {
-            let answer = allocation.answer();
             self.remove(id);
             return replied(answer.error(reply, Code::INSUFFICIENT_CAPACITY, |_| Ok(())));
         }
@@ -100,7 +109,7 @@ impl Server {
         };
         let expected = if families.any() { families } else { asked };
         let mut allocation = Allocation::new(from, expected, (user, claim), granted, now);
-        allocation.mobility = mobile.then(Box::default);
+        allocation.mobile = mobile;
         let id = self.insert(allocation);
         let families = if matches!(port, PortRequest::Reserved(_)) { Families::default() } else { families };
         Ok(Action::Bind(Bind { id, families, port }))

@@ -8,7 +8,7 @@ use std::{
 
 use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionId};
 
-use super::{DropReason, mobility::Mobility};
+use super::DropReason;
 use crate::{
     Families, FiveTuple, PeerAddr, PeerRules, PerFamily, RelayedAddr,
     auth::Identity,
@@ -32,8 +32,8 @@ pub(super) struct Allocation {
     pub(super) claim: Claim,
     /// Until when it has a relayed address of each family.
     pub(super) expires: PerFamily<Option<Instant>>,
-    /// If its client may change its address.
-    pub(super) mobility: Option<Box<Mobility>>,
+    /// Whether its client may change its address.
+    pub(super) mobile: bool,
     /// When the server looks whether it has: that entry of its queue counts, and no other.
     pub(super) looked_at: Option<Instant>,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
@@ -98,7 +98,7 @@ impl Allocation {
             user,
             claim,
             expires: families.map(|asked| asked.then_some(now + granted.lifetime)),
-            mobility: None,
+            mobile: false,
             looked_at: None,
             granted,
             permissions: Vec::new(),

@@ -8,7 +8,7 @@ use backwater_stun::{
     TakesFingerprint, TransactionId, UnknownAttributes, WriteError, Writer,
 };
 
-use super::{Action, DropReason, Server};
+use super::{Action, DropReason, Server, answered::Transaction};
 use crate::{
     FiveTuple, Now, PeerAddr, PeerRefused,
     auth::{ALGORITHMS, Identity},
@@ -88,6 +88,11 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// Which request it answers.
+    pub(super) fn transaction(&self, client: FiveTuple) -> Transaction {
+        Transaction { client, method: self.method, id: self.transaction_id }
+    }
+
     /// Writes a success and returns its length.
     pub(super) fn success(
         &self,

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use backwater_stun::{Code, Integrity, Lifetime, Method, MobilityTicket, TransactionId};
+use backwater_stun::{Code, Integrity, Method, MobilityTicket, TransactionId};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -30,13 +30,6 @@ pub(super) struct Ticket {
     thread: u16,
     /// A move gives the allocation another one, so that a ticket is good for one move.
     id: AllocationId,
-}
-
-/// What an allocation that may move remembers.
-#[derive(Default)]
-pub(super) struct Mobility {
-    /// The request that it moved by, to answer its retransmissions alike.
-    moved_by: Option<TransactionId>,
 }
 
 /// A request for an allocation that another thread may have: see [`Action::Move`].
@@ -102,7 +95,7 @@ impl Server {
     /// The code to answer with: nothing has changed then.
     pub fn give(&mut self, request: &Move) -> Result<Moved, Code> {
         let id = request.id();
-        let may_move = |a: &&Allocation| a.is_bound() && a.mobility.is_some();
+        let may_move = |a: &&Allocation| a.is_bound() && a.mobile;
         let allocation = self.allocation(id).filter(may_move).ok_or(Code::ALLOCATION_MISMATCH)?;
         if allocation.user.name != request.user.name {
             return Err(Code::WRONG_CREDENTIALS);
@@ -124,27 +117,37 @@ impl Server {
         reply: &mut [u8],
     ) -> (Option<AllocationId>, Action) {
         let answer = request.answer();
+        let (id, action) = self.taken(now, request, given, &answer, reply);
+        self.remember(now, request.to, &answer, &action, reply);
+        (id, action)
+    }
+
+    fn taken(
+        &mut self,
+        now: Instant,
+        request: &Move,
+        given: Result<Moved, Code>,
+        answer: &Answer,
+        reply: &mut [u8],
+    ) -> (Option<AllocationId>, Action) {
         let here = self.clients.get(&request.to).copied();
+        // A copy that was under way when the first one was answered.
+        if given.is_err()
+            && let Some(len) = self.answered.again(now, &answer.transaction(request.to), &request.user, reply)
+        {
+            return (None, Action::Reply(len));
+        }
         let id = match (given, here) {
-            // The first of two that were sent has brought it here already.
-            (_, Some(id)) if self.allocation(id).is_some_and(|a| a.moved_by(request.transaction_id)) => id,
             (Ok(_), Some(_)) => {
                 return (None, replied(answer.error(reply, Code::ALLOCATION_MISMATCH, |_| Ok(()))));
-            }
-            // Or has deleted it.
-            (Err(_), None) if self.deleted.was(&request.to, request.transaction_id) => {
-                return (None, replied(answer.success(reply, |w| w.attribute(&Lifetime(0)).map(drop))));
             }
             (Err(code), _) => return (None, replied(answer.error(reply, code, |_| Ok(())))),
             (Ok(Moved(mut allocation)), None) => {
                 allocation.five_tuple = request.to;
-                if let Some(mobility) = &mut allocation.mobility {
-                    mobility.moved_by = Some(request.transaction_id);
-                }
                 self.insert(*allocation)
             }
         };
-        let action = self.refresh(now, id, request.refresh, &answer, reply);
+        let action = self.refresh(now, id, request.refresh, answer, reply);
         let action = action.unwrap_or_else(|refusal| match refusal {
             Refusal::Code(code) => replied(answer.error(reply, code, |_| Ok(()))),
             Refusal::Drop(reason) => Action::Drop(reason),
@@ -165,14 +168,10 @@ impl Server {
     ) -> Result<Option<Action>, Refusal> {
         let message = &user.message;
         let Some(MobilityTicket(ticket)) = message.get()? else { return Ok(None) };
-        if here.is_none() && self.deleted.was(&from, answer.transaction_id) {
-            return Ok(None);
-        }
         let ticket = self.tickets.open(ticket).ok_or(Code::BAD_REQUEST)?;
         if let Some(id) = here {
-            let again = self.allocation(id).is_some_and(|a| a.moved_by(answer.transaction_id));
             let own = self.ticket(id) == Some(ticket);
-            return if own || again { Ok(None) } else { Err(Code::ALLOCATION_MISMATCH.into()) };
+            return if own { Ok(None) } else { Err(Code::ALLOCATION_MISMATCH.into()) };
         }
         Ok(Some(Action::Move(Box::new(Move {
             ticket,
@@ -191,14 +190,7 @@ impl Server {
     }
 
     fn ticket(&self, id: AllocationId) -> Option<Ticket> {
-        let mobile = self.allocation(id)?.mobility.is_some();
-        mobile.then_some(Ticket { thread: self.config.thread, id })
-    }
-}
-
-impl Allocation {
-    fn moved_by(&self, request: TransactionId) -> bool {
-        self.mobility.as_ref().is_some_and(|m| m.moved_by == Some(request))
+        self.allocation(id)?.mobile.then_some(Ticket { thread: self.config.thread, id })
     }
 }
 

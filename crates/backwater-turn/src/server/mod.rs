@@ -7,6 +7,7 @@
 mod allocate;
 mod allocation;
 mod answer;
+mod answered;
 mod data;
 mod mobility;
 mod requests;
@@ -231,7 +232,7 @@ pub struct Server {
     allocations: Slab<Allocation>,
     /// When to look at an allocation.
     expiries: BinaryHeap<Reverse<(Instant, AllocationId)>>,
-    deleted: requests::Deleted,
+    answered: answered::Answered,
     generation: u32,
     indications: u64,
     /// The client of the last ChannelData: they come in runs.
@@ -253,7 +254,7 @@ impl Server {
             clients: HashMap::default(),
             allocations: Slab::new(),
             expiries: BinaryHeap::new(),
-            deleted: requests::Deleted::default(),
+            answered: answered::Answered::default(),
             generation: 0,
             indications: 0,
             recent: None,

@@ -1,7 +1,6 @@
 //! Requests and their answers.
 
 use std::{
-    collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,8 +9,8 @@ use std::{
 use arrayvec::ArrayVec;
 use backwater_stun::{
     AddressFamily, AlgorithmMismatch, AttributeType, ChannelNumber, Code, IntegrityError, Lifetime, Message, Method,
-    MobilityTicket, Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, TransactionId, Userhash, Username,
-    Verified, XorMappedAddress, XorPeerAddress,
+    MobilityTicket, Nonce, PasswordAlgorithm, Realm, RequestedAddressFamily, Userhash, Username, Verified,
+    XorMappedAddress, XorPeerAddress,
 };
 
 use super::{
@@ -26,37 +25,6 @@ use crate::{
 
 /// RFC 8656, section 3.2: the lifetime of an allocation unless the client asks for more.
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
-
-/// RFC 8489, section 6.3.1: how long a server may have to repeat an answer.
-const REMEMBERED: Duration = Duration::from_secs(40);
-
-/// Deleted allocations that are remembered at once.
-const MAX_DELETED: usize = 4096;
-
-/// The allocations that were deleted by a Refresh a moment ago: a retransmission of it is answered alike.
-#[derive(Default)]
-pub(super) struct Deleted {
-    by_client: HashMap<FiveTuple, TransactionId>,
-    order: VecDeque<(Instant, FiveTuple, TransactionId)>,
-}
-
-impl Deleted {
-    fn remember(&mut self, now: Instant, client: FiveTuple, transaction_id: TransactionId) {
-        while self.order.len() >= MAX_DELETED || self.order.front().is_some_and(|(at, ..)| *at + REMEMBERED <= now) {
-            let Some((_, client, transaction_id)) = self.order.pop_front() else { break };
-            // It may have deleted another one since.
-            if self.was(&client, transaction_id) {
-                self.by_client.remove(&client);
-            }
-        }
-        self.by_client.insert(client, transaction_id);
-        self.order.push_back((now, client, transaction_id));
-    }
-
-    pub(super) fn was(&self, client: &FiveTuple, transaction_id: TransactionId) -> bool {
-        self.by_client.get(client) == Some(&transaction_id)
-    }
-}
 
 /// A request that is known to come from a user.
 pub(super) struct Authenticated<'a> {
@@ -94,6 +62,10 @@ impl Server {
                 self.may_answer_stranger(now.instant, from).and_then(|()| binding(from, message, &answer, reply))
             }
             Method::ALLOCATE | Method::REFRESH | Method::CREATE_PERMISSION | Method::CHANNEL_BIND => {
+                let transaction = answer.transaction(from);
+                if let Some(len) = self.answered.to_copy(now.instant, &transaction, message, reply) {
+                    return Action::Reply(len);
+                }
                 match self.authenticate(now, from, message) {
                     Ok(user) => {
                         answer.user = Some((user.user.clone(), user.message.integrity()));
@@ -104,7 +76,17 @@ impl Server {
             }
             _ => Err(Refusal::Drop(DropReason::Method)),
         };
-        result.unwrap_or_else(|refusal| self.refuse(now, from, refusal, &answer, reply))
+        let action = result.unwrap_or_else(|refusal| self.refuse(now, from, refusal, &answer, reply));
+        self.remember(now.instant, from, &answer, &action, reply);
+        action
+    }
+
+    /// Remembers what an authenticated request has been answered with.
+    pub(super) fn remember(&mut self, now: Instant, client: FiveTuple, answer: &Answer, action: &Action, reply: &[u8]) {
+        let (Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..)) = *action else { return };
+        if let (Some((user, _)), Some(reply)) = (&answer.user, reply.get(..len)) {
+            self.answered.remember(now, answer.transaction(client), user, reply);
+        }
     }
 
     /// Whether to answer what is not authenticated. Who has an allocation is no stranger.
@@ -171,13 +153,7 @@ impl Server {
         {
             return Ok(moves);
         }
-        let Some(id) = id else {
-            let again = answer.method == Method::REFRESH && self.deleted.was(&from, answer.transaction_id);
-            return match again {
-                true => Ok(Action::Reply(answer.success(reply, |w| w.attribute(&Lifetime(0)).map(drop))?)),
-                false => Err(Code::ALLOCATION_MISMATCH.into()),
-            };
-        };
+        let id = id.ok_or(Code::ALLOCATION_MISMATCH)?;
         match self.allocation(id) {
             Some(a) if *a.user.name != *user.user.name => return Err(Code::WRONG_CREDENTIALS.into()),
             Some(a) if !a.is_bound() => return Err(Refusal::Drop(DropReason::InProgress)),
@@ -213,18 +189,14 @@ impl Server {
             })
         };
         let allocation = self.allocation(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        let from = allocation.five_tuple;
-        let again = lifetime.is_zero() && self.deleted.was(&from, answer.transaction_id);
         let families = match family {
             None => allocation.families(),
             Some(family) if *allocation.families().get(family) => Families::only(family),
-            Some(_) if again => return Ok(Action::Reply(success(reply)?)),
             Some(_) => return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH.into()),
         };
         let len = success(reply)?;
         if lifetime.is_zero() {
             self.close(id, families);
-            self.deleted.remember(now, from, answer.transaction_id);
             return Ok(Action::Unbind(id, families, len));
         }
         if let Some(allocation) = self.allocation_mut(id) {

@@ -7,6 +7,7 @@ use crate::{ClientAddr, Limits, RelayedAddr};
 
 mod authentication;
 mod dual_stack;
+mod late;
 mod limits;
 mod loops;
 mod mobility;
@@ -121,7 +122,7 @@ impl Bench {
         let (action, _) = self.request(client, Method::ALLOCATE, &udp);
         let Action::Bind(bind) = action else { panic!("{action:?}") };
         let mut reply = [0; MAX_REPLY];
-        let bound = self.server.bound(bind.id, relayed(RELAYED, None), &mut reply);
+        let bound = self.server.bound(self.now.instant, bind.id, relayed(RELAYED, None), &mut reply);
         assert!(matches!(bound, Action::Reply(_)));
         bind.id
     }
@@ -242,7 +243,7 @@ fn the_client_is_told_after_the_port_is_bound_and_again_when_it_asks_again() {
     assert_eq!(b.bytes(CLIENT, &request).0, Action::Drop(DropReason::InProgress));
 
     let mut reply = [0; MAX_REPLY];
-    let bound = b.server.bound(bind.id, relayed(RELAYED, Some([5; 8])), &mut reply);
+    let bound = b.server.bound(b.now.instant, bind.id, relayed(RELAYED, Some([5; 8])), &mut reply);
     let Action::Reply(len) = bound else { panic!("{bound:?}") };
     let first = reply[..len].to_vec();
     assert_eq!(code(&first, true), 0);
@@ -267,12 +268,15 @@ fn a_port_that_cannot_be_bound_is_508_for_that_client() {
     let (action, _) = b.request(CLIENT, Method::ALLOCATE, &udp);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
     let mut reply = [0; MAX_REPLY];
-    let failed = b.server.bound(bind.id, Bound::default(), &mut reply);
+    let failed = b.server.bound(b.now.instant, bind.id, Bound::default(), &mut reply);
     let Action::Reply(len) = failed else { panic!("{failed:?}") };
     assert_eq!(code(&reply[..len], true), 508);
     assert_eq!(b.server.allocations(), 0);
     b.allocate(CLIENT);
-    assert_eq!(b.server.bound(bind.id, Bound::default(), &mut reply), Action::Drop(DropReason::NoAllocation));
+    assert_eq!(
+        b.server.bound(b.now.instant, bind.id, Bound::default(), &mut reply),
+        Action::Drop(DropReason::NoAllocation)
+    );
     assert_eq!(b.server.allocations(), 1);
 }
 
@@ -307,7 +311,7 @@ fn what_an_allocate_may_ask_for() {
     let (action, _) = ask(&mut b, v6);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
     assert_eq!(bind.families, Families::only(AddressFamily::Ipv6));
-    b.server.bound(bind.id, Bound::default(), &mut [0; MAX_REPLY]);
+    b.server.bound(b.now.instant, bind.id, Bound::default(), &mut [0; MAX_REPLY]);
 
     let even: Fill<'_> = &|w| {
         udp(w);

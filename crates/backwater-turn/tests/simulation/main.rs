@@ -304,8 +304,12 @@ impl World {
             1 => 2,
             _ => 1,
         };
-        for _ in 0..copies {
-            let late = if random.one_in(100) { random.below(60_000) } else { random.below(80) };
+        for copy in 0..copies {
+            let late = match random.below(100) {
+                0 => random.below(60_000),
+                1..50 if copy > 0 => random.below(45_000),
+                _ => random.below(80),
+            };
             self.flying.push(Reverse((self.now.instant + Duration::from_millis(late), self.sent.len())));
         }
         self.sent.push(sent);
@@ -325,6 +329,12 @@ impl World {
             }
             _ => {}
         }
+        if let Some(first) = self.model.answer_to_copy(sent, self.now.instant) {
+            assert_eq!(action, Action::Reply(first.len()), "{sent:?}: a copy");
+            assert_eq!(reply[..first.len()], *first, "{sent:?}: a copy");
+            self.count.repeated += 1;
+            return;
+        }
         let mut right = self.model.codes(sent, self.now);
         let known = self.model.held.contains_key(&sent.from);
         if let Action::Move(request) = action {
@@ -337,12 +347,10 @@ impl World {
             if held.is_none() {
                 right = vec![508];
             }
-            action = self.server.bound(bind.id, bound, &mut reply);
+            action = self.server.bound(self.now.instant, bind.id, bound, &mut reply);
             self.model.held.extend(held.map(|held| (sent.from, held)));
         }
         self.answered(sent, &action, &reply, &right);
-        let again = known && matches!(sent.ask, Ask::Allocate { .. });
-        self.count.repeated += usize::from(again && self.model.held[&sent.from].request == sent.id);
     }
 
     fn answered(&mut self, sent: &Sent, action: &Action, reply: &[u8], right: &[u16]) {
@@ -363,6 +371,9 @@ impl World {
         assert!(right.contains(&code), "{sent:?}: {code}, not {right:?}, of {:?}", self.model.held.get(&sent.from));
         assert_eq!((message.transaction_id(), message.class() == Class::SuccessResponse), (sent.id, code == 0));
         *self.count.codes.entry(code).or_default() += 1;
+        if sent.signed == Signed::Well && ![401, 438].contains(&code) && !matches!(sent.ask, Ask::Binding) {
+            self.model.answered.insert((sent.from, sent.id), (reply[..len].to_vec(), self.now.instant));
+        }
         self.reads(sent, &message, code);
         if code == 0 {
             self.model.succeeded(sent, self.now.instant);
@@ -392,19 +403,26 @@ impl World {
                 self.mail.push_back(Mail::Answer(sent, request, given));
             }
             Some(Mail::Answer(sent, request, given)) => {
-                let right = self.model.taken(&sent, given.as_ref().err().map(|code| code.number()), self.now.instant);
+                let right = self.model.taken(&sent, given.as_ref().err().map(|code| code.number()));
+                let first = self.model.answer_to_copy(&sent, self.now.instant).map(<[u8]>::to_vec);
                 let came = given.is_ok().then(|| self.model.moving.pop_front().unwrap());
                 self.count.unmoved += usize::from(came.is_none());
                 let mut reply = [0; MAX_REPLY];
                 let (id, action) = self.server.take(self.now.instant, &request, given, &mut reply);
+                if let (None, None, Some(first)) = (id, &came, first) {
+                    // Another copy was answered while this one was under way.
+                    assert_eq!((&action, &reply[..first.len()]), (&Action::Reply(first.len()), &first[..]));
+                    self.count.repeated += 1;
+                    return;
+                }
                 match (id, came) {
                     (Some(id), Some(held)) => self.arrived(&sent, id, held),
                     // With its sockets.
                     (None, Some(_)) => self.count.lost += 1,
-                    (Some(id), None) => assert_eq!(id, self.model.held[&sent.from].id),
+                    (Some(id), None) => panic!("{sent:?}: {id:?} came from nowhere"),
                     (None, None) => {}
                 }
-                self.answered(&sent, &action, &reply, &right);
+                self.answered(&sent, &action, &reply, &[right]);
             }
         }
     }
@@ -415,7 +433,7 @@ impl World {
         for (relayed, _) in held.relayed.v4.iter().chain(&held.relayed.v6) {
             self.sockets.insert(*relayed, id);
         }
-        let held = Held { id, ticket: None, moved_by: Some(sent.id), ..held };
+        let held = Held { id, ticket: None, ..held };
         assert!(self.model.held.insert(sent.from, held).is_none());
         self.count.moved += 1;
     }
@@ -523,7 +541,6 @@ impl World {
             channels: HashMap::new(),
             mobile,
             ticket: None,
-            moved_by: None,
         });
         (bound, held)
     }

@@ -24,7 +24,6 @@ pub struct Held {
     pub mobile: bool,
     /// The one that is good, once it has been told.
     pub ticket: Option<Vec<u8>>,
-    pub moved_by: Option<TransactionId>,
 }
 
 impl Held {
@@ -37,12 +36,9 @@ impl Held {
     }
 
     /// The right answers to a Refresh request.
-    pub fn refreshed(&self, family: Option<AddressFamily>, again: Option<bool>) -> Vec<u16> {
-        match (family, again) {
-            (Some(family), None) if self.relayed.get(family).is_none() => vec![443],
-            (Some(family), Some(false)) if self.relayed.get(family).is_none() => vec![0, 443],
-            _ => vec![0],
-        }
+    pub fn refreshed(&self, family: Option<AddressFamily>) -> Vec<u16> {
+        let gone = family.is_some_and(|family| self.relayed.get(family).is_none());
+        vec![if gone { 443 } else { 0 }]
     }
 
     pub fn is_over(&self) -> bool {
@@ -56,7 +52,8 @@ pub const FAMILIES: [AddressFamily; 2] = [AddressFamily::Ipv4, AddressFamily::Ip
 #[derive(Default)]
 pub struct Model {
     pub held: HashMap<FiveTuple, Held>,
-    pub deleted: HashMap<FiveTuple, (TransactionId, Instant)>,
+    /// Answers to authenticated requests, and when they were given.
+    pub answered: HashMap<(FiveTuple, TransactionId), (Vec<u8>, Instant)>,
     /// On their way to their clients' new addresses: nobody's until then.
     pub moving: VecDeque<Held>,
     /// All that were ever told.
@@ -97,39 +94,24 @@ impl Model {
                 None => vec![0],
             };
         }
-        let again = self.deleted_by(sent, now.instant);
         if let Ask::Refresh { ticket: Some(ticket), .. } = &sent.ask {
             let genuine = self.tickets.contains(ticket);
             match held {
-                None => {
-                    let rest = if genuine { MOVES } else { 400 };
-                    return match again {
-                        Some(true) => vec![0],
-                        Some(false) => vec![0, rest],
-                        None => vec![rest],
-                    };
-                }
-                Some(held) if held.ticket.as_ref() != Some(ticket) && held.moved_by != Some(sent.id) => {
+                None => return vec![if genuine { MOVES } else { 400 }],
+                Some(held) if held.ticket.as_ref() != Some(ticket) => {
                     let wrong = if genuine { 437 } else { 400 };
                     return if held.user == sent.user { vec![wrong] } else { vec![wrong, 441] };
                 }
                 Some(_) => {}
             }
         }
-        let Some(held) = held else {
-            return match (&sent.ask, again) {
-                (Ask::Refresh { .. }, Some(true)) => vec![0],
-                // It may have been forgotten.
-                (Ask::Refresh { .. }, Some(false)) => vec![0, 437],
-                _ => vec![437],
-            };
-        };
+        let Some(held) = held else { return vec![437] };
         if held.user != sent.user {
             return vec![441];
         }
         let family = |family: AddressFamily| held.relayed.get(family).is_some();
         if let Ask::Refresh { family, .. } = sent.ask {
-            return held.refreshed(family, again);
+            return held.refreshed(family);
         }
         let refusals = |peers: &[SocketAddr]| {
             let mut codes = Vec::new();
@@ -156,10 +138,10 @@ impl Model {
         codes
     }
 
-    /// Whether this very request has deleted something: lately, or long ago, which may be forgotten.
-    pub fn deleted_by(&self, sent: &Sent, now: Instant) -> Option<bool> {
-        let (_, at) = self.deleted.get(&sent.from).filter(|(id, _)| *id == sent.id)?;
-        Some(now.duration_since(*at) < REPEATED)
+    /// What a copy of this request is answered with, whatever has come in between.
+    pub fn answer_to_copy(&self, sent: &Sent, now: Instant) -> Option<&[u8]> {
+        let (reply, at) = self.answered.get(&(sent.from, sent.id))?;
+        (now.duration_since(*at) < REPEATED).then_some(reply)
     }
 
     /// Where the allocation is that a client comes for with a ticket, or why it does not get it.
@@ -172,19 +154,12 @@ impl Model {
         if codes.is_empty() { Ok(*from) } else { Err(codes) }
     }
 
-    /// The right answers to one that came with what was given, or not.
-    pub fn taken(&self, sent: &Sent, given: Option<u16>, now: Instant) -> Vec<u16> {
-        let Ask::Refresh { family, .. } = sent.ask else { panic!("{sent:?} moves") };
-        let again = self.deleted_by(sent, now);
-        match (given, self.held.get(&sent.from)) {
-            // Doubled, and the first has brought it.
-            (_, Some(held)) if held.moved_by == Some(sent.id) => held.refreshed(family, again),
-            (None, Some(_)) => vec![437],
-            (None, None) => vec![0],
-            // The first has deleted it.
-            (Some(_), None) if again == Some(true) => vec![0],
-            (Some(code), _) if again.is_some() => vec![0, code],
-            (Some(code), _) => vec![code],
+    /// The right answer to one that came with what was given, or not.
+    pub fn taken(&self, sent: &Sent, given: Option<u16>) -> u16 {
+        match (given, self.held.contains_key(&sent.from)) {
+            (Some(code), _) => code,
+            (None, true) => 437,
+            (None, false) => 0,
         }
     }
 
@@ -209,9 +184,6 @@ impl Model {
                 }
                 if held.is_over() {
                     self.held.remove(&sent.from);
-                }
-                if self.deleted.get(&sent.from).is_none_or(|(id, _)| *id != sent.id) {
-                    self.deleted.insert(sent.from, (sent.id, now));
                 }
             }
             Ask::Refresh { lifetime, family, .. } => {

@@ -58,7 +58,7 @@ fn a_client_of_rfc_8489_is_answered_with_the_integrity_it_used() {
                 let (action, _) = b.rfc8489(fill, &key, sign);
                 let Action::Bind(bind) = action else { panic!("{action:?}") };
                 let mut reply = [0; MAX_REPLY];
-                let bound = b.server.bound(bind.id, relayed(RELAYED, None), &mut reply);
+                let bound = b.server.bound(b.now.instant, bind.id, relayed(RELAYED, None), &mut reply);
                 let Action::Reply(len) = bound else { panic!("{bound:?}") };
                 let answer = Message::parse(&reply[..len]).unwrap();
                 assert_eq!(answer.verify(&key).unwrap().integrity(), integrity);

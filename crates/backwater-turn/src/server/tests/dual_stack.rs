@@ -22,7 +22,7 @@ impl Bench {
         assert_eq!((bind.families, bind.port), (BOTH, PortRequest::Any));
         let mut reply = [0; MAX_REPLY];
         let addrs = relayed(&format!("{RELAYED} {RELAYED6}"), None);
-        let Action::Reply(len) = self.server.bound(bind.id, addrs, &mut reply) else { panic!() };
+        let Action::Reply(len) = self.server.bound(self.now.instant, bind.id, addrs, &mut reply) else { panic!() };
         (bind.id, reply[..len].to_vec())
     }
 
@@ -146,7 +146,9 @@ fn a_family_that_cannot_be_had_is_told_beside_the_other() {
             let Action::Bind(bind) = action else { panic!("{action:?}") };
             assert_eq!(bind.families, if supported { BOTH } else { left });
             let mut reply = [0; MAX_REPLY];
-            let Action::Reply(len) = b.server.bound(bind.id, relayed(other, None), &mut reply) else { panic!() };
+            let Action::Reply(len) = b.server.bound(b.now.instant, bind.id, relayed(other, None), &mut reply) else {
+                panic!()
+            };
             let message = Message::parse(&reply[..len]).unwrap();
             assert_eq!(relayed_addrs(&reply[..len]), [addr(other)]);
             let refused = message.get::<AddressErrorCode<'_>>().unwrap().unwrap();
@@ -163,7 +165,7 @@ fn a_family_that_cannot_be_had_is_told_beside_the_other() {
     b.server.config.families = BOTH;
     let Action::Bind(bind) = b.ask(&dual).0 else { panic!() };
     let mut reply = [0; MAX_REPLY];
-    let Action::Reply(len) = b.server.bound(bind.id, Bound::default(), &mut reply) else { panic!() };
+    let Action::Reply(len) = b.server.bound(b.now.instant, bind.id, Bound::default(), &mut reply) else { panic!() };
     assert_eq!((code(&reply[..len], true), b.server.allocations()), (508, 0));
 }
 
@@ -214,7 +216,9 @@ fn a_reserved_port_brings_its_own_family() {
     let Action::Bind(bind) = action else { panic!("{action:?}") };
     assert_eq!((bind.families, bind.port), (Families::default(), PortRequest::Reserved([7; 8])));
     let mut reply = [0; MAX_REPLY];
-    let Action::Reply(len) = b.server.bound(bind.id, relayed(RELAYED6, None), &mut reply) else { panic!() };
+    let Action::Reply(len) = b.server.bound(b.now.instant, bind.id, relayed(RELAYED6, None), &mut reply) else {
+        panic!()
+    };
     assert_eq!(relayed_addrs(&reply[..len]), [addr(RELAYED6)]);
     assert!(!Message::parse(&reply[..len]).unwrap().contains(AttributeType::ADDRESS_ERROR_CODE));
     assert_eq!(code(&b.channel(CLIENT, 0x4000, PEER6).1, true), 0);

@@ -79,7 +79,7 @@ impl Attacker {
                 self.ports += 1;
                 let socket = SocketAddr::new([5, 5, 5, 5].into(), self.ports);
                 let bound = relayed(&socket.to_string(), None);
-                self.bench.server.bound(bind.id, bound, &mut reply);
+                self.bench.server.bound(self.bench.now.instant, bind.id, bound, &mut reply);
                 self.bench.server.config.relayed_ports.insert(RelayedAddr(socket));
                 self.relayed.insert(socket, bind.id);
                 self.clients.push(from);

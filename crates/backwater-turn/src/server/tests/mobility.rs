@@ -54,7 +54,9 @@ fn mobile(b: &mut Bench) -> (AllocationId, Vec<u8>) {
     });
     let Action::Bind(bind) = action else { panic!("{action:?}") };
     let mut reply = [0; MAX_REPLY];
-    let Action::Reply(len) = b.server.bound(bind.id, relayed(RELAYED, None), &mut reply) else { panic!() };
+    let Action::Reply(len) = b.server.bound(b.now.instant, bind.id, relayed(RELAYED, None), &mut reply) else {
+        panic!()
+    };
     b.channel(CLIENT, 0x4000, PEER);
     (bind.id, ticket(&reply[..len]))
 }
