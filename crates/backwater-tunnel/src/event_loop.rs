@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::{Datagram, IcmpKind, MAX_SEGMENTS, RecvBatch};
+use backwater_udp::{Datagram, MAX_SEGMENTS, RecvBatch};
 use boringtun::{
     noise::{self, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -36,6 +36,8 @@ use crate::{
     status::{Device, PeerStatus, PeerTotals, Status},
     yield_budget::YieldBudget,
 };
+
+mod routes;
 
 /// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. The
 /// runtime wakes up to three times for a timer of seconds.
@@ -159,7 +161,7 @@ impl EventLoop {
             allowed,
             last_destination: Last::default(),
             last_source: Last::default(),
-            tools: Tools::new(mtu, Coalescer::new(offload)),
+            tools: Tools::new(mtu, config.interface.mtu.is_some(), Coalescer::new(offload)),
             batch: RecvBatch::new(SLOTS),
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),
@@ -222,11 +224,15 @@ impl EventLoop {
                 info!("this side's address has changed");
                 self.rebind(now);
             }
+            self.look_up_routes(now, true);
             if moved || change.link {
                 self.call_peers(now, false);
             }
         }
         let mut more = self.receive(cx, now);
+        if self.peers.iter().any(|peer| peer.needs_route) {
+            self.look_up_routes(now, false);
+        }
         self.send_urgent(cx);
         for peer in &mut self.peers {
             if peer.is_waiting() {
@@ -278,13 +284,8 @@ impl EventLoop {
                 // Whether that was all, only a call that waits tells: it registers this task.
                 more |= turn == RECEIVES;
             }
-            let Some(side) = self.path.side(v6) else { continue };
-            while let Some(error) = side.socket.next_icmp_error() {
-                debug!(?error, "about an earlier datagram");
-                let IcmpKind::PacketTooBig { mtu } = error.kind else { continue };
-                for peer in self.peers.iter_mut().filter(|peer| peer.endpoint() == Some(error.destination)) {
-                    peer.learn_path_mtu(now, mtu);
-                }
+            while let Some(error) = self.path.side(v6).and_then(|side| side.socket.next_icmp_error()) {
+                self.learn_from(now, &error);
             }
         }
         more
@@ -475,6 +476,7 @@ impl EventLoop {
         } else if waited && self.peers.iter().any(|peer| peer.endpoint().is_none() && peer.configured.is_some()) {
             self.find_peers();
         }
+        self.set_fragmentation(now);
         for v6 in [false, true] {
             self.size_send_buffer(now, v6);
         }
@@ -515,6 +517,7 @@ impl EventLoop {
             warn!(%error, "no socket can be bound");
         }
         self.peers.iter_mut().for_each(|peer| peer.use_sockets(&self.path));
+        self.set_fragmentation(now);
     }
 
     /// Asks for the addresses of the peers that have a name, and takes those that need no asking.

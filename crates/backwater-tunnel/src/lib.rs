@@ -11,6 +11,7 @@ mod event_loop;
 pub mod link;
 pub mod packet;
 mod path;
+mod path_mtu;
 mod peer;
 pub mod queue;
 mod signals;

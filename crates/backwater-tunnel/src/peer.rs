@@ -21,15 +21,10 @@ use crate::{
     counters::{Numbers, PeerCounters},
     packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
+    path_mtu::PathMtu,
     queue::{fair::Fair, rate::Rate},
     train::{self, OVERHEAD, Train},
 };
-
-/// What a path has said about its MTU is believed for so long (RFC 1191, section 6.3).
-const PATH_MTU_FOR: Duration = Duration::from_secs(600);
-
-/// Nothing smaller is believed: IPv6 needs no less, and inside IPv4 the tunnel would not carry a useful packet.
-const MIN_PATH_MTU: u32 = 1_280;
 
 /// A peer that has sent data hears something within this time (`KEEPALIVE_TIMEOUT`; WireGuard, section 6.5).
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -72,8 +67,9 @@ pub(crate) struct Peer {
     /// between two looks for simultaneous, and then leaves it to the peer to find out that nobody answers.
     unanswered: Option<Instant>,
     persistent: bool,
-    /// Of the outer packet, and when that was said.
-    path_mtu: Option<(u32, Instant)>,
+    pub(crate) path_mtu: PathMtu,
+    /// The endpoint is another one than when the event loop looked up the route to it.
+    pub(crate) needs_route: bool,
 }
 
 struct Held {
@@ -89,8 +85,9 @@ pub(crate) struct Tools {
     pub(crate) coalescer: Coalescer,
     /// Messages to send before any data.
     pub(crate) urgent: Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>,
-    /// The MTU of the device.
+    /// The MTU of the device in bytes, and whether it is from the configuration.
     pub(crate) mtu: usize,
+    pub(crate) mtu_is_configured: bool,
     segment: Box<[u8]>,
     message: Box<[u8]>,
 }
@@ -119,12 +116,13 @@ pub(crate) enum Received {
 }
 
 impl Tools {
-    pub(crate) fn new(mtu: usize, coalescer: Coalescer) -> Self {
+    pub(crate) fn new(mtu: usize, mtu_is_configured: bool, coalescer: Coalescer) -> Self {
         Self {
             train: Train::new(),
             coalescer,
             urgent: Vec::new(),
             mtu,
+            mtu_is_configured,
             segment: vec![0; 65_536 + 16].into(),
             message: vec![0; 65_536 + OVERHEAD].into(),
         }
@@ -170,7 +168,8 @@ impl Peer {
             initiated: None,
             unanswered: None,
             persistent: config.persistent_keepalive.is_some(),
-            path_mtu: None,
+            path_mtu: PathMtu::default(),
+            needs_route: false,
         }
     }
 
@@ -219,7 +218,8 @@ impl Peer {
             return;
         }
         if self.endpoint != Some(endpoint) {
-            self.path_mtu = None;
+            self.path_mtu.reset(endpoint.is_ipv6());
+            self.needs_route = true;
             self.rate = Rate::default();
         }
         self.endpoint = Some(endpoint);
@@ -254,23 +254,6 @@ impl Peer {
         self.sender = self.endpoint.and_then(|endpoint| path.sender(endpoint));
     }
 
-    /// An ICMP message says that so many bytes pass on the way to the peer, outer headers included.
-    pub(crate) fn learn_path_mtu(&mut self, now: Instant, mtu: u32) {
-        self.path_mtu = Some((mtu.max(MIN_PATH_MTU), now));
-    }
-
-    /// The longest packet that the path takes.
-    fn longest(&self, now: Instant, mtu: usize) -> usize {
-        let mtu = mtu.min(train::LONGEST_PACKET);
-        let Some((path_mtu, since)) = self.path_mtu else { return mtu };
-        if now.saturating_duration_since(since) > PATH_MTU_FOR {
-            return mtu;
-        }
-        let headers = if self.endpoint.is_some_and(|e| e.is_ipv6()) { 40 } else { 20 } + 8 + OVERHEAD;
-        // Padding is to sixteen bytes.
-        mtu.min((path_mtu as usize).saturating_sub(headers) & !15)
-    }
-
     /// Takes a packet as the device gave it: sends it if nothing waits, else lets it wait. What it makes may stay in
     /// the train for others to follow: [`flush`](Self::flush) when none does.
     pub(crate) fn offer(
@@ -285,7 +268,7 @@ impl Peer {
             return Err(Refused::NoEndpoint);
         }
         let segments = Segments::new(&header, packet.bytes()).map_err(|_| Refused::Malformed)?;
-        let longest = self.longest(now, tools.mtu);
+        let longest = self.path_mtu.longest(now, packet.is_v6(), tools.mtu_is_configured).min(train::LONGEST_PACKET);
         if segments.segment_len() > longest {
             return Err(Refused::TooBig(longest));
         }
@@ -324,9 +307,10 @@ impl Peer {
         tools: &mut Tools,
     ) {
         let longest_train = self.rate.longest_train(now);
+        let longest_padded = self.path_mtu.fits(now).min(tools.mtu);
         while let Some(len) = segments.next(&mut tools.segment) {
             // To a multiple of sixteen, but not beyond the MTU (WireGuard, section 5.4.6).
-            let padded = len.next_multiple_of(16).min(tools.mtu.max(len));
+            let padded = len.next_multiple_of(16).min(longest_padded.max(len));
             if let Some(padding) = tools.segment.get_mut(len..padded) {
                 padding.fill(0);
             }
@@ -401,6 +385,7 @@ impl Peer {
         let (sent, dropped) = (u64::from(report.sent), u64::from(report.dropped.total()));
         self.counters.datagrams_sent += sent;
         self.counters.datagrams_dropped += dropped;
+        self.path_mtu.on_sent(bytes, bytes.len().div_ceil(segment_size.max(1)) as u64);
         let backlogged = self.is_waiting();
         self.rate.on_sent(Instant::now(), sent as usize * segment_size, backlogged);
         Ok(())
@@ -537,6 +522,7 @@ impl Peer {
             }
         };
         let len = packet.len();
+        self.path_mtu.on_received(now, payload.len());
         self.unanswered.get_or_insert(now);
         self.count(payload);
         if !allows(from) {

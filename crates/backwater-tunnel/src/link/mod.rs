@@ -15,8 +15,22 @@ use other as system;
 
 pub use system::{Link, Monitor, Suspended};
 
-/// The MTU of a device whose configuration names none, in bytes: what is left of 1,500 under IPv6 and WireGuard.
+/// The MTU of a device whose configuration names none, in bytes, until a route to a peer is known: what is left of 1,500 under
+/// IPv6 and WireGuard.
 pub const DEFAULT_MTU: u16 = 1420;
+
+/// The least default MTU: what IPv6 needs (RFC 8200, section 5).
+const LEAST_DEFAULT_MTU: u32 = 1280;
+
+/// What IPv6 (40), UDP (8) and WireGuard (32) add to a packet, in bytes.
+const OVERHEAD: u32 = 80;
+
+/// Returns the MTU of a device whose configuration names none, as wg-quick: the largest that a route to a peer carries. `None`: no
+/// route is known.
+pub(crate) fn default_mtu(routes: impl Iterator<Item = u32>) -> Option<u16> {
+    let largest = routes.max()?.min(u16::MAX.into());
+    u16::try_from(largest.saturating_sub(OVERHEAD).max(LEAST_DEFAULT_MTU)).ok()
+}
 
 /// Why there is no link. The program ends with 1.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +108,13 @@ mod tests {
 
     fn nets(list: &[&str]) -> Vec<IpNet> {
         list.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_default_mtu_is_the_largest_routes_less_80() {
+        let default = |routes: &[u32]| default_mtu(routes.iter().copied());
+        let routes: [&[u32]; 6] = [&[], &[1500], &[1492, 1460], &[1300, 68], &[65_536], &[u32::MAX]];
+        assert_eq!(routes.map(default), [None, Some(1420), Some(1412), Some(1280), Some(65_455), Some(65_455)]);
     }
 
     #[test]

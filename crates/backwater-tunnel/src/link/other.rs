@@ -87,6 +87,24 @@ impl Link {
         self.mtu
     }
 
+    /// Sets the device's MTU in bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn set_mtu(&mut self, mtu: u16) -> io::Result<()> {
+        self.device.set_mtu(mtu)?;
+        self.mtu = mtu;
+        Ok(())
+    }
+
+    /// The MTU of the route to this address in bytes: it is not looked up here.
+    ///
+    /// # Errors
+    /// `Unsupported`, always.
+    pub fn route_mtu(&self, _: IpAddr) -> io::Result<u32> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// The mark that the tunnel's sockets must have: there are none.
     pub fn fwmark(&self) -> u32 {
         0

@@ -20,11 +20,12 @@ use netlink_packet_route::{
 use rustix::io::Errno;
 use tun_rs::{AsyncDevice, DeviceBuilder};
 
-use super::{DEFAULT_MTU, Error, is_default, routes};
-use crate::config::{Config, Table};
+use super::{DEFAULT_MTU, Error, default_mtu, is_default, routes};
+use crate::config::{Config, Endpoint, Peer, Table};
 
 mod monitor;
 mod netlink;
+mod route_mtu;
 mod rules;
 
 pub use monitor::{Monitor, Suspended};
@@ -62,7 +63,7 @@ impl Link {
         check_name(name)?;
         let netlink = Netlink::open().map_err(Error::Device)?;
         rules::remove_leftovers(&netlink).map_err(|error| refused(error, "remove a routing rule", Error::Rules))?;
-        let mtu = interface.mtu.unwrap_or(DEFAULT_MTU);
+        let mtu = interface.mtu.unwrap_or_else(|| mtu_by_routes(config, &netlink));
         let device = create(name, mtu)?;
         let index = device.if_index().map_err(Error::Device)?;
         let mut link = Self {
@@ -96,6 +97,26 @@ impl Link {
     /// The device's MTU in bytes.
     pub fn mtu(&self) -> u16 {
         self.mtu
+    }
+
+    /// Sets the device's MTU in bytes, at least 1,280 where it has an IPv6 address.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_mtu(&mut self, mtu: u16) -> io::Result<()> {
+        let mut link = self.message();
+        link.attributes.push(LinkAttribute::Mtu(mtu.into()));
+        self.rules.netlink.change(RouteNetlinkMessage::SetLink(link))?;
+        self.mtu = mtu;
+        Ok(())
+    }
+
+    /// The MTU of the route by which the tunnel's datagrams go to this address, in bytes.
+    ///
+    /// # Errors
+    /// The kernel's; `NotFound` if it does not say.
+    pub fn route_mtu(&self, destination: IpAddr) -> io::Result<u32> {
+        route_mtu::route_mtu(&self.rules.netlink, destination, self.fwmark)
     }
 
     /// The mark (`SO_MARK`) that the tunnel's sockets must have, 0 if they need none: without it what they send would
@@ -220,6 +241,14 @@ impl Link {
         warn_of_strict_filters();
         Ok(())
     }
+}
+
+/// The MTU of a device whose configuration names none.
+fn mtu_by_routes(config: &Config, netlink: &Netlink) -> u16 {
+    let address = |peer: &Peer| if let Some(Endpoint::Address(addr)) = peer.endpoint { Some(addr.ip()) } else { None };
+    let endpoints = config.peers.iter().filter_map(address);
+    let routes = endpoints.filter_map(|ip| route_mtu::route_mtu(netlink, ip, config.interface.fwmark).ok());
+    default_mtu(routes).unwrap_or(DEFAULT_MTU)
 }
 
 /// The rules of this run, removed with it.
