@@ -43,7 +43,7 @@ impl EventLoop {
                 }
                 self.fit_mtu(now);
             }
-            _ => {}
+            IcmpKind::Unreachable { .. } | _ => {}
         }
     }
 

@@ -27,21 +27,18 @@ pub(super) fn route_mtu(netlink: &Netlink, destination: IpAddr, mark: u32) -> io
         request.attributes.push(RouteAttribute::Mark(mark));
     }
     let answers = netlink.ask(RouteNetlinkMessage::GetRoute(request))?;
-    let route = answers.into_iter().find_map(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) => Some(route),
-        _ => None,
-    });
+    let route = answers
+        .into_iter()
+        .find_map(|answer| if let RouteNetlinkMessage::NewRoute(route) = answer { Some(route) } else { None });
     let (mut least, mut interfaces) = (None, Vec::new());
     for attribute in route.into_iter().flat_map(|route| route.attributes) {
-        match attribute {
-            RouteAttribute::Oif(index) => interfaces.push(index),
-            RouteAttribute::MultiPath(hops) => interfaces.extend(hops.iter().map(|hop| hop.interface_index)),
-            RouteAttribute::Metrics(metrics) => {
-                least = metrics
-                    .iter()
-                    .find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
-            }
-            _ => {}
+        if let RouteAttribute::Oif(index) = attribute {
+            interfaces.push(index);
+        } else if let RouteAttribute::MultiPath(hops) = attribute {
+            interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+        } else if let RouteAttribute::Metrics(metrics) = attribute {
+            least =
+                metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
         }
     }
     for index in interfaces {
