@@ -218,6 +218,7 @@ impl EventLoop {
             let mut moved = false;
             for peer in &mut self.peers {
                 moved |= peer.source_changed(&self.path);
+                peer.check_local_ip(&self.path);
             }
             debug!(?change, moved, "the network has changed");
             if moved {

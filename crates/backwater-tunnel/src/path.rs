@@ -130,6 +130,13 @@ impl Path {
         Some(socket.local_addr().ok()?.as_socket()?.ip())
     }
 
+    /// Whether the address is not this host's (any more): no socket can be bound to it.
+    pub(crate) fn is_gone(&self, ip: IpAddr) -> bool {
+        let addr = SocketAddr::new(ip, 0);
+        let bound = self.options.socket(addr).and_then(|socket| socket.bind(&addr.into()));
+        bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
+    }
+
     /// A sender of its own for a peer at `destination`.
     pub(crate) fn sender(&self, destination: SocketAddr) -> Option<Sender> {
         let side = if destination.is_ipv4() { &self.v4 } else { &self.v6 };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use backwater_udp::{Cursor, Datagram, Ecn, Sender, Transmit};
+use backwater_udp::{Cursor, Datagram, DropReason, Ecn, Sender, Transmit};
 use boringtun::{
     noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -247,6 +247,13 @@ impl Peer {
         changed
     }
 
+    /// The addresses of this host have changed: does not send from one that is gone.
+    pub(crate) fn check_local_ip(&mut self, path: &Path) {
+        if self.local_ip.is_some_and(|ip| path.is_gone(ip)) {
+            self.local_ip = None;
+        }
+    }
+
     /// Takes a sender of the sockets as they are now. What the old one held is given up: it was for another path.
     pub(crate) fn use_sockets(&mut self, path: &Path) {
         self.counters.datagrams_dropped += self.held.iter().map(Held::left).sum::<u64>();
@@ -385,6 +392,12 @@ impl Peer {
         let (sent, dropped) = (u64::from(report.sent), u64::from(report.dropped.total()));
         self.counters.datagrams_sent += sent;
         self.counters.datagrams_dropped += dropped;
+        // `EINVAL` and `EADDRNOTAVAIL` may mean that the address to send from is no longer this host's.
+        if dropped > 0
+            && [DropReason::Invalid, DropReason::Unreachable].iter().any(|&reason| report.dropped.get(reason) > 0)
+        {
+            self.local_ip = None;
+        }
         self.path_mtu.on_sent(bytes, bytes.len().div_ceil(segment_size.max(1)) as u64);
         let backlogged = self.is_waiting();
         self.rate.on_sent(Instant::now(), sent as usize * segment_size, backlogged);

@@ -70,6 +70,35 @@ fn the_peers_address_changes() {
     });
 }
 
+/// The peer sends to an address of ours that the system would not pick, so we answer from it, until it is gone.
+#[test]
+fn an_address_that_is_gone_is_not_sent_from() {
+    in_namespace("moves::an_address_that_is_gone_is_not_sent_from", PROGRAMS, || {
+        for (family, endpoint, second) in [(0, "10.9.1.2", "10.9.1.5"), (1, "[fd09:1::2]", "fd09:1::5")] {
+            let sides = Sides::new();
+            let nodad = if family == 1 { "nodad preferred_lft 0" } else { "" };
+            sides.here.run(&format!("ip address add {second}/24 dev fe1 {nodad}"));
+            let (_stock, _here, _there) = (sides.stock(""), Echo::new(&sides.here), Echo::new(&sides.there));
+            let tunnel = sides.up("ListenPort = 51820", &format!("Endpoint = {endpoint}:51820"));
+            until_answered(&sides.here, THERE[0], CALL);
+            let key = sides.there.run("wg show wg0 peers");
+            let at = if family == 1 { format!("[{second}]") } else { second.to_owned() };
+            sides.there.run(&format!("wg set wg0 peer {} endpoint {at}:51820", key.trim()));
+            until_answered(&sides.there, HERE[0], CALL);
+            let endpoints = sides.there.run("wg show wg0 endpoints");
+            assert!(endpoints.contains(&at), "we answer from where we are reached: {endpoints}");
+
+            sides.here.run(&format!("ip address del {second}/24 dev fe1"));
+            let output = sides.here.run(&format!("ping -c 16 -i 0.05 -W 5 {}", THERE[0]));
+            eprintln!("{output}");
+            // The first may find out.
+            assert!(tunnel.peer("datagrams_dropped") <= 1, "{:#}", tunnel.status());
+            let endpoints = sides.there.run("wg show wg0 endpoints");
+            assert!(!endpoints.contains(&at), "{endpoints}");
+        }
+    });
+}
+
 #[test]
 fn we_are_killed_and_started_again() {
     in_namespace("moves::we_are_killed_and_started_again", PROGRAMS, || {
