@@ -35,7 +35,7 @@ fn credential(password: &str) -> Credential {
 /// has room for `capacity`. It ends when nobody has asked for a while, and returns whom it still holds.
 fn server(capacity: usize) -> (SocketAddr, thread::JoinHandle<usize>) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let address = socket.local_addr().unwrap();
     let key = HmacKey::from(&LongTermKey::md5("user", REALM, "secret"));
     let serve = move || {

@@ -261,7 +261,7 @@ mod tests {
         });
         let naive = outcome.naive.unwrap();
         assert_eq!((outcome.sent, naive.hangs, outcome.unaccounted), (2, 1, 0), "{outcome:?}");
-        assert!((1.0..2.0).contains(&naive.hung_seconds), "{naive:?}");
+        assert!(naive.hung_seconds >= 1.0, "{naive:?}");
     }
 
     #[test]
