@@ -21,7 +21,7 @@ use backwater_stun::{
 };
 use backwater_udp::{Backpressure, Policy, Receiver, RecvBatch, Sender, Transmit, UdpSocket};
 
-use crate::turn::{Credential, TurnError, require};
+use crate::turn::{Credential, TurnError, require, silence};
 
 /// Clients, with or without allocations.
 #[derive(Debug)]
@@ -305,7 +305,7 @@ impl Clients {
                     let transaction = &transactions[number];
                     if transaction.state == State::Open && turn - transaction.sent > WAIT * transaction.sends {
                         if transaction.sends >= SENDS {
-                            return Err(TurnError::NoAnswer(method, self.server));
+                            return Err(silence(method, self.server, &self.sockets));
                         }
                         to_send.push(number);
                     }

@@ -1,4 +1,4 @@
-//! Load and checks for STUN/TURN servers, and for the host that they run on.
+//! Load for TURN servers, and what the host does that they run on.
 //!
 //! [`clients`] are many clients of a TURN server, and [`load`] sends through them, up, down or from one to another, faster
 //! than any server relays; [`forward`] is what a server is measured against: it relays and does nothing else. [`pressure`]

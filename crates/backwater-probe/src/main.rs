@@ -1,9 +1,16 @@
-//! `backwater-probe`: load for STUN/TURN servers, and what this host does when it has no room for a datagram.
+//! `backwater-probe`: load for TURN servers, and what this host does when it has no room for a datagram.
 #![forbid(unsafe_code)]
 
+mod address;
 mod pressure_command;
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use address::{ServerAddress, Unresolvable};
 
 use anyhow::{Context, bail, ensure};
 use backwater_probe::{
@@ -12,9 +19,9 @@ use backwater_probe::{
     turn::Credential,
 };
 use clap::{Args, Parser, Subcommand};
-use pressure_command::{PressureArgs, Unresolvable};
+use pressure_command::PressureArgs;
 
-/// Checks and load-tests STUN/TURN servers; measures back-pressure on this host.
+/// Load-tests TURN servers over UDP; measures back-pressure on this host.
 #[derive(Parser)]
 #[command(name = "backwater-probe", version, about)]
 struct Cli {
@@ -42,12 +49,19 @@ enum Command {
 
 #[derive(Args)]
 struct ServerArgs {
-    /// The server's UDP address.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:3478")]
-    server: SocketAddr,
-    /// The user that allocates.
-    #[arg(long, value_name = "NAME:PASSWORD", value_parser = credential)]
-    user: Option<Credential>,
+    /// The server: HOST, HOST:PORT, or turn:HOST[:PORT]. The default port is 3478; it is spoken to over UDP.
+    #[arg(long, value_name = "SERVER", default_value = "127.0.0.1:3478")]
+    server: ServerAddress,
+    /// The user that allocates. Split at the last colon, so that NAME may be EXPIRY:NAME. Without :PASSWORD where --password
+    /// or --secret is given.
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    user: Option<String>,
+    /// The user's password, where it contains a colon.
+    #[arg(long, conflicts_with = "secret", requires = "user")]
+    password: Option<String>,
+    /// The secret that the server shares with us: the user and the password are made from it, and are valid for an hour.
+    #[arg(long)]
+    secret: Option<String>,
     /// How many clients, each with an allocation of its own.
     #[arg(long, default_value_t = 1)]
     clients: usize,
@@ -67,7 +81,7 @@ struct LoadArgs {
     #[command(flatten)]
     server: ServerArgs,
     /// Allocate nothing, for a forwarder that knows no TURN.
-    #[arg(long, conflicts_with = "user")]
+    #[arg(long, conflicts_with_all = ["user", "secret"])]
     raw: bool,
     /// Bytes of payload in each datagram.
     #[arg(long, default_value_t = 100)]
@@ -164,12 +178,9 @@ async fn hold(args: HoldArgs) -> anyhow::Result<()> {
 }
 
 fn setup(args: ServerArgs, raw: bool) -> anyhow::Result<Setup> {
-    let ServerArgs { server, user, clients, peer, direction, plain_sink } = args;
-    let via = match user {
-        _ if raw => Via::Forwarder(server),
-        Some(credential) => Via::Turn(server, credential),
-        None => bail!("--user NAME:PASSWORD is missing"),
-    };
+    let ServerArgs { server, user, password, secret, clients, peer, direction, plain_sink } = args;
+    let server = server.resolve()?;
+    let via = if raw { Via::Forwarder(server) } else { Via::Turn(server, credential(user, password, secret)?) };
     Ok(Setup { via, direction, clients, peer, plain_sink })
 }
 
@@ -186,9 +197,26 @@ fn seconds(name: &str, value: f64) -> anyhow::Result<Duration> {
     Duration::try_from_secs_f64(value).with_context(|| format!("{name} must be a number of seconds"))
 }
 
-fn credential(text: &str) -> Result<Credential, &'static str> {
-    match text.split_once(':') {
-        Some((user, password)) if !user.is_empty() => Ok(Credential { user: user.into(), password: password.into() }),
-        _ => Err("expected NAME:PASSWORD"),
+/// How long a credential that is made from a secret is valid.
+const VALIDITY: Duration = Duration::from_secs(3600);
+
+fn credential(
+    user: Option<String>,
+    password: Option<String>,
+    secret: Option<String>,
+) -> Result<Credential, anyhow::Error> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    match (user, password, secret) {
+        (Some(user), Some(password), None) => Ok(Credential { user, password }),
+        (user, _, Some(secret)) => {
+            let name = user.unwrap_or_else(|| "probe".to_owned());
+            ensure!(!name.contains(':'), "--user with --secret is a NAME alone: the expiry and the password are made");
+            Ok(Credential::time_limited(&secret, &name, now + VALIDITY))
+        }
+        (Some(user), None, None) => match user.rsplit_once(':') {
+            Some((name, password)) => Ok(Credential { user: name.to_owned(), password: password.to_owned() }),
+            None => bail!("--user: expected NAME:PASSWORD, or NAME with --password or --secret"),
+        },
+        (None, ..) => bail!("--user NAME:PASSWORD or --secret SECRET is missing"),
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{
     io::{IsTerminal, Write},
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
 use backwater_probe::pressure::{Findings, Pressure, Progress, Treatment};
 use clap::{Args, ValueEnum};
+
+use crate::address::{Unresolvable, resolve};
 
 #[derive(Args)]
 pub(crate) struct PressureArgs {
@@ -47,11 +48,6 @@ const DISCARD: u16 = 9;
 const MAX_PAYLOAD: usize = 65_507;
 const MAX_SECONDS: f64 = 3600.0;
 
-/// An address that means nothing: the user's mistake, as a wrong flag is.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} is no address, and no host that can be found")]
-pub(crate) struct Unresolvable(String);
-
 impl PressureArgs {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         ensure!(self.size <= MAX_PAYLOAD, "--size must be at most {MAX_PAYLOAD}");
@@ -60,7 +56,7 @@ impl PressureArgs {
             "--seconds must be more than 0, at most {MAX_SECONDS}"
         );
         ensure!(self.rate >= 0.0 && self.rate.is_finite(), "--rate must be a number of datagrams per second");
-        let to = resolve(&self.address).ok_or(Unresolvable(self.address))?;
+        let to = resolve(&self.address, DISCARD).ok_or(Unresolvable(self.address))?;
         let duration = Duration::from_secs_f64(self.seconds);
         let pressure = Pressure { to, size: self.size, rate: self.rate, duration };
         let sockets = match self.connected {
@@ -130,36 +126,6 @@ impl Line {
             let mut stderr = std::io::stderr().lock();
             let _ = write!(stderr, "\r{text:<WIDTH$.WIDTH$}");
             let _ = stderr.flush();
-        }
-    }
-}
-
-fn resolve(address: &str) -> Option<SocketAddr> {
-    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    if let Ok(ip) = bare.parse::<IpAddr>() {
-        return Some((ip, DISCARD).into());
-    }
-    let with_port = address.to_socket_addrs().ok().and_then(|mut found| found.next());
-    with_port.or_else(|| (address, DISCARD).to_socket_addrs().ok()?.next()).filter(|to| to.port() != 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_may_have_a_port() {
-        for (text, want) in [
-            ("192.0.2.1", "192.0.2.1:9"),
-            ("192.0.2.1:5000", "192.0.2.1:5000"),
-            ("::1", "[::1]:9"),
-            ("[::1]", "[::1]:9"),
-            ("[::1]:7", "[::1]:7"),
-        ] {
-            assert_eq!(resolve(text), Some(want.parse().unwrap()), "{text}");
-        }
-        for bad in ["", ":", "no such host", "192.0.2.1:0", "192.0.2.1:70000", "[::1"] {
-            assert_eq!(resolve(bad), None, "{bad}");
         }
     }
 }

@@ -11,7 +11,8 @@ use std::{
 use backwater_stun::{
     Attribute, Class, Code, HEADER_LEN, Message, Method, TransactionId, WriteError, Writer, XorMappedAddress,
 };
-use backwater_udp::{RecvBatch, Transmit, UdpSocket};
+use backwater_turn::time_limited_password;
+use backwater_udp::{DropReason, IcmpKind, RecvBatch, Transmit, UdpSocket};
 use tokio::time::timeout;
 
 /// A user of the server.
@@ -30,9 +31,27 @@ pub enum TurnError {
     /// The socket failed.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Nothing came back.
-    #[error("{0}: no answer from {1}")]
+    /// Nothing came back, not even an ICMP message.
+    #[error("{0}: nothing came back from {1}: UDP is blocked on the way, or the address is wrong")]
     NoAnswer(Method, SocketAddr),
+    /// No answer but an ICMP message: the host is there, and no program listens on the port. Linux only.
+    #[error("{0}: nobody listens at {1}: the host has sent ICMP port unreachable")]
+    NobodyListens(Method, SocketAddr),
+    /// No answer but another ICMP message. Linux only.
+    #[error("{method}: {server} cannot be reached: ICMP type {icmp_type}, code {code}")]
+    Unreachable {
+        /// What was asked for.
+        method: Method,
+        /// Of whom.
+        server: SocketAddr,
+        /// ICMP's type; for IPv6, ICMPv6's.
+        icmp_type: u8,
+        /// Its code.
+        code: u8,
+    },
+    /// This host has not sent the request.
+    #[error("{0}: this host has sent nothing to {1}: {reason}", reason = reason(*.2))]
+    NotSent(Method, SocketAddr, DropReason),
     /// The server refused.
     #[error("{method}: {server} refused with {code} {reason}")]
     Refused {
@@ -51,6 +70,53 @@ pub enum TurnError {
     /// The request could not be written: a name that is too long, for one.
     #[error("{0}")]
     Write(#[from] WriteError),
+}
+
+impl Credential {
+    /// The time-limited credential of a user, by a secret that the server shares with whoever gives them out. `expiry` is
+    /// since 1970-01-01 UTC; seconds count. (draft-uberti-behave-turn-rest)
+    pub fn time_limited(secret: &str, name: &str, expiry: Duration) -> Self {
+        let user = format!("{}:{name}", expiry.as_secs());
+        let password = time_limited_password(secret, &user);
+        Self { user, password }
+    }
+}
+
+/// Why these sockets have no answer from `server`.
+pub(crate) fn silence(method: Method, server: SocketAddr, sockets: &[UdpSocket]) -> TurnError {
+    let events = sockets.iter().flat_map(|socket| std::iter::from_fn(|| socket.next_icmp_error()));
+    let mut said = None;
+    for event in events.filter(|event| event.destination == server) {
+        if let IcmpKind::Unreachable { icmp_type, code } = event.kind {
+            said = Some((icmp_type, code));
+        }
+    }
+    let refused = if server.is_ipv4() { PORT_UNREACHABLE } else { PORT_UNREACHABLE_V6 };
+    let dropped = || {
+        let stats: Vec<_> = sockets.iter().map(|socket| socket.stats().snapshot()).collect();
+        let nothing_sent = stats.iter().all(|stats| stats.sent == 0);
+        let reason = |reason: &DropReason| nothing_sent && stats.iter().any(|stats| stats.dropped(*reason) > 0);
+        DropReason::ALL.into_iter().find(reason)
+    };
+    match said {
+        Some(said) if said == refused => TurnError::NobodyListens(method, server),
+        Some((icmp_type, code)) => TurnError::Unreachable { method, server, icmp_type, code },
+        None => dropped().map_or(TurnError::NoAnswer(method, server), |why| TurnError::NotSent(method, server, why)),
+    }
+}
+
+/// ICMP's type and code (RFC 792), and ICMPv6's (RFC 4443 §3.1).
+const PORT_UNREACHABLE: (u8, u8) = (3, 3);
+const PORT_UNREACHABLE_V6: (u8, u8) = (1, 4);
+
+fn reason(reason: DropReason) -> &'static str {
+    if reason == DropReason::Unreachable {
+        "it has no route there"
+    } else if reason == DropReason::NotPermitted {
+        "a local firewall does not permit it"
+    } else {
+        reason.name()
+    }
 }
 
 /// Asks the server which address it sees; waits `patience` for one answer.
@@ -75,7 +141,8 @@ pub async fn binding(socket: &UdpSocket, server: SocketAddr, patience: Duration)
             }
         }
     };
-    timeout(patience, answer).await.unwrap_or(Err(TurnError::NoAnswer(Method::BINDING, server)))
+    let silence = |_| Err(silence(Method::BINDING, server, std::slice::from_ref(socket)));
+    timeout(patience, answer).await.unwrap_or_else(silence)
 }
 
 pub(crate) fn require<'a, A: Attribute<'a>>(

@@ -177,8 +177,9 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// The password of a time-limited username.
-pub(crate) fn time_limited_password(secret: &str, username: &str) -> String {
+/// Returns the password of a time-limited username: base64 of HMAC-SHA1 of the name, with the secret as the key
+/// (draft-uberti-behave-turn-rest).
+pub fn time_limited_password(secret: &str, username: &str) -> String {
     // HMAC takes a key of any length.
     let Ok(mac) = Hmac::<Sha1>::new_from_slice(secret.as_bytes()) else { return String::new() };
     BASE64_STANDARD.encode(mac.chain_update(username).finalize().into_bytes())

@@ -15,7 +15,7 @@ mod reply_limit;
 pub mod server;
 
 pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr};
-pub use auth::{Credentials, CredentialsError};
+pub use auth::{Credentials, CredentialsError, time_limited_password};
 pub use peers::{PeerRefused, PeerRules, Subject};
 pub use quota::{Limits, Quotas};
 pub use relayed_ports::RelayedPorts;

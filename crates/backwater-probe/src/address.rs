@@ -1,0 +1,144 @@
+//! Addresses as a user writes them: hosts with and without a port, and `turn:` URIs.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    str::FromStr,
+};
+
+use backwater_stun::{Host, Scheme, Transport, Uri, UriError};
+
+/// The port of a TURN server that names none (RFC 8656 §18).
+const TURN: u16 = 3478;
+
+/// A TURN server that is reached over UDP: `HOST`, `HOST:PORT`, or `turn:HOST[:PORT][?transport=udp]` (RFC 7065).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerAddress {
+    host: String,
+    port: u16,
+}
+
+/// An address that means nothing: the user's mistake, as a wrong flag is.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is no address, and no host that can be found")]
+pub(crate) struct Unresolvable(pub(crate) String);
+
+impl ServerAddress {
+    /// Asks the system's resolver for a name. The first address that it finds.
+    pub(crate) fn resolve(&self) -> Result<SocketAddr, Unresolvable> {
+        let found = (self.host.as_str(), self.port).to_socket_addrs().ok().and_then(|mut found| found.next());
+        found.ok_or_else(|| Unresolvable(self.to_string()))
+    }
+}
+
+impl FromStr for ServerAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let uri = match Uri::parse(text) {
+            Ok(uri) => uri,
+            Err(UriError::Scheme) => {
+                let (host, port) = split(text).ok_or("expected HOST, HOST:PORT or turn:HOST:PORT")?;
+                return Ok(Self { host: host.to_owned(), port: port.unwrap_or(TURN) });
+            }
+            Err(error) => return Err(error.to_string()),
+        };
+        if uri.scheme != Scheme::Turn || !matches!(uri.transport, None | Some(Transport::Udp)) {
+            return Err("only TURN over UDP is spoken here: expected turn:HOST[:PORT][?transport=udp]".to_owned());
+        }
+        let host = match uri.host {
+            Host::Ip(ip) => ip.to_string(),
+            Host::Name(name) => name.to_owned(),
+        };
+        Ok(Self { host, port: uri.port_or_default() })
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// The first address of a host, with `default` for the port where the text names none. `None` where there is no such host.
+pub(crate) fn resolve(text: &str, default: u16) -> Option<SocketAddr> {
+    let (host, port) = split(text)?;
+    (host, port.unwrap_or(default)).to_socket_addrs().ok()?.next()
+}
+
+/// The host without brackets, and the port if there is one. Port 0 is none that can be sent to.
+fn split(text: &str) -> Option<(&str, Option<u16>)> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    if bare.parse::<IpAddr>().is_ok() {
+        return Some((bare, None));
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) => (host, Some(port.parse().ok().filter(|port| *port != 0)?)),
+        None => (text, None),
+    };
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']')?,
+        None if host.contains(':') => return None,
+        None => host,
+    };
+    (!host.is_empty()).then_some((host, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_have_a_port() {
+        for (text, want) in [
+            ("192.0.2.1", "192.0.2.1:9"),
+            ("192.0.2.1:5000", "192.0.2.1:5000"),
+            ("::1", "[::1]:9"),
+            ("[::1]", "[::1]:9"),
+            ("[::1]:7", "[::1]:7"),
+        ] {
+            assert_eq!(resolve(text, 9), Some(want.parse().unwrap()), "{text}");
+        }
+        for bad in ["", ":", "no such host", "192.0.2.1:0", "192.0.2.1:70000", "[::1", "a:b:1", "[]:1"] {
+            assert_eq!(resolve(bad, 9), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_a_host_or_a_turn_uri() {
+        for (text, want) in [
+            ("192.0.2.1", "192.0.2.1:3478"),
+            ("192.0.2.1:5000", "192.0.2.1:5000"),
+            ("[2001:db8::1]:5000", "[2001:db8::1]:5000"),
+            ("2001:db8::1", "[2001:db8::1]:3478"),
+            ("turn.example.org", "turn.example.org:3478"),
+            ("turn.example.org:443", "turn.example.org:443"),
+            ("turn:turn.example.org", "turn.example.org:3478"),
+            ("TURN:turn.example.org:443?transport=UDP", "turn.example.org:443"),
+            ("turn:[2001:db8::1]", "[2001:db8::1]:3478"),
+        ] {
+            assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), want, "{text}");
+        }
+        for bad in [
+            "",
+            "turn.example.org:0",
+            "turns:turn.example.org",
+            "stun:turn.example.org",
+            "turn:turn.example.org?transport=tcp",
+            "turn:",
+            "turn://turn.example.org",
+        ] {
+            let error = bad.parse::<ServerAddress>().unwrap_err();
+            assert!(!error.contains('\n'), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_are_resolved() {
+        let found = "turn:localhost:7".parse::<ServerAddress>().unwrap().resolve().unwrap();
+        assert!(found.ip().is_loopback() && found.port() == 7, "{found}");
+        let error = "turn:host.invalid".parse::<ServerAddress>().unwrap().resolve().unwrap_err();
+        assert_eq!(error.to_string(), "host.invalid:3478 is no address, and no host that can be found");
+    }
+}
