@@ -10,6 +10,7 @@ mod auth;
 mod bucket;
 mod peers;
 mod quota;
+mod random;
 mod relayed_ports;
 mod reply_limit;
 pub mod server;

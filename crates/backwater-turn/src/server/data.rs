@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use backwater_stun::{
-    AttributeType, ChannelData, Class, DataPrefix, FingerprintCheck, Icmp, Message, Method, TransactionId, Writer,
+    AttributeType, ChannelData, Class, DataPrefix, FingerprintCheck, Icmp, Message, Method, Writer,
     XorPeerAddress,
 };
 
@@ -35,7 +35,7 @@ impl Server {
     /// # Errors
     /// [`DropReason::TooLong`].
     pub fn data_indication(&mut self, peer: PeerAddr, payload_len: usize) -> Result<DataPrefix, DropReason> {
-        DataPrefix::data(self.indication_id(), peer.0, payload_len).map_err(|_| DropReason::TooLong)
+        DataPrefix::data(self.transaction_ids.next_id(), peer.0, payload_len).map_err(|_| DropReason::TooLong)
     }
 
     /// What a client is told about an ICMP message that a datagram of its allocation gave rise to (RFC 8656, section 11.5):
@@ -59,20 +59,11 @@ impl Server {
             return Err(DropReason::Icmp);
         }
         allocation.check_peer(peer, now, &self.config.peers)?;
-        let written = Writer::new(reply, Class::Indication, Method::DATA, self.indication_id()).and_then(|mut w| {
+        let written = Writer::new(reply, Class::Indication, Method::DATA, self.transaction_ids.next_id()).and_then(|mut w| {
             w.attribute(&XorPeerAddress(peer.0))?.attribute(&icmp)?;
             Ok(w.finish().len())
         });
         written.map(|len| (client, len)).map_err(|_| DropReason::TooLong)
-    }
-
-    /// Nobody answers an indication: its id need only differ from the others' (RFC 8489, section 6.1).
-    fn indication_id(&mut self) -> TransactionId {
-        self.indications = self.indications.wrapping_add(1);
-        let mut id = [0; 12];
-        id[..4].copy_from_slice(b"data");
-        id[4..].copy_from_slice(&self.indications.to_be_bytes());
-        TransactionId(id)
     }
 
     // These two return the action itself and no result, each copy of which waits for the stores of the last one.

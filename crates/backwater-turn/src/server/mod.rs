@@ -30,7 +30,7 @@ pub use mobility::{Move, Moved};
 
 use crate::{
     Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, Quotas, RelayedAddr,
-    RelayedPorts, ReplyLimit, auth::Nonces,
+    RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
 };
 
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
@@ -53,7 +53,7 @@ pub struct Config {
     pub reply_limit: Option<Arc<ReplyLimit>>,
     /// The relayed ports of all threads: whoever comes from one of them gets no allocation.
     pub relayed_ports: Arc<RelayedPorts>,
-    /// Keys the nonces and tickets. Servers that share it take each other's.
+    /// Random. Keys the nonces, tickets and transaction ids. Servers that share it take each other's.
     pub nonce_key: [u8; 64],
     /// Which of the servers that share the key this is: what a ticket (RFC 8016) says.
     pub thread: u16,
@@ -234,7 +234,7 @@ pub struct Server {
     expiries: BinaryHeap<Reverse<(Instant, AllocationId)>>,
     answered: answered::Answered,
     generation: u32,
-    indications: u64,
+    transaction_ids: TransactionIds,
     /// The client of the last ChannelData: they come in runs.
     recent: Option<(FiveTuple, AllocationId)>,
     /// Whether bytes are counted at all.
@@ -250,13 +250,13 @@ impl Server {
             metered: config.quotas.is_metered(),
             refuses_new: false,
             tickets: mobility::Tickets::new(&config.nonce_key),
+            transaction_ids: TransactionIds::new(&config.nonce_key, config.thread),
             config,
             clients: HashMap::default(),
             allocations: Slab::new(),
             expiries: BinaryHeap::new(),
             answered: answered::Answered::default(),
             generation: 0,
-            indications: 0,
             recent: None,
         }
     }

@@ -11,6 +11,7 @@ mod late;
 mod limits;
 mod loops;
 mod mobility;
+mod secrets;
 
 const REALM: &str = "example.org";
 const CLIENT: &str = "192.0.2.1:40000";
