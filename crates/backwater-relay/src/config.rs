@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_turn::{Credentials, Families, Limits as Quota, PeerRules, Quotas, RelayedPorts, ReplyLimit, server};
+use backwater_turn::{
+    Credentials, FailureLimit, Families, Limits as Quota, PeerRules, Quotas, RelayedPorts, ReplyLimit, server,
+};
 use backwater_udp::{Limits, Policy};
 use clap::{Arg, ArgAction, Command};
 use ipnet::{IpNet, Ipv6Net};
@@ -38,6 +40,8 @@ pub struct Config {
     total_limits: Quota,
     /// A second; 0 for none.
     reply_limit: u32,
+    /// A minute; 0 for none.
+    failure_limit: u32,
     max_lifetime: Duration,
     pub(crate) policy: Policy,
     pub(crate) breaker: Option<Limits>,
@@ -174,6 +178,7 @@ impl Config {
         ]);
         r.no_more_than_all(&user_limits, &total_limits);
         let reply_limit = r.number("reply-limit", 0..=1_000_000).unwrap_or(100) as u32;
+        let failure_limit = r.number("failure-limit", 0..=1_000_000).unwrap_or(30) as u32;
         let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
         let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));
         let policy = r.parsed("backpressure").unwrap_or_default();
@@ -223,6 +228,7 @@ impl Config {
             user_limits,
             total_limits,
             reply_limit,
+            failure_limit,
             max_lifetime,
             policy,
             breaker,
@@ -241,6 +247,7 @@ impl Config {
             nonce_key,
             quotas: Quotas::new(self.user_limits, self.total_limits, now),
             reply_limit: limited.then(|| Arc::new(ReplyLimit::new(self.reply_limit, now))),
+            failure_limit: (self.failure_limit > 0).then(|| Arc::new(FailureLimit::new(self.failure_limit, now))),
             relayed_ports: Arc::default(),
         }
     }
@@ -254,6 +261,7 @@ impl Config {
             max_lifetime: self.max_lifetime,
             quotas: shared.quotas.clone(),
             reply_limit: shared.reply_limit.clone(),
+            failure_limit: shared.failure_limit.clone(),
             relayed_ports: shared.relayed_ports.clone(),
             nonce_key: shared.nonce_key,
             thread,
@@ -267,6 +275,7 @@ pub(crate) struct Shared {
     nonce_key: [u8; 64],
     quotas: Arc<Quotas>,
     reply_limit: Option<Arc<ReplyLimit>>,
+    failure_limit: Option<Arc<FailureLimit>>,
     pub(crate) relayed_ports: Arc<RelayedPorts>,
 }
 

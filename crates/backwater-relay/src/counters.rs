@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use backwater_turn::server::DropReason;
+use backwater_turn::{AuthFailureReason, server::DropReason};
 
 /// A number that one thread adds to.
 #[derive(Debug, Default)]
@@ -56,6 +56,7 @@ pub struct Counters {
     /// Receives that failed.
     pub receive_errors: Counter,
     dropped: [Counter; DropReason::ALL.len()],
+    auth_failures: [Counter; AuthFailureReason::ALL.len()],
 }
 
 impl Counters {
@@ -63,6 +64,17 @@ impl Counters {
         if let Some(counter) = self.dropped.get(reason as usize) {
             counter.add(datagrams as u64);
         }
+    }
+
+    pub(crate) fn count_auth_failure(&self, reason: AuthFailureReason) {
+        if let Some(counter) = self.auth_failures.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// Requests that did not authenticate for this reason.
+    pub fn auth_failures(&self, reason: AuthFailureReason) -> u64 {
+        self.auth_failures.get(reason as usize).map_or(0, Counter::get)
     }
 
     /// Dropped for this reason.

@@ -15,7 +15,7 @@ use std::{
 use arrayvec::ArrayVec;
 use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Icmp};
 use backwater_turn::{
-    ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
+    AuthFailure, ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
 use backwater_udp::{Builder, Ecn, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 use crate::{
     counters::Counters,
     endpoint::Endpoint,
+    log_limit::LogLimit,
     ports::{Bound, Lease, Ports, Sockets},
     runs::{MAX_TRAIN, Run, Runs},
 };
@@ -39,8 +40,8 @@ const BATCH: usize = 32;
 /// Batches that a task receives before it lets the others run.
 const BUDGET: usize = 8;
 
-/// Lines about refused peers that one thread writes in a second: a client must not be able to fill the disk.
-const REFUSALS_LOGGED: u32 = 5;
+/// Characters of a user name that the log shows: it comes from whoever has sent it.
+const USER_LOGGED: usize = 128;
 
 /// The longest the thread sleeps before it looks for what has expired.
 const TICK: Duration = Duration::from_secs(10);
@@ -64,7 +65,8 @@ pub(crate) struct Worker {
     number: usize,
     /// Of all threads, by their number.
     mailboxes: Vec<Mailbox>,
-    refusals: RefCell<(Instant, u32)>,
+    refusals: LogLimit,
+    failures: LogLimit,
 }
 
 struct Listener {
@@ -114,7 +116,8 @@ impl Worker {
             counters,
             number,
             mailboxes,
-            refusals: RefCell::new((Instant::now(), 0)),
+            refusals: LogLimit::new(Instant::now()),
+            failures: LogLimit::new(Instant::now()),
         }
     }
 
@@ -252,6 +255,11 @@ impl Worker {
                 self.counters.forbidden.add(1);
                 self.log_refusal(now, from.client, peer, &why);
                 self.reply(listener, now, from, reply.get(..len));
+            }
+            Action::Unauthenticated(failure) => {
+                self.counters.count_auth_failure(failure.reason);
+                self.log_failure(now, from.client, &failure);
+                self.reply(listener, now, from, failure.reply.and_then(|len| reply.get(..len)));
             }
             Action::Move(request) => self.ask(listener, request),
             // `bind` answers with a reply or a drop, and forwarding is done by the caller.
@@ -428,13 +436,18 @@ impl Worker {
     }
 
     fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: &PeerRefused) {
-        let (since, lines) = &mut *self.refusals.borrow_mut();
-        if now.saturating_duration_since(*since) >= Duration::from_secs(1) {
-            (*since, *lines) = (now, 0);
-        }
-        if *lines < REFUSALS_LOGGED {
-            *lines += 1;
+        if self.refusals.allows(now) {
             info!(%client, %peer, %why, remedy = why.remedy(), "peer refused with 403");
+        }
+    }
+}
+
+impl Worker {
+    /// The line that fail2ban and the like read: what it says of the client is true, since its nonce was good.
+    fn log_failure(&self, now: Instant, client: ClientAddr, failure: &AuthFailure) {
+        if self.failures.allows(now) {
+            let user: String = failure.user.escape_debug().take(USER_LOGGED).collect();
+            info!(ip = %client.0.ip(), %client, user, reason = failure.reason.name(), "authentication failed");
         }
     }
 }

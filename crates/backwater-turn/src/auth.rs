@@ -49,6 +49,46 @@ pub(crate) enum Algorithm {
     Sha256,
 }
 
+/// A request with a valid nonce that has not authenticated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthFailure {
+    /// The user name as it was sent, which may be anything; empty for a hash that is no user's.
+    pub user: Box<str>,
+    /// What was wrong.
+    pub reason: AuthFailureReason,
+    /// The length of the reply, unless the source has had its share of answers.
+    pub reply: Option<usize>,
+}
+
+/// Why a request has not authenticated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AuthFailureReason {
+    /// The integrity was made with another password.
+    WrongPassword,
+    /// There is no such user.
+    UnknownUser,
+    /// The time-limited user name is no longer good.
+    Expired,
+    /// The realm is another one.
+    WrongRealm,
+}
+
+impl AuthFailureReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: &'static [Self] = &[Self::WrongPassword, Self::UnknownUser, Self::Expired, Self::WrongRealm];
+
+    /// The name in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::WrongPassword => "wrong_password",
+            Self::UnknownUser => "unknown_user",
+            Self::Expired => "expired",
+            Self::WrongRealm => "wrong_realm",
+        }
+    }
+}
+
 /// What is offered to clients, best first.
 pub(crate) const ALGORITHMS: PasswordAlgorithms<'static> = PasswordAlgorithms::SHA256_MD5;
 
@@ -56,8 +96,9 @@ pub(crate) const ALGORITHMS: PasswordAlgorithms<'static> = PasswordAlgorithms::S
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
-    /// RFC 8489, section 14.9: a realm has fewer than 128 characters; and the server needs one.
-    #[error("a realm has 1 to 127 characters, and no quotation marks or control characters")]
+    /// The server needs one, and it is in each 401: longer ones would make that more than 4.5 times as long as the request
+    /// that it answers.
+    #[error("a realm has 1 to 48 bytes, and no quotation marks or control characters")]
     Realm,
     /// RFC 8489, section 14.3: a username has fewer than 509 bytes; a colon would be ambiguous in the key.
     #[error("a user name has 1 to 508 bytes, and neither a colon nor control characters")]
@@ -70,13 +111,16 @@ pub enum CredentialsError {
     Empty,
 }
 
+/// Of a realm, in bytes: the shortest Allocate that a client sends has 28 bytes, and a 401 with this realm 124.
+const MAX_REALM: usize = 48;
+
 impl Credentials {
     /// Nobody, in this realm.
     ///
     /// # Errors
     /// [`CredentialsError::Realm`].
     pub fn new(realm: &str) -> Result<Self, CredentialsError> {
-        let ok = (1..128).contains(&realm.chars().count()) && !realm.chars().any(|c| c.is_control() || c == '"');
+        let ok = (1..=MAX_REALM).contains(&realm.len()) && !realm.chars().any(|c| c.is_control() || c == '"');
         if !ok {
             return Err(CredentialsError::Realm);
         }
@@ -131,14 +175,21 @@ impl Credentials {
         unix: Duration,
     ) -> impl Iterator<Item = Arc<Identity>> {
         let known = self.users.get(username).map(|identities| identities[algorithm as usize].clone());
-        let expiry = username.split(':').next().and_then(|expiry| expiry.parse().ok());
-        let in_time = known.is_none() && expiry.is_some_and(|expiry: u64| expiry > unix.as_secs());
+        let in_time = known.is_none() && expiry(username).is_some_and(|expiry| expiry > unix.as_secs());
         let secrets = if in_time { self.secrets.as_slice() } else { &[] };
         let limited = secrets.iter().zip(0..=u16::MAX).map(move |(secret, place)| {
             let password = time_limited_password(secret, username);
             Arc::new(Identity::new(algorithm, username, &self.realm, &password, Some(place)))
         });
         known.into_iter().chain(limited)
+    }
+
+    /// Why there is nobody whom a request with this name may come from.
+    pub(crate) fn why_nobody(&self, username: &str, unix: Duration) -> AuthFailureReason {
+        match expiry(username) {
+            Some(expiry) if !self.secrets.is_empty() && expiry <= unix.as_secs() => AuthFailureReason::Expired,
+            Some(_) | None => AuthFailureReason::UnknownUser,
+        }
     }
 
     /// The name of a static user. A time-limited one cannot be found by its hash.
@@ -175,6 +226,11 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("realm", &self.realm).finish_non_exhaustive()
     }
+}
+
+/// Until when a time-limited user name is good, in seconds since 1970-01-01 UTC.
+fn expiry(username: &str) -> Option<u64> {
+    username.split(':').next().and_then(|expiry| expiry.parse().ok())
 }
 
 /// Returns the password of a time-limited username: base64 of HMAC-SHA1 of the name, with the secret as the key
@@ -336,7 +392,7 @@ mod tests {
     fn bad_credentials_are_refused() {
         use CredentialsError as E;
         assert_eq!(Credentials::new("").unwrap_err(), E::Realm);
-        assert_eq!(Credentials::new(&"x".repeat(128)).unwrap_err(), E::Realm);
+        assert_eq!(Credentials::new(&"x".repeat(49)).unwrap_err(), E::Realm);
         let mut c = Credentials::new("r").unwrap();
         assert!(c.is_empty());
         assert_eq!(c.add_user("", "p"), Err(E::Username));

@@ -1,4 +1,6 @@
 use std::{
+    hash::{BuildHasher, Hash, RandomState},
+    net::IpAddr,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -14,8 +16,40 @@ pub(crate) struct Ticks(Instant);
 /// How fast a bucket fills and how much it holds, in nanoseconds of filling.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rate {
-    per_second: u64,
+    tokens: u64,
+    /// In which that many tokens come.
+    period: Duration,
     depth: u64,
+}
+
+/// Buckets for whatever a network may name, of fixed size (512 KiB): a keyed hash says which bucket counts. Two names that
+/// share one by chance share its rate.
+#[derive(Debug)]
+pub(crate) struct Buckets {
+    buckets: Box<[Bucket]>,
+    hasher: RandomState,
+}
+
+const BUCKETS: usize = 1 << 16;
+
+impl Buckets {
+    pub(crate) fn new() -> Self {
+        Self { buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(), hasher: RandomState::new() }
+    }
+
+    pub(crate) fn of(&self, name: impl Hash) -> Option<&Bucket> {
+        self.buckets.get(self.hasher.hash_one(name) as usize % BUCKETS)
+    }
+}
+
+/// Whom a datagram comes from, as far as limits know: an IPv4 address, or an IPv6 network of 64 bits.
+pub(crate) fn source(ip: IpAddr) -> impl Hash {
+    let ip = ip.to_canonical();
+    let network = match ip {
+        IpAddr::V4(ip) => u64::from(u32::from(ip)),
+        IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
+    };
+    (ip.is_ipv4(), network)
 }
 
 impl Ticks {
@@ -31,14 +65,23 @@ impl Ticks {
 impl Rate {
     /// So many tokens a second, a second's worth of them at once, or `least`.
     pub(crate) fn new(per_second: u64, least: u64) -> Self {
-        let per_second = per_second.max(1);
-        let mut rate = Self { per_second, depth: 0 };
-        rate.depth = rate.nanos(per_second.max(least));
+        Self::per(per_second, Duration::from_secs(1), least)
+    }
+
+    /// So many tokens a minute, and as many at once.
+    pub(crate) fn per_minute(tokens: u64) -> Self {
+        Self::per(tokens, Duration::from_secs(60), 0)
+    }
+
+    fn per(tokens: u64, period: Duration, least: u64) -> Self {
+        let tokens = tokens.max(1);
+        let mut rate = Self { tokens, period, depth: 0 };
+        rate.depth = rate.nanos(tokens.max(least));
         rate
     }
 
     fn nanos(self, tokens: u64) -> u64 {
-        let nanos = u128::from(tokens) * Duration::from_secs(1).as_nanos() / u128::from(self.per_second);
+        let nanos = u128::from(tokens) * self.period.as_nanos() / u128::from(self.tokens);
         u64::try_from(nanos).unwrap_or(u64::MAX / 4).min(u64::MAX / 4)
     }
 }
@@ -52,6 +95,16 @@ impl Bucket {
             (next <= now + rate.depth).then_some(next)
         });
         taken.is_ok()
+    }
+
+    /// Whether there are so many tokens.
+    pub(crate) fn has(&self, now: u64, rate: Rate, tokens: u64) -> bool {
+        self.0.load(Relaxed).max(now) + rate.nanos(tokens) <= now + rate.depth
+    }
+
+    /// Whether nothing of it was taken lately.
+    pub(crate) fn is_full(&self, now: u64) -> bool {
+        self.0.load(Relaxed) <= now
     }
 
     /// Puts back what was just taken.

@@ -8,6 +8,7 @@
 mod address;
 mod auth;
 mod bucket;
+mod failure_limit;
 mod peers;
 mod quota;
 mod random;
@@ -16,7 +17,8 @@ mod reply_limit;
 pub mod server;
 
 pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr};
-pub use auth::{Credentials, CredentialsError, time_limited_password};
+pub use auth::{AuthFailure, AuthFailureReason, Credentials, CredentialsError, time_limited_password};
+pub use failure_limit::FailureLimit;
 pub use peers::{PeerRefused, PeerRules, Subject};
 pub use quota::{Limits, Quotas};
 pub use relayed_ports::RelayedPorts;

@@ -1,10 +1,6 @@
-use std::{
-    hash::{BuildHasher, RandomState},
-    net::IpAddr,
-    time::Instant,
-};
+use std::{net::IpAddr, time::Instant};
 
-use crate::bucket::{Bucket, Rate, Ticks};
+use crate::bucket::{Buckets, Rate, Ticks, source};
 
 /// How many answers a source gets that has not authenticated: what a forged source can have sent to somebody else.
 ///
@@ -15,33 +11,19 @@ use crate::bucket::{Bucket, Rate, Ticks};
 pub struct ReplyLimit {
     rate: Rate,
     ticks: Ticks,
-    buckets: Box<[Bucket]>,
-    hasher: RandomState,
+    sources: Buckets,
 }
-
-const BUCKETS: usize = 1 << 16;
 
 impl ReplyLimit {
     /// So many answers a second, and as many at once.
     pub fn new(per_second: u32, now: Instant) -> Self {
-        Self {
-            rate: Rate::new(per_second.into(), 0),
-            ticks: Ticks::new(now),
-            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
-            hasher: RandomState::new(),
-        }
+        Self { rate: Rate::new(per_second.into(), 0), ticks: Ticks::new(now), sources: Buckets::new() }
     }
 
     /// Whether a source gets an answer, which counts then.
-    pub(crate) fn allows(&self, source: IpAddr, now: Instant) -> bool {
-        let source = source.to_canonical();
-        let network = match source {
-            IpAddr::V4(ip) => u64::from(u32::from(ip)),
-            IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
-        };
-        let place = self.hasher.hash_one((source.is_ipv4(), network)) as usize % BUCKETS;
-        let bucket = self.buckets.get(place);
-        source.is_loopback() || bucket.is_some_and(|bucket| bucket.take(self.ticks.at(now), self.rate, 1))
+    pub(crate) fn allows(&self, ip: IpAddr, now: Instant) -> bool {
+        let bucket = self.sources.of(source(ip));
+        ip.to_canonical().is_loopback() || bucket.is_some_and(|bucket| bucket.take(self.ticks.at(now), self.rate, 1))
     }
 }
 

@@ -104,6 +104,7 @@ impl World {
                 max_lifetime: Duration::from_secs(3600),
                 quotas: quotas.clone(),
                 reply_limit: reply_limit.clone(),
+                failure_limit: None,
                 relayed_ports: Arc::default(),
                 nonce_key: [3; 64],
                 thread,

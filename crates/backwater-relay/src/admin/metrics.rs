@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use backwater_ops::{MetricKind, Metrics};
-use backwater_turn::server::DropReason;
+use backwater_turn::{AuthFailureReason, server::DropReason};
 use backwater_udp::{Policy, Sample};
 
 use super::Control;
@@ -49,6 +49,11 @@ fn relay(m: &mut Metrics, control: &Control) {
     m.gauge("backwater_relay_draining", "1 while new clients are turned away.", f64::from(u8::from(draining)));
     for (name, help, get) in COUNTERS {
         m.counter(name, help, field(*get));
+    }
+    let help = "Requests with a valid nonce that did not authenticate.";
+    let failures = m.family("backwater_relay_auth_failures_total", MetricKind::Counter, help);
+    for &reason in AuthFailureReason::ALL {
+        failures.add("", &[("reason", reason.name())], total(&|c| c.auth_failures(reason)) as f64);
     }
     let help = "Datagrams that were dropped before they were handed to a socket.";
     let drops = m.family("backwater_relay_drops_total", MetricKind::Counter, help);
@@ -145,6 +150,8 @@ mod tests {
         control.counters[0].to_peers.add(2);
         control.counters[1].to_peers.add(3);
         control.counters[1].count_drop(DropReason::NoPermission, 4);
+        control.counters[0].count_auth_failure(AuthFailureReason::Expired);
+        control.counters[1].count_auth_failure(AuthFailureReason::Expired);
         control.counters[0].queue_full.add(5);
         control.counters[0].allocations.add(7);
         control.counters[0].closed.add(1);
@@ -153,6 +160,8 @@ mod tests {
             "backwater_relay_to_peers_total 5",
             "backwater_relay_drops_total{reason=\"no_permission\"} 4",
             "backwater_relay_drops_total{reason=\"queue_full\"} 5",
+            "backwater_relay_auth_failures_total{reason=\"expired\"} 2",
+            "backwater_relay_auth_failures_total{reason=\"wrong_password\"} 0",
             "backwater_relay_allocations 6",
             "backwater_relay_allocations_total 7",
             "backwater_policy{policy=\"wait\"} 1",

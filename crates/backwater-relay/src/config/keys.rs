@@ -70,6 +70,12 @@ pub(super) const KEYS: &[Key] = &[
          no limit; loopback is not limited [default: 100]",
     ),
     one(
+        "failure-limit",
+        "N",
+        "Wrong passwords in a minute that are looked at from a source (an IPv4 address, an IPv6 network of 64 bits), and \
+         twice as many for a user name; what comes beyond is dropped; 0 for no limit [default: 30]",
+    ),
+    one(
         "max-lifetime",
         "SECONDS",
         "The longest lifetime of an allocation between refreshes, 600 to 86400 [default: 3600]",

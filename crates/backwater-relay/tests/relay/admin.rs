@@ -43,7 +43,7 @@ fn ask(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) 
     (answer.status, answer.body)
 }
 
-fn get(addr: SocketAddr, path: &str) -> (u16, String) {
+pub fn get(addr: SocketAddr, path: &str) -> (u16, String) {
     ask(addr, "GET", path, "")
 }
 

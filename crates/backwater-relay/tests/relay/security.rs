@@ -143,3 +143,109 @@ fn late_copies_of_requests_change_nothing() {
     assert_eq!(count(&relay), (2, 2), "a late copy of the request has made an allocation that nobody knows");
     relay.stop(Duration::ZERO);
 }
+
+/// Somebody who has an address can prove it, and then try passwords. The relay looks at few of them.
+#[test]
+fn passwords_cannot_be_tried_at_will() {
+    in_namespace("security::passwords_cannot_be_tried_at_will", || {
+        ip("addr add 5.5.5.5/32 dev lo");
+        ip("addr add 5.5.5.6/32 dev lo");
+        let mut relay = start_with("--listen 5.5.5.5:3478 --reply-limit 0 --threads 1");
+        let guesser = |from: &str, password: &str| {
+            let mut client = Client::new("5.5.5.5:3478".parse().unwrap(), "alice", password, "backwater");
+            client.socket = UdpSocket::bind((from, 0)).unwrap();
+            client.socket.connect("5.5.5.5:3478").unwrap();
+            client.socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            client
+        };
+        let mut attacker = guesser("5.5.5.6", "wrong");
+        // The first gets the nonce, the second is a guess.
+        attacker.request(Method::ALLOCATE, &|_| ()).unwrap_err();
+        let guess = attacker.encode(Method::ALLOCATE, &|w| {
+            w.attribute(&RequestedTransport::UDP).unwrap();
+        });
+        for _ in 0..2000 {
+            attacker.socket.send(&guess).unwrap();
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        // Behind the guesses, so that all of them have been handled.
+        let mut last = guesser("5.5.5.6", "wrong");
+        last.exchange(Method::BINDING, &|_| ());
+        let answers = total(&relay, |c| c.replies.get());
+        assert!(answers < 500, "{answers} of 2000 guesses were looked at");
+        // From elsewhere the user gets in.
+        guesser("5.5.5.5", "secret").allocate();
+        relay.stop(Duration::ZERO);
+    });
+}
+
+/// A 401 goes to an address that may be forged: it is at most 4.5 times as long as what it answers.
+#[test]
+fn what_a_stranger_gets_is_no_more_than_four_and_a_half_times_what_it_sent() {
+    for realm in ["a", "example.org", "turn.eu-west-1.media.example.com", &"x".repeat(48), &"é".repeat(24)] {
+        let mut relay = start(&["--realm", realm]);
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        let mut buffer = [0; 2000];
+        for method in [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION] {
+            for attributes in 0..3 {
+                let mut request = [0; 200];
+                let mut w = Writer::new(&mut request, Class::Request, method, TransactionId([1; 12])).unwrap();
+                for _ in 0..attributes {
+                    w.attribute(&RequestedTransport::UDP).unwrap();
+                }
+                let request = w.finish().to_vec();
+                socket.send_to(&request, relay.local_addrs()[0]).unwrap();
+                let answer = socket.recv(&mut buffer).ok();
+                let most = request.len() * 9 / 2;
+                assert!(answer.is_none_or(|len| len <= most), "{answer:?} for {}: {realm}", request.len());
+                // What a client really sends is answered.
+                assert!(answer.is_some() || attributes == 0, "{realm}");
+            }
+        }
+        relay.stop(Duration::ZERO);
+    }
+    let long = ["relay", "--user", "a:b", "--listen", "127.0.0.1:0", "--realm", &"x".repeat(49)];
+    let matches = Arguments::command().try_get_matches_from(long).unwrap();
+    let errors = Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap_err();
+    assert!(errors[0].to_string().contains("--realm"), "{errors:?}");
+}
+
+/// What an operator gives to fail2ban: the source, who it claimed to be, and why it did not get in. Not more lines than the
+/// disk has room for, and no control characters.
+#[test]
+fn a_failed_authentication_is_in_the_log_and_in_the_metrics() {
+    let args = ["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "0", "--admin", "127.0.0.1:0"];
+    let mut relay = crate::program::Program::start(&args, 0);
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    let admin: SocketAddr = relay.line("administration")["admin"].as_str().unwrap().parse().unwrap();
+    for (user, password, shown, reason) in [
+        ("alice", "wrong", "alice", "wrong_password"),
+        ("1500000000:bob", "x", "1500000000:bob", "unknown_user"),
+        ("eve\u{1b}[31m\n", "x", r"eve\u{1b}[31m\n", "unknown_user"),
+    ] {
+        let mut client = Client::new(addr, user, password, "backwater");
+        client.try_allocate(&|_| ()).unwrap_err();
+        // The client tries twice.
+        relay.line("authentication failed");
+        let line = relay.line("authentication failed");
+        let source = client.socket.local_addr().unwrap();
+        assert_eq!((&line["ip"], &line["client"]), (&"127.0.0.1".into(), &source.to_string().into()));
+        assert_eq!((&line["user"], &line["reason"]), (&shown.into(), &reason.into()));
+        assert_eq!(line["severity"], "INFO");
+        // The next second has lines of its own.
+        std::thread::sleep(Duration::from_millis(1100));
+    }
+    let (_, metrics) = crate::admin::get(admin, "/metrics");
+    assert!(metrics.contains("backwater_relay_auth_failures_total{reason=\"wrong_password\"} 2\n"), "{metrics}");
+    // A guesser gets as many lines as there are to have, and no more.
+    let mut guesser = Client::new(addr, "alice", "wrong", "backwater");
+    guesser.try_allocate(&|_| ()).unwrap_err();
+    for _ in 0..1000 {
+        let guess = guesser.encode(Method::ALLOCATE, &|_| ());
+        guesser.socket.send(&guess).unwrap();
+    }
+    let (code, lines) = relay.terminate_and_read();
+    let failed = lines.iter().filter(|line| line["message"] == "authentication failed").count();
+    assert!(code == Some(0) && (1..100).contains(&failed), "{failed} lines");
+}

@@ -10,7 +10,7 @@ use backwater_stun::{
 
 use super::{Action, DropReason, Server, answered::Transaction};
 use crate::{
-    FiveTuple, Now, PeerAddr, PeerRefused,
+    AuthFailure, FiveTuple, Now, PeerAddr, PeerRefused,
     auth::{ALGORITHMS, Identity},
 };
 
@@ -24,6 +24,7 @@ pub(super) enum Refusal {
     Challenge(Code),
     Unknown(ArrayVec<AttributeType, MAX_UNKNOWN>),
     Forbidden(PeerAddr, PeerRefused),
+    Unauthenticated(Box<AuthFailure>),
     Drop(DropReason),
 }
 
@@ -65,6 +66,7 @@ impl Server {
                 w.attribute(&Nonce(&self.nonces.make(from.client, now.unix)))?;
                 w.attribute(&ALGORITHMS).map(drop)
             }),
+            Refusal::Unauthenticated(failure) => return Action::Unauthenticated(failure),
             Refusal::Unknown(types) => {
                 answer.error(reply, Code::UNKNOWN_ATTRIBUTE, |w| w.attribute(&UnknownAttributes::new(&types)).map(drop))
             }

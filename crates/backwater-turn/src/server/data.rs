@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use backwater_stun::{
-    AttributeType, ChannelData, Class, DataPrefix, FingerprintCheck, Icmp, Message, Method, Writer,
-    XorPeerAddress,
+    AttributeType, ChannelData, Class, DataPrefix, FingerprintCheck, Icmp, Message, Method, Writer, XorPeerAddress,
 };
 
 use super::{Action, AllocationId, DropReason, Framing, Server, UNDERSTOOD, allocation::Allocation};
@@ -59,10 +58,11 @@ impl Server {
             return Err(DropReason::Icmp);
         }
         allocation.check_peer(peer, now, &self.config.peers)?;
-        let written = Writer::new(reply, Class::Indication, Method::DATA, self.transaction_ids.next_id()).and_then(|mut w| {
-            w.attribute(&XorPeerAddress(peer.0))?.attribute(&icmp)?;
-            Ok(w.finish().len())
-        });
+        let written =
+            Writer::new(reply, Class::Indication, Method::DATA, self.transaction_ids.next_id()).and_then(|mut w| {
+                w.attribute(&XorPeerAddress(peer.0))?.attribute(&icmp)?;
+                Ok(w.finish().len())
+            });
         written.map(|len| (client, len)).map_err(|_| DropReason::TooLong)
     }
 

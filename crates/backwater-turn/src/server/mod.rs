@@ -29,8 +29,8 @@ pub use allocation::MAX_PEERS;
 pub use mobility::{Move, Moved};
 
 use crate::{
-    Credentials, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily, Quotas, RelayedAddr,
-    RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
+    AuthFailure, Credentials, FailureLimit, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily,
+    Quotas, RelayedAddr, RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
 };
 
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
@@ -51,6 +51,8 @@ pub struct Config {
     pub quotas: Arc<Quotas>,
     /// How many answers a source gets that has not authenticated; shared too. `None`: as many as it asks for.
     pub reply_limit: Option<Arc<ReplyLimit>>,
+    /// How many wrong passwords a source may send; shared too. `None`: any number.
+    pub failure_limit: Option<Arc<FailureLimit>>,
     /// The relayed ports of all threads: whoever comes from one of them gets no allocation.
     pub relayed_ports: Arc<RelayedPorts>,
     /// Random. Keys the nonces, tickets and transaction ids. Servers that share it take each other's.
@@ -94,6 +96,8 @@ pub enum Action {
     /// Have [`Move::thread`] give an allocation to this server: [`Server::give`] there, then [`Server::take`] here, which
     /// answers. It may be this thread.
     Move(Box<Move>),
+    /// The credentials are not good: send so many bytes of the reply buffer, if any, and tell the operator.
+    Unauthenticated(Box<AuthFailure>),
     /// Nothing, but count it.
     Drop(DropReason),
     /// Refused with 403: reply as above, and tell the operator why.
@@ -200,6 +204,10 @@ drop_reasons! {
     Bandwidth "bandwidth",
     /// A request from a source that has had its share of answers and has not authenticated.
     ReplyLimit "reply_limit",
+    /// A request that would have its password looked at, from a source, or for a user name, that has had too many wrong ones.
+    FailureLimit "failure_limit",
+    /// The answer to somebody who has not authenticated would be more than 4.5 times as long as the request.
+    Amplification "amplification",
     /// The reply would not fit; or the payload would not, into an indication.
     TooLong "too_long",
 }

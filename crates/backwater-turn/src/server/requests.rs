@@ -19,7 +19,7 @@ use super::{
     answer::{Answer, MAX_UNKNOWN, Refusal},
 };
 use crate::{
-    Families, FiveTuple, Now, PeerAddr, PeerRules, ReplyLimit,
+    AuthFailure, AuthFailureReason, Families, FiveTuple, Now, PeerAddr, PeerRules, ReplyLimit,
     auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
 };
 
@@ -71,14 +71,44 @@ impl Server {
                         answer.user = Some((user.user.clone(), user.message.integrity()));
                         self.authenticated(now.instant, from, user, &answer, reply)
                     }
+                    Err(Refusal::Unauthenticated(failure)) => {
+                        return self.unauthenticated(now, from, failure, message, &answer, reply);
+                    }
                     Err(refusal) => self.may_answer_stranger(now.instant, from).and(Err(refusal)),
                 }
             }
             _ => Err(Refusal::Drop(DropReason::Method)),
         };
         let action = result.unwrap_or_else(|refusal| self.refuse(now, from, refusal, &answer, reply));
+        if let (Action::Reply(len), None) = (&action, &answer.user)
+            && amplifies(message, *len)
+        {
+            return Action::Drop(DropReason::Amplification);
+        }
         self.remember(now.instant, from, &answer, &action, reply);
         action
+    }
+
+    /// Counts wrong credentials, and challenges again.
+    fn unauthenticated(
+        &self,
+        now: Now,
+        from: FiveTuple,
+        mut failure: Box<AuthFailure>,
+        message: &Message<'_>,
+        answer: &Answer,
+        reply: &mut [u8],
+    ) -> Action {
+        if let Some(limit) = &self.config.failure_limit {
+            limit.failed(from.client.0.ip(), &failure.user, now.instant);
+        }
+        if self.may_answer_stranger(now.instant, from).is_ok()
+            && let Action::Reply(len) = self.refuse(now, from, Refusal::Challenge(Code::UNAUTHENTICATED), answer, reply)
+            && !amplifies(message, len)
+        {
+            failure.reply = Some(len);
+        }
+        Action::Unauthenticated(failure)
     }
 
     /// Remembers what an authenticated request has been answered with.
@@ -121,18 +151,35 @@ impl Server {
         };
         let credentials = &self.config.credentials;
         let hashed = hash.and_then(|hash| credentials.by_hash(&hash));
-        let name = name.map(|Username(name)| name).or(hashed).filter(|_| realm == credentials.realm());
-        let name = name.ok_or(Refusal::Challenge(Code::UNAUTHENTICATED))?;
+        let name = name.map(|Username(name)| name).or(hashed).unwrap_or_default();
+        let failed =
+            |reason| Refusal::Unauthenticated(Box::new(AuthFailure { user: name.into(), reason, reply: None }));
+        if realm != credentials.realm() {
+            return Err(failed(AuthFailureReason::WrongRealm));
+        }
+        let verify = |user: Arc<Identity>| match message.verify(&user.key) {
+            Ok(message) => Some(Ok(Authenticated { message, user })),
+            Err(IntegrityError::Mismatch) => None,
+            Err(_) => Some(Err(Refusal::Code(Code::BAD_REQUEST))),
+        };
+        // Whoever has an allocation here has known the password: others behind the same address do not lock this client out.
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
         let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm).cloned();
-        for user in known.into_iter().chain(credentials.identities(name, algorithm, now.unix)) {
-            match message.verify(&user.key) {
-                Ok(message) => return Ok(Authenticated { message, user }),
-                Err(IntegrityError::Mismatch) => {}
-                Err(_) => return Err(Code::BAD_REQUEST.into()),
-            }
+        if let Some(result) = known.and_then(verify) {
+            return result;
         }
-        Err(Refusal::Challenge(Code::UNAUTHENTICATED))
+        let limit = self.config.failure_limit.as_ref();
+        if limit.is_some_and(|limit| !limit.allows(from.client.0.ip(), name, now.instant)) {
+            return Err(DropReason::FailureLimit.into());
+        }
+        let mut reason = credentials.why_nobody(name, now.unix);
+        for user in credentials.identities(name, algorithm, now.unix) {
+            if let Some(result) = verify(user) {
+                return result;
+            }
+            reason = AuthFailureReason::WrongPassword;
+        }
+        Err(failed(reason))
     }
 
     fn authenticated(
@@ -265,6 +312,11 @@ impl Server {
         let wanted = wanted.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| Duration::from_secs(seconds.into()));
         wanted.min(self.config.max_lifetime).max(DEFAULT_LIFETIME)
     }
+}
+
+/// Whether an answer is so long that others would be sent more by a request with a forged source than it took to send.
+fn amplifies(request: &Message<'_>, answer: usize) -> bool {
+    2 * answer > 9 * request.as_bytes().len()
 }
 
 /// RFC 8489, section 12: the server tells the client its address.

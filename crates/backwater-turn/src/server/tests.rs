@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use backwater_stun::*;
 
 use super::*;
-use crate::{ClientAddr, Limits, RelayedAddr};
+use crate::{AuthFailureReason, ClientAddr, Limits, RelayedAddr};
 
 mod authentication;
 mod dual_stack;
@@ -77,6 +77,7 @@ impl Bench {
             max_lifetime: Duration::from_secs(3600),
             quotas: Quotas::new(user, total, now.instant),
             reply_limit: Some(Arc::new(ReplyLimit::new(100, now.instant))),
+            failure_limit: None,
             relayed_ports: Arc::default(),
             nonce_key: [1; 64],
             thread,
@@ -94,6 +95,7 @@ impl Bench {
         let action = self.server.from_client(self.now, from(client), bytes, &mut reply);
         let len = match action {
             Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) => len,
+            Action::Unauthenticated(ref failure) => failure.reply.unwrap_or(0),
             Action::Forward { .. } | Action::Bind(_) | Action::Move(_) | Action::Drop(_) => 0,
         };
         (action, reply[..len].to_vec())

@@ -166,6 +166,7 @@ impl World {
                 now.instant,
             ),
             reply_limit: None,
+            failure_limit: None,
             relayed_ports: Default::default(),
             nonce_key: [random.below(256) as u8; 64],
             thread: 0,
@@ -356,6 +357,7 @@ impl World {
     fn answered(&mut self, sent: &Sent, action: &Action, reply: &[u8], right: &[u16]) {
         let len = match action {
             Action::Reply(len) | Action::Forbid(len, ..) => *len,
+            Action::Unauthenticated(failure) => failure.reply.unwrap(),
             Action::Unbind(id, families, len) => {
                 let held = &self.model.held[&sent.from];
                 assert_eq!(*id, held.id);

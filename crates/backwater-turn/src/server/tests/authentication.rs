@@ -127,3 +127,79 @@ fn a_hash_of_nobody_is_401_and_a_broken_integrity_400() {
         &|w, key| w.integrity_sha256_truncated(key, MacLength::SHORTEST).unwrap().finish().to_vec();
     assert_eq!(code(&b.rfc8489(&|w| put(w, &Username("alice")), &key("alice"), truncated).1, false), 400);
 }
+
+fn failure(action: &Action) -> (&str, AuthFailureReason) {
+    let Action::Unauthenticated(failure) = action else { panic!("{action:?}") };
+    (&failure.user, failure.reason)
+}
+
+/// Whoever tries passwords from one address is not looked at any more; the user is, from elsewhere, and so is a client that is
+/// there already, though it shares the address.
+#[test]
+fn passwords_are_tried_at_a_limited_rate() {
+    let mut b = Bench::with_limits(0, Limits::default(), Limits::default());
+    b.server.config.reply_limit = None;
+    b.server.config.failure_limit = Some(Arc::new(FailureLimit::new(30, b.now.instant)));
+    b.allocate(CLIENT);
+    let guess = |b: &mut Bench, client: &str| {
+        let mut guess = b.signed(client, "alice", Method::ALLOCATE, &udp);
+        *guess.last_mut().unwrap() ^= 1;
+        b.bytes(client, &guess).0
+    };
+    for i in 0..30 {
+        let action = guess(&mut b, &format!("192.0.2.1:{}", 1 + i));
+        assert_eq!(failure(&action), ("alice", AuthFailureReason::WrongPassword), "{i}");
+    }
+    for i in 0..1000 {
+        assert_eq!(guess(&mut b, &format!("192.0.2.1:{}", 1 + i)), Action::Drop(DropReason::FailureLimit), "{i}");
+    }
+    // The right password would not be looked at either: an answer would tell that it is right.
+    let right = b.signed("192.0.2.1:7", "alice", Method::ALLOCATE, &udp);
+    assert_eq!(b.bytes("192.0.2.1:7", &right).0, Action::Drop(DropReason::FailureLimit));
+    assert!(matches!(b.request(CLIENT, Method::REFRESH, &|_| ()).0, Action::Reply(_)), "it has an allocation");
+    assert_eq!(guess(&mut b, CLIENT), Action::Drop(DropReason::FailureLimit), "and may not guess either");
+    for client in ["192.0.2.2:1", "[2001:db8::1]:1"] {
+        let request = b.signed(client, "alice", Method::ALLOCATE, &udp);
+        assert!(matches!(b.bytes(client, &request).0, Action::Bind(_)), "{client}");
+    }
+    // What has no valid nonce may be forged, and counts against nobody.
+    let stale = b.server.nonces.make(ClientAddr(addr("192.0.2.3:1")), b.now.unix - Duration::from_secs(4000));
+    for i in 0..100 {
+        let request = signed(TransactionId([i; 12]), "eve", &stale, Method::ALLOCATE, &udp);
+        assert_eq!(code(&b.bytes("192.0.2.3:1", &request).1, false), 438);
+    }
+    assert_eq!(failure(&guess(&mut b, "192.0.2.3:1")).1, AuthFailureReason::WrongPassword);
+    b.pass(2);
+    assert!(matches!(b.bytes("192.0.2.1:7", &right).0, Action::Bind(_)), "the retransmission");
+}
+
+#[test]
+fn a_failure_says_who_and_why() {
+    let mut b = Bench::new();
+    b.server.config.credentials.add_secret("s").unwrap();
+    let nonce = b.server.nonces.make(ClientAddr(addr(CLIENT)), b.now.unix);
+    let soon = b.now.unix.as_secs() + 1;
+    let late = b.now.unix.as_secs() - 1;
+    for (user, reason) in [
+        ("eve".to_owned(), AuthFailureReason::UnknownUser),
+        (format!("{soon}:eve"), AuthFailureReason::WrongPassword),
+        (format!("{late}:eve"), AuthFailureReason::Expired),
+        (late.to_string(), AuthFailureReason::Expired),
+        ("\u{1b}[2J\n".to_owned(), AuthFailureReason::UnknownUser),
+    ] {
+        let request = signed(b.transaction_id(), &user, &nonce, Method::ALLOCATE, &udp);
+        let (action, reply) = b.bytes(CLIENT, &request);
+        assert_eq!(failure(&action), (&*user, reason));
+        assert_eq!(code(&reply, false), 401);
+    }
+    let hashed = b.rfc8489(&|w| put(w, &Userhash([3; 32])), &key("alice"), &sign_sha1).0;
+    assert_eq!(failure(&hashed), ("", AuthFailureReason::UnknownUser));
+    let mut buffer = [0; 500];
+    let mut w = Writer::new(&mut buffer, Class::Request, Method::ALLOCATE, TransactionId([1; 12])).unwrap();
+    w.attribute(&Username("alice")).unwrap().attribute(&Realm("other")).unwrap().attribute(&Nonce(&nonce)).unwrap();
+    let request = w.integrity_sha1(&key("alice")).unwrap().finish().to_vec();
+    assert_eq!(failure(&b.bytes(CLIENT, &request).0), ("alice", AuthFailureReason::WrongRealm));
+    // A challenge is no failure.
+    let bare = plain(Class::Request, Method::ALLOCATE, &udp);
+    assert!(matches!(b.bytes(CLIENT, &bare).0, Action::Reply(_)));
+}

@@ -85,7 +85,12 @@ impl Attacker {
                 self.clients.push(from);
             }
             Action::Forward { via, to, range } => self.leaves(via, to.0, bytes[range].to_vec(), passes + 1),
-            Action::Reply(_) | Action::Unbind(..) | Action::Move(_) | Action::Drop(_) | Action::Forbid(..) => {}
+            Action::Reply(_)
+            | Action::Unauthenticated(_)
+            | Action::Unbind(..)
+            | Action::Move(_)
+            | Action::Drop(_)
+            | Action::Forbid(..) => {}
         }
     }
 
