@@ -32,6 +32,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Err(error) = backwater_ops::hide_memory() {
+        eprintln!("backwater-tunnel: other processes of this user can read the keys in its memory: {error}");
+    }
     run(Cli::parse().command).unwrap_or_else(|error| {
         let Some(errors) = error.downcast_ref::<Errors>() else {
             eprintln!("backwater-tunnel: {error:#}");

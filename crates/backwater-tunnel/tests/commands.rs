@@ -218,3 +218,35 @@ fn nobody_else_can_read_what_is_generated() {
         assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o7777, 0o600);
     }
 }
+
+/// A core file, or a debugger of the same user, would have the keys. The files in `/proc` of such a process are root's.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_of_the_program_is_hidden_from_its_user() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    const USER: u32 = 4711;
+    let place = Place::new();
+    // Nothing answers there, so that it runs for seconds.
+    let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let path = place.peer_at(&silent.local_addr().unwrap().to_string());
+    if let Err(error) = chown(&path, Some(USER), None) {
+        eprintln!("skipped: no process can be started as another user: {error}");
+        return;
+    }
+    // Another user may have no way to where the program is.
+    let program = fs::File::open(env!("CARGO_BIN_EXE_backwater-tunnel")).unwrap();
+    let mut child = Command::new("setpriv")
+        .args([&format!("--reuid={USER}"), "--clear-groups", "--inh-caps=-all", "/proc/self/fd/0", "check"])
+        .arg(path)
+        .stdin(program)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first initiation: by then it has read its configuration.
+    silent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    silent.recv(&mut [0; 200]).unwrap();
+    let owner = fs::metadata(format!("/proc/{}/environ", child.id())).unwrap().uid();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(owner, 0);
+}

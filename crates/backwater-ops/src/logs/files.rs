@@ -8,17 +8,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use crate::private;
+
 /// Where log files are kept, and how much of them.
 ///
 /// A file is named after the process's start (UTC), its id, and how many it has written before:
 /// `20261123T031305Z-4711-0000.log`; so their names sort by age. Others than the owner can neither read them (mode
-/// 0600) nor list them (0700).
+/// 0600) nor list them (0700). A directory that another user owns, or can exchange, is not written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFiles {
     /// Where; it is made when it is not there.
     pub directory: PathBuf,
     /// Bytes in all log files of the directory together, of which a file has a tenth. Those that were written least
-    /// recently are deleted, but none that is being written.
+    /// recently are deleted, but none that is being written, or that another user owns.
     pub max_bytes: u64,
 }
 
@@ -63,7 +65,7 @@ impl LogFiles {
             let Some(named) = name.to_str().and_then(named) else { continue };
             // Not what a link leads to.
             let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_file() {
+            if metadata.is_file() && private::is_own(&metadata) {
                 let path = entry.path();
                 let written = is_written(&path);
                 // It may yet grow.
@@ -213,7 +215,8 @@ fn make_directory(path: &Path) -> io::Result<()> {
     let mut builder = DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.recursive(true).create(path)
+    builder.recursive(true).create(path)?;
+    private::check_directory_is_own(path)
 }
 
 /// Opens a file that shows others, for as long as it is open, that it is written: by a lock. On Windows a lock would keep
@@ -388,6 +391,43 @@ mod tests {
         assert!(*torn);
         write(&mut writer, "2\n");
         assert_eq!(place.text(&place.names()[0]), "1\n\n2\n");
+    }
+
+    /// Another user's file may have such a name; its age and size are nobody's business here.
+    #[cfg(unix)]
+    #[test]
+    fn files_of_another_user_are_not_deleted() {
+        let place = Place::new(1000);
+        let mut writer = place.writer(1);
+        write(&mut writer, "x\n");
+        let theirs = place.0.directory.join("19700101T000000Z-1-0000.log");
+        fs::write(&theirs, vec![b'x'; 5000]).unwrap();
+        if let Err(error) = std::os::unix::fs::chown(&theirs, Some(4711), None) {
+            return eprintln!("skipped: no file can be given to another user: {error}");
+        }
+        write(&mut place.writer(2), "y\n");
+        write(&mut place.writer(3), "z\n");
+        assert_eq!(place.names().len(), 4, "{:?}", place.names());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn link_of_another_user_is_not_followed() {
+        let place = Place::new(1000);
+        let (parent, elsewhere) = (place.0.directory.parent().unwrap(), place.0.directory.with_file_name("elsewhere"));
+        fs::create_dir_all(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &place.0.directory).unwrap();
+        let mut writer = place.writer(0);
+        write(&mut writer, "own links are followed\n");
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1);
+        if let Err(error) = std::os::unix::fs::lchown(&place.0.directory, Some(4711), None) {
+            return eprintln!("skipped: no link can be given to another user: {error}");
+        }
+        let mut writer = place.writer(1);
+        write(&mut writer, "lost\n");
+        assert!(writer.said);
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 1);
+        assert!(parent.exists());
     }
 
     #[cfg(unix)]

@@ -57,26 +57,28 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         warn!("{warning}");
         say(&warning.to_string());
     }
-    let ended = tunnel(&name, &config, &args, logs, signals).await;
+    let ended = tunnel(&name, config, &args, logs, signals).await;
     if let Err(error) = &ended {
         error!("{error:#}");
     }
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-async fn tunnel(name: &str, config: &Config, args: &Args, logs: Arc<Logs>, mut signals: Signals) -> anyhow::Result<()> {
+async fn tunnel(name: &str, config: Config, args: &Args, logs: Arc<Logs>, mut signals: Signals) -> anyhow::Result<()> {
     let backpressure = Backpressure::new(args.backpressure);
     let (queries, asked) = mpsc::channel(16);
     let controls = control::Controls { backpressure: backpressure.clone(), queries, logs: logs.clone() };
     // The device first: it says what a program without permission is to be granted.
-    let link = Link::open(config, name)?;
+    let link = Link::open(&config, name)?;
     let control = control::serve(name, controls).with_context(|| format!("the control socket of {name}"))?;
     let port = config.interface.listen_port;
     let options = path::Options { port, mark: link.fwmark(), backpressure, stats: Arc::default() };
     let event_loop =
-        EventLoop::new(name.to_owned(), config, link, options, asked).with_context(|| format!("port {port}"))?;
+        EventLoop::new(name.to_owned(), &config, link, options, asked).with_context(|| format!("port {port}"))?;
     let control = tokio::spawn(control);
     info!(tunnel = name, peers = config.peers.len(), "up");
+    // Its keys are in the sessions.
+    drop(config);
     say(&format!("{name} is up"));
     #[cfg(target_os = "linux")]
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {

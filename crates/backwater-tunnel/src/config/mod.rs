@@ -10,9 +10,11 @@ use std::{
     str::FromStr,
 };
 
+use backwater_ops::exposed_mode;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use boringtun::x25519;
 use ipnet::IpNet;
+use zeroize::{Zeroize, Zeroizing};
 
 mod parse;
 
@@ -76,7 +78,8 @@ pub enum Endpoint {
     Name(String, u16),
 }
 
-/// 32 bytes: a private, public or preshared key. Shown as nothing but its kind, so that no log has one.
+/// 32 bytes: a private, public or preshared key. `Debug` shows nothing but its kind, so that no log has one. It is
+/// overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(pub [u8; 32]);
 
@@ -104,18 +107,19 @@ impl Config {
         let name = path.display().to_string();
         let cannot = |error: io::Error| Errors(vec![format!("{name}: cannot be read: {error}")]);
         let file = File::open(path).map_err(cannot)?;
-        let exposed = exposed(&file);
-        let mut bytes = Vec::new();
+        let exposed = exposed_mode(&file);
+        // Of its full length from the start: what a growing buffer leaves behind cannot be wiped.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_LEN as usize + 2));
         file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(cannot)?;
         if bytes.len() as u64 > MAX_LEN {
             return Err(Errors(vec![format!("{name}: found more than {MAX_LEN} bytes, wanted a configuration")]));
         }
-        let text = String::from_utf8(bytes).map_err(|error| {
-            let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+        let text = str::from_utf8(&bytes).map_err(|error| {
+            let good = bytes.get(..error.valid_up_to()).unwrap_or_default();
             let line = 1 + good.iter().filter(|&&byte| byte == b'\n').count();
             Errors(vec![format!("{name}:{line}: found bytes that are no text, wanted UTF-8")])
         })?;
-        let (config, mut warnings) = Self::parse(&name, &text)?;
+        let (config, mut warnings) = Self::parse(&name, text)?;
         if let Some(mode) = exposed {
             let problem = format!("{name}: others can read the private key in it (mode {mode:04o}): chmod 600 it");
             warnings.insert(0, Warning(problem));
@@ -133,8 +137,8 @@ impl Config {
 
     /// The text of a file that says this, **with its private and preshared keys**: [`parse`](Self::parse) makes the
     /// same of it. (So it is not `Display`.)
-    pub fn to_text(&self) -> String {
-        let mut out = String::new();
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let mut out = Zeroizing::new(String::new());
         // Writing into a string does not fail.
         let _ = self.write(&mut out);
         out
@@ -142,7 +146,7 @@ impl Config {
 
     fn write(&self, out: &mut String) -> fmt::Result {
         let Interface { private_key, addresses, listen_port, mtu, fwmark, table } = &self.interface;
-        writeln!(out, "[Interface]\nPrivateKey = {}", private_key.to_base64())?;
+        writeln!(out, "[Interface]\nPrivateKey = {}", *Zeroizing::new(private_key.to_base64()))?;
         if !addresses.is_empty() {
             writeln!(out, "Address = {}", list(addresses))?;
         }
@@ -161,7 +165,7 @@ impl Config {
         for Peer { public_key, preshared_key, endpoint, allowed_ips, persistent_keepalive } in &self.peers {
             writeln!(out, "\n[Peer]\nPublicKey = {}", public_key.to_base64())?;
             if let Some(key) = preshared_key {
-                writeln!(out, "PresharedKey = {}", key.to_base64())?;
+                writeln!(out, "PresharedKey = {}", *Zeroizing::new(key.to_base64()))?;
             }
             if let Some(endpoint) = endpoint {
                 writeln!(out, "Endpoint = {endpoint}")?;
@@ -208,7 +212,8 @@ impl Key {
 
     /// Reads what [`to_base64`](Self::to_base64) writes: 44 characters.
     pub fn from_base64(text: &str) -> Option<Self> {
-        BASE64_STANDARD.decode(text).ok()?.try_into().ok().map(Self)
+        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text).ok()?);
+        bytes.as_slice().try_into().ok().map(Self)
     }
 
     /// RFC 4648's base64 with padding, as in `.conf` files. The only way to show a key.
@@ -266,6 +271,12 @@ impl FromStr for Endpoint {
     }
 }
 
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(..)")
@@ -274,21 +285,6 @@ impl fmt::Debug for Key {
 
 fn list(nets: &[IpNet]) -> String {
     nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// The mode of a file that others than its owner may use.
-#[cfg(unix)]
-fn exposed(file: &File) -> Option<u32> {
-    use std::os::unix::fs::PermissionsExt;
-    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    let mode = metadata.permissions().mode() & 0o7777;
-    (mode & 0o077 != 0).then_some(mode)
-}
-
-/// Windows' access lists are not looked at: a user's files are the user's there.
-#[cfg(not(unix))]
-fn exposed(_: &File) -> Option<u32> {
-    None
 }
 
 #[cfg(test)]

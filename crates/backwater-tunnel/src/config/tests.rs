@@ -208,6 +208,18 @@ fn keys_are_44_characters_of_canonical_base64() {
 }
 
 #[test]
+fn keys_are_overwritten_when_dropped_and_not_shown() {
+    assert!(std::mem::needs_drop::<Key>());
+    let (config, _) =
+        good(&format!("[Interface]\nPrivateKey={PRIVATE}\n[Peer]\nPublicKey={PEER}\nPresharedKey={OTHER}"));
+    let shown = format!("{config:?} {config:#?}");
+    for key in [PRIVATE, OTHER, PEER] {
+        let bytes = format!("{:?}", Key::from_base64(key).unwrap().0);
+        assert!(!shown.contains(key) && !shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
+    }
+}
+
+#[test]
 fn a_file_is_named_and_bounded() {
     let directory = std::env::temp_dir().join(format!("backwater-config-{}-{}", std::process::id(), fastrand::u64(..)));
     std::fs::create_dir(&directory).unwrap();

@@ -1,12 +1,13 @@
 //! A Unix domain socket, in a directory of the user's.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, Permissions},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
 };
 
+use backwater_ops::{check_directory_is_private, make_private_directory};
 use tokio::net::{UnixListener, UnixStream};
 
 pub(super) struct Listener {
@@ -17,10 +18,8 @@ pub(super) struct Listener {
 impl Listener {
     pub(super) fn new(name: &str) -> io::Result<Self> {
         let directory = directory();
-        // Nobody else's to look into.
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| {
-            let what = format!("{}: {error}; XDG_RUNTIME_DIR names a directory of the user's own", directory.display());
-            io::Error::new(error.kind(), what)
+        make_private_directory(&directory).map_err(|error| {
+            io::Error::new(error.kind(), format!("{error}; XDG_RUNTIME_DIR names a directory of the user's own"))
         })?;
         let path = directory.join(format!("{name}.sock"));
         let listener = UnixListener::bind(&path).or_else(|error| {
@@ -33,7 +32,9 @@ impl Listener {
             fs::remove_file(&path)?;
             UnixListener::bind(&path)
         })?;
-        Ok(Self { listener, path })
+        let listener = Self { listener, path };
+        fs::set_permissions(&listener.path, Permissions::from_mode(0o600))?;
+        Ok(listener)
     }
 
     pub(super) async fn accept(&mut self) -> io::Result<UnixStream> {
@@ -48,7 +49,9 @@ impl Drop for Listener {
 }
 
 pub(super) async fn connect(name: &str) -> io::Result<UnixStream> {
-    UnixStream::connect(directory().join(format!("{name}.sock"))).await
+    let directory = directory();
+    check_directory_is_private(&directory)?;
+    UnixStream::connect(directory.join(format!("{name}.sock"))).await
 }
 
 pub(super) fn running() -> Vec<String> {

@@ -108,3 +108,32 @@ fn status_text_shows_the_drops_that_the_json_counts() {
         assert!(before > 0 && (before..=after).contains(&text), "{before}, {text}, {after}: {:#}", tunnel.status());
     });
 }
+
+/// Who can write there could put a socket of their own in the place of the tunnel's, or take it away.
+#[test]
+fn control_socket_is_in_a_directory_of_its_user_alone() {
+    in_namespace("control::control_socket_is_in_a_directory_of_its_user_alone", PROGRAMS, || {
+        let sides = Sides::new();
+        let file = sides.directory.file(&format!("{NAME}.conf"), &sides.configuration("", ""));
+        sides.here.run("mkdir /run/backwater");
+        for (command, problem) in [
+            ("chmod 777 /run/backwater", "/run/backwater has the mode 0777: chmod 700 it"),
+            ("chown 4711 /run/backwater", "/run/backwater belongs to another user (uid 4711)"),
+        ] {
+            let (succeeded, _) = sides.here.try_run(command, "");
+            if !succeeded {
+                eprintln!("skipped in part: {command} is not allowed here");
+                continue;
+            }
+            for arguments in [["up", file.to_str().unwrap()], ["status", NAME]] {
+                let (code, _, err) = sides.output(arguments);
+                assert!(code == 1 && err.contains(problem) && err.lines().count() == 1, "{arguments:?}: {err}");
+            }
+            assert!(!sides.here.run("ip link").contains(NAME));
+        }
+        sides.here.run("rmdir /run/backwater");
+        let _tunnel = sides.up("", "");
+        let modes = sides.here.run(&format!("stat -c %a /run/backwater /run/backwater/{NAME}.sock"));
+        assert_eq!(modes, "700\n600\n");
+    });
+}
