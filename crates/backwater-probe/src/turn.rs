@@ -2,6 +2,7 @@
 
 use std::{
     collections::hash_map::RandomState,
+    fmt,
     hash::{BuildHasher, Hasher},
     io::{self, IoSlice},
     net::SocketAddr,
@@ -15,13 +16,19 @@ use backwater_turn::time_limited_password;
 use backwater_udp::{DropReason, IcmpKind, RecvBatch, Transmit, UdpSocket};
 use tokio::time::timeout;
 
-/// A user of the server.
-#[derive(Clone, Debug)]
+/// A user of the server. `Debug` does not show the password.
+#[derive(Clone)]
 pub struct Credential {
     /// USERNAME.
     pub user: String,
     /// The password.
     pub password: String,
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential").field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 /// Why a server could not be used.
@@ -163,6 +170,12 @@ fn transaction_id() -> TransactionId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn debug_shows_no_password() {
+        let credential = Credential { user: "a".into(), password: "hunter2".into() };
+        assert_eq!(format!("{credential:?}"), "Credential { user: \"a\", .. }");
+    }
 
     #[test]
     fn transactions_differ() {

@@ -56,8 +56,8 @@ pub struct Config {
     pub first_run: Option<FirstRun>,
 }
 
-/// A user that was made up for the first run, on loopback.
-#[derive(Clone, Debug)]
+/// A user that was made up for the first run, on loopback. `Debug` does not show the password.
+#[derive(Clone)]
 pub struct FirstRun {
     /// The name.
     pub user: String,
@@ -83,11 +83,25 @@ pub struct Arguments {
     file: Option<ConfigFile>,
 }
 
-/// The values of a key, and where they stand.
-#[derive(Clone, Debug)]
+/// The values of a key, and where they stand. `Debug` does not show the values: some are passwords.
+#[derive(Clone)]
 struct Given {
     place: String,
     values: Vec<String>,
+}
+
+impl fmt::Debug for FirstRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { user, password: _, loopback_peers } = self;
+        f.debug_struct("FirstRun").field("user", user).field("loopback_peers", loopback_peers).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { place, values } = self;
+        f.debug_struct("Given").field("place", place).field("values", &values.len()).finish()
+    }
 }
 
 impl Arguments {
@@ -150,6 +164,11 @@ impl Arguments {
 }
 
 impl Config {
+    /// What to warn of when passwords are in a file that others than its owner can read.
+    pub fn exposed_secrets(&self) -> Option<String> {
+        self.file.as_ref()?.exposed_secrets()
+    }
+
     /// Understands the arguments.
     ///
     /// # Errors

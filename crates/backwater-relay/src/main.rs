@@ -4,7 +4,7 @@
 
 use std::process::ExitCode;
 
-use backwater_ops::{Logs, termination};
+use backwater_ops::{Logs, hide_memory, termination};
 use backwater_relay::{Arguments, Config, Relay};
 use backwater_turn::server::DropReason;
 use tracing::{info, warn};
@@ -38,6 +38,12 @@ fn main() -> ExitCode {
         Ok(logs) => logs,
         Err(error) => return fail(BAD_CONFIGURATION, format_args!("log-level: expected a level or a filter: {error}")),
     };
+    if let Some(warning) = config.exposed_secrets() {
+        warn!("{warning}");
+    }
+    if let Err(error) = hide_memory() {
+        warn!(%error, "other processes of this user can read the passwords in the relay's memory");
+    }
     // Signals are caught before the relay says that it is there.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = match runtime {

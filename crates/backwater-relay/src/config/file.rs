@@ -2,9 +2,13 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
+    io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
+
+use backwater_ops::exposed_mode;
 
 use super::{Arguments, ConfigError, Given, KEYS};
 
@@ -13,6 +17,8 @@ use super::{Arguments, ConfigError, Given, KEYS};
 pub(crate) struct ConfigFile {
     pub(super) path: PathBuf,
     pub(super) stamp: Option<Stamp>,
+    /// Its mode, if others than its owner may use it.
+    pub(super) exposed: Option<u32>,
     pub(super) values: HashMap<&'static str, Given>,
     pub(super) instead: HashMap<&'static str, Given>,
 }
@@ -33,8 +39,23 @@ impl ConfigFile {
     pub(super) fn read(path: PathBuf) -> Result<Self, Vec<ConfigError>> {
         // Before its content: what is written in between is noticed as a change.
         let stamp = Stamp::of(&path);
-        let values = parse(&path)?;
-        Ok(Self { path, stamp, values, instead: HashMap::new() })
+        let name = path.display().to_string();
+        let read = || {
+            let file = File::open(&path)?;
+            Ok((exposed_mode(&file), io::read_to_string(file)?))
+        };
+        let (exposed, text) = read().map_err(|error: io::Error| {
+            vec![ConfigError { key: name.clone(), problem: format!("cannot be read: {error}") }]
+        })?;
+        let values = parse(&name, &text)?;
+        Ok(Self { path, stamp, exposed, values, instead: HashMap::new() })
+    }
+
+    /// What to say of passwords in it that others can read.
+    pub(super) fn exposed_secrets(&self) -> Option<String> {
+        let mode = self.exposed.filter(|_| ["user", "secret"].iter().any(|key| self.values.contains_key(key)))?;
+        let path = self.path.display();
+        Some(format!("{path}: others can read the passwords in it (mode {mode:04o}): chmod 600 it"))
     }
 
     /// As it was when it was read. `None` for what is no file, such as a pipe: reading that again would be wrong.
@@ -80,10 +101,8 @@ impl Stamp {
     }
 }
 
-fn parse(path: &Path) -> Result<HashMap<&'static str, Given>, Vec<ConfigError>> {
-    let name = path.display().to_string();
+fn parse(name: &str, text: &str) -> Result<HashMap<&'static str, Given>, Vec<ConfigError>> {
     let error = |key: String, problem: String| vec![ConfigError { key, problem }];
-    let text = std::fs::read_to_string(path).map_err(|e| error(name.clone(), format!("cannot be read: {e}")))?;
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or_default().matches('\n').count());
         error(format!("{name}, line {line}"), e.message().replace('\n', " "))

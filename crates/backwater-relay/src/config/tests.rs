@@ -201,3 +201,38 @@ fn help_explains_every_key() {
         assert!(help.contains(&format!("--{} <{}>", key.name, key.value)), "{}", key.name);
     }
 }
+
+#[test]
+fn debug_shows_no_password() {
+    const HIDDEN: [&str; 3] = ["hunter2", "hush-hush", "in-the-file"];
+    let text = "secret = \"in-the-file\"\n";
+    let path = file(text);
+    let arguments = ["relay", "--config", path.to_str().unwrap(), "--user", "a:hunter2", "--secret", "hush-hush"];
+    let matches = Arguments::command().try_get_matches_from(arguments).unwrap();
+    let arguments = Arguments::read(&matches, |_| None).unwrap();
+    std::fs::remove_file(path).unwrap();
+    let shown = format!("{arguments:?} {:#?}", Config::new(&arguments).unwrap());
+    assert!(shown.contains("--user") && !HIDDEN.iter().any(|password| shown.contains(password)), "{shown}");
+    let first = config(&[], &[]).unwrap();
+    assert!(!format!("{first:?}").contains(&first.first_run.unwrap().password));
+}
+
+#[cfg(unix)]
+#[test]
+fn file_with_secrets_that_others_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    for (text, mode, warned) in [
+        ("user = \"a:b\"", 0o644, true),
+        ("secret = [\"s\"]", 0o640, true),
+        ("user = \"a:b\"", 0o600, false),
+        ("realm = \"example.org\"", 0o644, false),
+    ] {
+        let path = file(text);
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let warning = config(&["--config", path.to_str().unwrap()], &[]).unwrap().exposed_secrets();
+        std::fs::remove_file(&path).unwrap();
+        let expected =
+            format!("{}: others can read the passwords in it (mode {mode:04o}): chmod 600 it", path.display());
+        assert_eq!(warning, warned.then_some(expected), "{text}");
+    }
+}
