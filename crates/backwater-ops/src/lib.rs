@@ -12,4 +12,4 @@ pub use metrics::{Family, METRICS_CONTENT_TYPE, MetricKind, Metrics};
 pub use private::{
     check_directory_is_own, check_directory_is_private, exposed_mode, hide_memory, make_private_directory,
 };
-pub use shutdown::termination;
+pub use shutdown::{Signal, Signals, termination};

@@ -63,6 +63,14 @@ impl Logs {
         Ok(Self::begin(filter, terminal, Some(non_blocking(files.writer(now())))))
     }
 
+    /// Checks a filter without beginning anything.
+    ///
+    /// # Errors
+    /// [`BadFilter`].
+    pub fn check_filter(filter: &str) -> Result<(), BadFilter> {
+        parsed(filter).map(drop)
+    }
+
     /// Writes what passes this filter from now on.
     ///
     /// # Errors

@@ -1,11 +1,10 @@
 //! The configuration: flags, environment and a TOML file, by one table of keys.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
-    str::FromStr,
     sync::Arc,
     thread::available_parallelism,
     time::{Duration, Instant},
@@ -15,16 +14,21 @@ use backwater_turn::{
     Credentials, FailureLimit, Families, Limits as Quota, PeerRules, Quotas, RelayedPorts, ReplyLimit, server,
 };
 use backwater_udp::{Limits, Policy};
-use clap::{Arg, ArgAction, Command};
-use ipnet::{IpNet, Ipv6Net};
+use clap::{
+    Arg, ArgAction, Command,
+    error::{ContextKind, ErrorKind},
+};
 
 use crate::ports::{RelayIp, is_local};
 
 mod file;
 mod keys;
+mod reader;
+mod suggest;
 
 pub(crate) use file::{ConfigFile, Stamp};
 use keys::KEYS;
+use reader::{PREFIX, Ports, Reader, loopback};
 
 /// What a relay is to do.
 #[derive(Clone, Debug)]
@@ -112,7 +116,7 @@ impl Arguments {
             .about("A TURN relay")
             .after_help(
                 "Each option is also a variable, BACKWATER_RELAY_ and its name in capitals with underscores, lists \
-                 separated by commas; and a key of the configuration file, lists as arrays. The command line counts \
+                 separated by commas (a comma inside of a value is \\,); and a key of the configuration file, lists as arrays. The command line counts \
                  before the environment, that before the file. Passwords are best kept in the file: others can see \
                  the command line.",
             )
@@ -131,24 +135,55 @@ impl Arguments {
         command
     }
 
-    /// Reads the command line, the environment and the file that they name.
+    /// Says on one line what is wrong with a command line.
+    pub fn explain(error: &clap::Error) -> String {
+        let unknown = error.get(ContextKind::InvalidArg).filter(|_| error.kind() == ErrorKind::UnknownArgument);
+        match unknown {
+            Some(flag) => {
+                let flags: Vec<_> = KEYS.iter().map(|key| format!("--{}", key.name)).collect();
+                unknown_name(&flag.to_string(), &flags).to_string()
+            }
+            None => {
+                let text = error.to_string();
+                text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+            }
+        }
+    }
+
+    /// Reads the command line, the environment (names and values) and the file that they name.
     ///
     /// # Errors
-    /// All that is wrong with the file's form.
-    pub fn read(matches: &clap::ArgMatches, env: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<ConfigError>> {
-        let path = matches.get_one::<String>("config").cloned().or_else(|| env("BACKWATER_RELAY_CONFIG"));
-        let file = path.map(|path| ConfigFile::read(path.into())).transpose()?;
+    /// All that is wrong with the file's form, and variables of this program that it does not know.
+    pub fn read(
+        matches: &clap::ArgMatches,
+        env: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Vec<ConfigError>> {
+        let env = env.into_iter().filter(|(name, value)| name.starts_with(PREFIX_OF_VARIABLES) && !value.is_empty());
+        let mut env: BTreeMap<_, _> = env.collect();
+        let config = env.remove(&variable("config"));
+        let path = matches.get_one::<String>("config").cloned().or(config);
+        let mut errors = Vec::new();
+        let file = path.map(|path| ConfigFile::read(path.into())).transpose();
+        let file = file.unwrap_or_else(|problems| {
+            errors = problems;
+            None
+        });
         let mut given = HashMap::new();
         for key in KEYS {
-            let name = format!("BACKWATER_RELAY_{}", key.name.to_uppercase().replace('-', "_"));
-            if let Some(value) = env(&name).filter(|v| !v.is_empty()) {
-                let values = if key.list { value.split(',').map(str::to_owned).collect() } else { vec![value] };
-                given.insert(key.name, Given { place: name, values });
+            let place = variable(key.name);
+            if let Some(value) = env.remove(&place) {
+                let values = if key.list { elements(&value) } else { vec![value] };
+                given.insert(key.name, Given { place, values });
             }
             if let Some(values) = matches.get_many::<String>(key.name) {
                 let place = format!("--{}", key.name);
                 given.insert(key.name, Given { place, values: values.cloned().collect() });
             }
+        }
+        let names: Vec<_> = KEYS.iter().map(|key| variable(key.name)).collect();
+        errors.extend(env.keys().map(|name| unknown_name(name, &names)));
+        if !errors.is_empty() {
+            return Err(errors);
         }
         Ok(match file {
             Some(file) => Self::of_file(ConfigFile { instead: given, ..file }),
@@ -161,6 +196,40 @@ impl Arguments {
         values.extend(file.instead.clone());
         Self { values, file: Some(file) }
     }
+}
+
+/// What the names of this program's variables begin with.
+const PREFIX_OF_VARIABLES: &str = "BACKWATER_RELAY_";
+
+fn variable(key: &str) -> String {
+    format!("{PREFIX_OF_VARIABLES}{}", key.to_uppercase().replace('-', "_"))
+}
+
+/// Splits a list at its commas; a comma with a backslash before it belongs to the value.
+fn elements(list: &str) -> Vec<String> {
+    let mut elements = vec![String::new()];
+    let mut rest = list.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            ',' => elements.push(String::new()),
+            '\\' if rest.next_if_eq(&',').is_some() => elements.iter_mut().last().into_iter().for_each(|e| e.push(',')),
+            c => elements.iter_mut().last().into_iter().for_each(|e| e.push(c)),
+        }
+    }
+    elements
+}
+
+/// An unknown flag or variable, and the one of all `names` that may have been meant.
+fn unknown_name(found: &str, names: &[String]) -> ConfigError {
+    // What all have in common would make them similar.
+    let key = |name: &'_ str| name.trim_start_matches("--").trim_start_matches(PREFIX_OF_VARIABLES).to_owned();
+    let keys: Vec<_> = names.iter().map(|name| key(name)).collect();
+    let meant = suggest::closest(&key(found), keys.iter().map(String::as_str));
+    let problem = match meant.and_then(|meant| names.iter().find(|name| key(name) == meant)) {
+        Some(name) => format!("unknown; did you mean {name}?"),
+        None => "unknown; backwater-relay --help has all of them".to_owned(),
+    };
+    ConfigError { key: found.to_owned(), problem }
 }
 
 impl Config {
@@ -203,7 +272,11 @@ impl Config {
         let policy = r.parsed("backpressure").unwrap_or_default();
         let breaker = r.breaker();
         let admin = r.admin();
-        let log_level = r.one("log-level", "a level or a filter").unwrap_or_else(|| "info".to_owned());
+        let log_level = r.log_level();
+        if r.has("listen") && listen.is_empty() && r.errors.is_empty() {
+            r.error("listen", "expected at least one address and port, found none");
+        }
+        r.no_duplicates(&listen);
 
         let listen = if r.has("listen") { listen } else { loopback() };
         let mut credentials = r.credentials(&realm);
@@ -296,235 +369,6 @@ pub(crate) struct Shared {
     reply_limit: Option<Arc<ReplyLimit>>,
     failure_limit: Option<Arc<FailureLimit>>,
     pub(crate) relayed_ports: Arc<RelayedPorts>,
-}
-
-const PREFIX: &str = "an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32";
-
-/// Understands values and gathers what is wrong with them.
-struct Reader<'a> {
-    arguments: &'a Arguments,
-    errors: Vec<ConfigError>,
-}
-
-impl Reader<'_> {
-    fn has(&self, key: &str) -> bool {
-        self.arguments.values.contains_key(key)
-    }
-
-    fn error(&mut self, key: &str, problem: &str) {
-        let key = self.arguments.values.get(key).map_or_else(|| key.to_owned(), |given| given.place.clone());
-        self.errors.push(ConfigError { key, problem: problem.to_owned() });
-    }
-
-    fn list<T: Value>(&mut self, key: &str, expected: &str) -> Vec<T> {
-        let given = self.arguments.values.get(key).map_or(&[][..], |given| &given.values);
-        let mut values = Vec::new();
-        for text in given {
-            match T::read(text.trim()) {
-                Some(value) => values.push(value),
-                None => self.error(key, &format!("expected {expected}, found {text:?}")),
-            }
-        }
-        values
-    }
-
-    fn one<T: Value>(&mut self, key: &str, expected: &str) -> Option<T> {
-        self.list(key, expected).pop()
-    }
-
-    fn number(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        let expected = format!("a number from {} to {}", range.start(), range.end());
-        let number: u64 = self.one(key, &expected)?;
-        if range.contains(&number) {
-            return Some(number);
-        }
-        self.error(key, &format!("expected {expected}, found {number}"));
-        None
-    }
-
-    /// A value whose own error says what was expected.
-    fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Option<T> {
-        let text: String = self.one(key, "")?;
-        let value = text.trim().parse();
-        value.map_err(|error| self.error(key, &format!("{error}, found {text:?}"))).ok()
-    }
-
-    /// Allocations, permissions, channels, bytes a second.
-    fn limits(&mut self, [allocations, permissions, channels, bytes]: &[&'static str; 4]) -> Quota {
-        let mut count = |key| self.number(key, 1..=1_000_000_000).map_or(usize::MAX, |n| n as usize);
-        Quota {
-            allocations: count(allocations),
-            permissions: count(permissions),
-            channels: count(channels),
-            bytes_per_second: self.number(bytes, 1000..=1_000_000_000_000),
-        }
-    }
-
-    /// A limit of one user's that is above that of all users would never be met.
-    fn no_more_than_all(&mut self, user: &Quota, total: &Quota) {
-        let [a, b] = [user, total].map(|q| {
-            let bytes = q.bytes_per_second.map_or(usize::MAX, |bytes| bytes as usize);
-            [q.allocations, q.permissions, q.channels, bytes]
-        });
-        let keys = ["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"];
-        for ((user, total), key) in a.into_iter().zip(b).zip(keys) {
-            if user != usize::MAX && user > total {
-                let problem = format!("expected at most the {total} of {key}, found {user}");
-                self.error(&format!("{key}-per-user"), &problem);
-            }
-        }
-    }
-
-    /// Denied wins: what is allowed inside it is a mistake.
-    fn no_overlap(&mut self, allow: &[IpNet], deny: &[IpNet]) {
-        for allowed in allow {
-            if let Some(denied) = deny.iter().find(|denied| denied.contains(allowed)) {
-                let problem = format!("{allowed} can never be allowed, since deny-peer has {denied}");
-                self.error("allow-peer", &problem);
-            }
-        }
-    }
-
-    fn nat64(&mut self) -> Vec<Ipv6Net> {
-        let expected = "an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits, such as 2001:db8:64::/96";
-        let nets: Vec<Ipv6Net> = self.list("nat64-prefix", expected);
-        for net in &nets {
-            if ![32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) {
-                self.error("nat64-prefix", &format!("expected {expected}, found {net}"));
-            }
-        }
-        nets
-    }
-
-    fn breaker(&mut self) -> Option<Limits> {
-        let off = |text: &String| text.trim() == "off";
-        if self.one::<String>("breaker", "").as_ref().is_some_and(off) {
-            return None;
-        }
-        self.parsed("breaker")
-    }
-
-    /// There is no password: it must not be reached from elsewhere.
-    fn admin(&mut self) -> Option<SocketAddr> {
-        let addr: SocketAddr = self.one("admin", "an address and a port, such as 127.0.0.1:9479")?;
-        if addr.ip().is_loopback() {
-            return Some(addr);
-        }
-        self.error("admin", &format!("expected an address on loopback, such as 127.0.0.1:9479, found \"{addr}\""));
-        None
-    }
-
-    fn credentials(&mut self, realm: &str) -> Credentials {
-        let mut credentials = match Credentials::new(realm) {
-            Ok(credentials) => credentials,
-            Err(error) => {
-                self.error("realm", &error.to_string());
-                return Self::no_credentials();
-            }
-        };
-        for Text(user) in self.list("user", "") {
-            let added = user.split_once(':').map(|(name, password)| credentials.add_user(name, password));
-            match added {
-                Some(Ok(())) => {}
-                Some(Err(error)) => self.error("user", &format!("expected NAME:PASSWORD, but {error}")),
-                None => self.error("user", "expected NAME:PASSWORD, found no colon"),
-            }
-        }
-        for Text(secret) in self.list("secret", "") {
-            if let Err(error) = credentials.add_secret(&secret) {
-                self.error("secret", &format!("expected a secret, but {error}"));
-            }
-        }
-        credentials
-    }
-
-    /// A placeholder beside an error: nobody in the default realm.
-    fn no_credentials() -> Credentials {
-        #[allow(clippy::unwrap_used, reason = "a constant that a test reads too")]
-        Credentials::new("backwater").unwrap()
-    }
-
-    /// Makes a user for someone who has just started the program to look at it.
-    fn make_up(&mut self, credentials: &mut Credentials, peers: &mut PeerRules) -> FirstRun {
-        let user = "backwater".to_owned();
-        let mut random = [0; 12];
-        if getrandom::fill(&mut random).is_err() {
-            self.error("user", "expected one, since the system has no randomness to make one up");
-        }
-        let password: String = random.iter().map(|b| format!("{b:02x}")).collect();
-        if let Err(error) = credentials.add_user(&user, &password) {
-            self.error("user", &error.to_string());
-        }
-        let loopback_peers = !self.has("allow-peer");
-        if loopback_peers {
-            peers.allow = ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect();
-        }
-        FirstRun { user, password, loopback_peers }
-    }
-
-    /// The relayed address of a family: as given, or that of a listener.
-    fn relay_ip(&mut self, listen: &[SocketAddr], relay: &[IpAddr], external: &[IpAddr], v4: bool) -> Option<RelayIp> {
-        let of_family = |ips: &[IpAddr]| ips.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect::<Vec<_>>();
-        let (relay, external) = (of_family(relay), of_family(external));
-        for (key, ips) in [("relay-address", &relay), ("external-address", &external)] {
-            if ips.len() > 1 {
-                self.error(key, "expected one address of each family");
-            }
-        }
-        let listeners: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
-        let own = of_family(&listeners).into_iter().find(|ip| !ip.is_unspecified());
-        let bind = relay.first().copied().or(own)?;
-        if bind.is_unspecified() {
-            self.error("relay-address", "expected an address that clients can be told, found the wildcard");
-        }
-        Some(RelayIp { bind, advertise: external.first().copied().unwrap_or(bind) })
-    }
-}
-
-/// A value that is written as text.
-trait Value: Sized {
-    fn read(text: &str) -> Option<Self>;
-}
-
-macro_rules! from_str {
-    ($($t:ty),*) => { $(impl Value for $t {
-        fn read(text: &str) -> Option<Self> {
-            Self::from_str(text).ok()
-        }
-    })* };
-}
-
-from_str!(SocketAddr, IpAddr, Ipv6Net, u64, String);
-
-impl Value for IpNet {
-    fn read(text: &str) -> Option<Self> {
-        text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(Self::from))
-    }
-}
-
-/// Text that must not be shown in an error.
-struct Text(String);
-
-impl Value for Text {
-    fn read(text: &str) -> Option<Self> {
-        Some(Self(text.to_owned()))
-    }
-}
-
-struct Ports(RangeInclusive<u16>);
-
-impl Value for Ports {
-    fn read(text: &str) -> Option<Self> {
-        let (first, last) = text.split_once('-')?;
-        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        (1 <= first && first <= last).then_some(Self(first..=last))
-    }
-}
-
-/// Loopback in the families that this host has.
-fn loopback() -> Vec<SocketAddr> {
-    let all = [SocketAddr::from(([127, 0, 0, 1], 3478)), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 3478))];
-    all.into_iter().filter(|addr| addr.is_ipv4() || UdpSocket::bind((addr.ip(), 0)).is_ok()).collect()
 }
 
 impl fmt::Display for ConfigError {

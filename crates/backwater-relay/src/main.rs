@@ -2,9 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use backwater_ops::{Logs, hide_memory, termination};
+use backwater_ops::{Logs, Signal, Signals, hide_memory};
 use backwater_relay::{Arguments, Config, Relay};
 use backwater_turn::server::DropReason;
 use tracing::{info, warn};
@@ -19,12 +19,11 @@ fn main() -> ExitCode {
     let matches = match Arguments::command().try_get_matches() {
         Ok(matches) => matches,
         Err(help) if !help.use_stderr() => help.exit(),
-        Err(error) => {
-            let text = error.to_string();
-            return fail(BAD_CONFIGURATION, text.lines().next().unwrap_or_default().trim_start_matches("error: "));
-        }
+        Err(error) => return fail(BAD_CONFIGURATION, Arguments::explain(&error)),
     };
-    let config = Arguments::read(&matches, |name| std::env::var(name).ok()).and_then(|a| Config::new(&a));
+    let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+    let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
+    let config = Arguments::read(&matches, env).and_then(|a| Config::new(&a));
     let config = match config {
         Ok(config) => config,
         Err(errors) => {
@@ -50,8 +49,8 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(CANNOT_START, format_args!("cannot start: {error}")),
     };
-    let terminated = match runtime.block_on(async { termination() }) {
-        Ok(terminated) => terminated,
+    let mut signals = match runtime.block_on(async { Signals::listen() }) {
+        Ok(signals) => signals,
         Err(error) => return fail(CANNOT_START, format_args!("cannot catch signals: {error}")),
     };
     raise_descriptor_limit();
@@ -60,9 +59,18 @@ fn main() -> ExitCode {
         Err(error) => return fail(CANNOT_START, error),
     };
     announce(&config, &relay);
-    runtime.block_on(terminated);
-    info!(drain_seconds = config.drain.as_secs(), "stopping");
-    relay.stop(config.drain);
+    runtime.block_on(async {
+        while signals.next().await == Signal::Reload {
+            relay.reload();
+        }
+        info!(drain_seconds = config.drain.as_secs(), "stopping; a second signal ends it at once");
+        relay.drain(config.drain);
+        tokio::select! {
+            () = relay.drained() => {}
+            () = async { while signals.next().await == Signal::Reload {} } => {}
+        }
+    });
+    relay.stop(Duration::ZERO);
     summarize(&relay);
     ExitCode::SUCCESS
 }

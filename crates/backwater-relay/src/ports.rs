@@ -263,6 +263,34 @@ impl Ports {
     }
 }
 
+/// Returns what an operator can do about a port that could not be bound; nothing if it is the client's own affair.
+pub(crate) fn remedy(error: &io::Error) -> Option<&'static str> {
+    let kind = error.kind();
+    if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::QuotaExceeded) {
+        // A reservation that is not there (any more), or one too many.
+        None
+    } else if kind == io::ErrorKind::AddrInUse {
+        Some("all ports are taken: widen the range ports, or bound each user by max-allocations-per-user")
+    } else if kind == io::ErrorKind::AddrNotAvailable {
+        Some("relay-address is no address of this host any more: add it to an interface again")
+    } else if no_descriptor(error) {
+        Some("raise the limit of descriptors (systemd: LimitNOFILE=, a shell: ulimit -n, the kernel: fs.file-max)")
+    } else {
+        Some("the system has no room for another socket: the error says of what")
+    }
+}
+
+#[cfg(unix)]
+pub(crate) fn no_descriptor(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn no_descriptor(_: &io::Error) -> bool {
+    false
+}
+
 impl Taken {
     const EVEN: u64 = 0x5555_5555_5555_5555;
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     rc::Rc,
     sync::{
         Arc,
@@ -18,10 +18,10 @@ use backwater_udp::{Backpressure, Builder, Stats, UdpSocket};
 use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
-    admin::{Admin, Control},
+    admin::{self, Admin, Control},
     config::{Config, Shared},
     counters::Counters,
-    ports::Ports,
+    ports::{Ports, RelayIp},
     worker::{
         Worker, listen,
         mobility::{self, Inbox, Mailbox},
@@ -46,6 +46,8 @@ pub struct Relay {
 pub enum StartError {
     /// The address cannot be listened on.
     Listen(SocketAddr, io::Error),
+    /// Relayed ports cannot be bound on the address.
+    Relay(IpAddr, io::Error),
     /// The address cannot be listened on for administration.
     Admin(SocketAddr, io::Error),
     /// No thread, no runtime or no randomness to be had.
@@ -64,6 +66,14 @@ impl Relay {
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let admin = config.admin.map(|addr| TcpListener::bind(addr).map_err(|e| StartError::Admin(addr, e)));
         let admin = admin.transpose()?;
+        // Otherwise every Allocate request would fail, and nothing before.
+        for RelayIp { bind, .. } in [config.relay_v4, config.relay_v6].into_iter().flatten() {
+            let listener = config.listen.iter().find(|listener| listener.ip() == bind);
+            std::net::UdpSocket::bind((bind, 0)).map_err(|e| match listener {
+                Some(&listener) => StartError::Listen(listener, e),
+                None => StartError::Relay(bind, e),
+            })?;
+        }
         let (stop, stopped) = watch::channel(None);
         let mut relay = Self {
             local_addrs: config.listen.clone(),
@@ -160,13 +170,34 @@ impl Relay {
         &self.stats
     }
 
-    /// Turns new clients away, waits until the others have left but no longer than `drain`, sends what is held, and ends
-    /// the threads.
-    pub fn stop(&mut self, drain: Duration) {
+    /// Reads the configuration file again and applies what can change while the relay runs: the policy. The log says what came
+    /// of it. Returns at once.
+    pub fn reload(&self) {
+        match &self.admin {
+            Some(admin) => admin.reload(),
+            None => admin::no_file(),
+        }
+    }
+
+    /// Turns new clients away from now on. Returns at once; the threads end when their clients have left or after `drain`.
+    pub fn drain(&self, drain: Duration) {
         if let Some(admin) = &self.admin {
             admin.drain();
         }
         self.stop.send_replace(Some(Instant::now() + drain));
+    }
+
+    /// Waits until all threads have ended, after [`drain`](Self::drain).
+    pub async fn drained(&self) {
+        while !self.threads.iter().all(JoinHandle::is_finished) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Turns new clients away, waits until the others have left but no longer than `drain`, sends what is held, and ends
+    /// the threads.
+    pub fn stop(&mut self, drain: Duration) {
+        self.drain(drain);
         for thread in self.threads.drain(..) {
             // A panic of a thread has been reported by its hook.
             let _ = thread.join();
@@ -234,15 +265,19 @@ impl Thread {
 
     async fn until_stopped(&self, worker: &Worker) {
         let mut stopped = self.stopped.clone();
-        let Ok(Some(drain)) = stopped.wait_for(Option::is_some).await.map(|until| *until) else { return };
+        if stopped.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
         worker.refuse_new();
         let poll = || tokio::time::sleep(Duration::from_millis(10));
-        while worker.allocations() > 0 && Instant::now() < drain {
+        // It may become shorter meanwhile.
+        let draining = || stopped.borrow().is_some_and(|until| Instant::now() < until);
+        while worker.allocations() > 0 && draining() {
             poll().await;
         }
         // When one listener of the group closes, the system spreads the others' clients anew.
         self.busy.fetch_sub(1, SeqCst);
-        while self.busy.load(SeqCst) > 0 && Instant::now() < drain {
+        while self.busy.load(SeqCst) > 0 && draining() {
             poll().await;
         }
         let flush = Instant::now() + FLUSH;
@@ -255,11 +290,45 @@ impl Thread {
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Listen(addr, error) => write!(f, "cannot listen on {addr}: {error}"),
+            Self::Listen(addr, error) => {
+                write!(f, "cannot listen on {addr}: {error}")?;
+                if error.kind() == io::ErrorKind::PermissionDenied && (1..1024).contains(&addr.port()) {
+                    f.write_str(": a port below 1024 needs CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities=)")?;
+                }
+                not_this_hosts(f, error, "listen")
+            }
+            Self::Relay(ip, error) => {
+                write!(f, "cannot relay from {ip}: {error}")?;
+                not_this_hosts(f, error, "relay-address")
+            }
             Self::Admin(addr, error) => write!(f, "cannot listen on {addr} for administration: {error}"),
             Self::System(error) => write!(f, "cannot start: {error}"),
         }
     }
 }
 
+/// Adds what to do about an address that is not this host's, to the error about the value of `key`.
+fn not_this_hosts(f: &mut fmt::Formatter<'_>, error: &io::Error, key: &str) -> fmt::Result {
+    if error.kind() == io::ErrorKind::AddrNotAvailable {
+        write!(
+            f,
+            ": it is no address of this host; behind a NAT, {key} is the host's own and this is external-address"
+        )?;
+    }
+    Ok(())
+}
+
 impl std::error::Error for StartError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_privileged_port_names_the_capability() {
+        let text =
+            |port| StartError::Listen(([0, 0, 0, 0], port).into(), io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(text(443).contains("CAP_NET_BIND_SERVICE"), "{}", text(443));
+        assert!(!text(3478).contains("CAP_NET_BIND_SERVICE"), "{}", text(3478));
+    }
+}

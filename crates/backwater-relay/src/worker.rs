@@ -26,7 +26,7 @@ use crate::{
     counters::Counters,
     endpoint::Endpoint,
     log_limit::LogLimit,
-    ports::{Bound, Lease, Ports, Sockets},
+    ports::{self, Bound, Lease, Ports, Sockets},
     runs::{MAX_TRAIN, Run, Runs},
 };
 
@@ -67,6 +67,7 @@ pub(crate) struct Worker {
     mailboxes: Vec<Mailbox>,
     refusals: LogLimit,
     failures: LogLimit,
+    no_port: LogLimit,
 }
 
 struct Listener {
@@ -118,6 +119,7 @@ impl Worker {
             mailboxes,
             refusals: LogLimit::new(Instant::now()),
             failures: LogLimit::new(Instant::now()),
+            no_port: LogLimit::once_a_minute(Instant::now()),
         }
     }
 
@@ -291,7 +293,11 @@ impl Worker {
             }
             Err(error) => {
                 self.counters.bind_failed.add(1);
-                debug!(%error, "no relayed port");
+                if let Some(remedy) = ports::remedy(&error)
+                    && self.no_port.allows(now)
+                {
+                    warn!(%error, remedy, "no relayed port: an Allocate request is answered with 508");
+                }
                 server.bound(now, bind.id, server::Bound::default(), reply)
             }
         }

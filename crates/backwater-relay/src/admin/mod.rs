@@ -13,7 +13,10 @@ use std::{
 };
 
 use backwater_udp::{Backpressure, Breaker, Policy, Stats};
-use tokio::{runtime::Runtime, sync::oneshot};
+use tokio::{
+    runtime::Runtime,
+    sync::{Notify, oneshot},
+};
 use tracing::{info, warn};
 
 use crate::{config::Config, counters::Counters};
@@ -33,6 +36,8 @@ pub(crate) struct Control {
     counters: Vec<Arc<Counters>>,
     stats: Vec<Arc<Stats>>,
     draining: AtomicBool,
+    /// Notified when the configuration file is to be read again.
+    reload: Notify,
 }
 
 /// The running thread.
@@ -46,7 +51,7 @@ pub(crate) struct Admin {
 
 impl Control {
     pub(crate) fn new(backpressure: Backpressure, counters: Vec<Arc<Counters>>, stats: Vec<Arc<Stats>>) -> Self {
-        Self { backpressure, counters, stats, draining: AtomicBool::new(false) }
+        Self { backpressure, counters, stats, draining: AtomicBool::new(false), reload: Notify::new() }
     }
 
     /// Switches the policy; says so when that is a change. Called by one thread only.
@@ -83,8 +88,10 @@ impl Admin {
                 }
                 tokio::spawn(async move {
                     loop {
-                        tokio::time::sleep(TICK).await;
-                        ticker.tick(Instant::now());
+                        tokio::select! {
+                            () = tokio::time::sleep(TICK) => ticker.tick(Instant::now()),
+                            () = ticker.control.reload.notified() => ticker.reload(),
+                        }
                     }
                 });
                 // Also when the other end is gone.
@@ -103,11 +110,21 @@ impl Admin {
         self.control.draining.store(true, SeqCst);
     }
 
+    /// The configuration file is read again, soon.
+    pub(crate) fn reload(&self) {
+        self.control.reload.notify_one();
+    }
+
     pub(crate) fn stop(self) {
         // Fails when it has ended by itself, which is as good.
         let _ = self.stop.send(());
         let _ = self.thread.join();
     }
+}
+
+/// Says that a reload does nothing.
+pub(crate) fn no_file() {
+    info!("SIGHUP: there is no configuration file to read again");
 }
 
 fn into_tokio(runtime: &Runtime, listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
@@ -126,7 +143,20 @@ struct Ticker {
 
 impl Ticker {
     fn tick(&mut self, now: Instant) {
-        for change in self.file.iter_mut().flat_map(FileWatch::look) {
+        let changes = self.file.as_mut().map(FileWatch::look).unwrap_or_default();
+        self.apply(changes);
+        self.check_breakers(now);
+    }
+
+    fn reload(&mut self) {
+        let Some(file) = &mut self.file else { return no_file() };
+        info!("SIGHUP: the configuration file is read again");
+        let changes = file.read_now();
+        self.apply(changes);
+    }
+
+    fn apply(&self, changes: Vec<Change>) {
+        for change in changes {
             match change {
                 Change::Policy(policy) => self.control.switch(policy, "the configuration file"),
                 Change::Overruled(by) => {
@@ -142,7 +172,6 @@ impl Ticker {
                 }
             }
         }
-        self.check_breakers(now);
     }
 
     fn check_breakers(&mut self, now: Instant) {

@@ -63,7 +63,18 @@ impl FileWatch {
         if self.changing.replace(stamp) != Some(stamp) {
             return vec![];
         }
-        (self.changing, self.seen) = (None, stamp);
+        self.read()
+    }
+
+    /// Reads the file, whether it has changed or not. What was said already about a mistake in it is said again.
+    pub(super) fn read_now(&mut self) -> Vec<Change> {
+        self.invalid.clear();
+        self.restart.clear();
+        self.read()
+    }
+
+    fn read(&mut self) -> Vec<Change> {
+        (self.changing, self.seen) = (None, self.started.stamp_now());
         let read = self.started.read_again().and_then(|arguments| Config::new(&arguments));
         let config = match read {
             Ok(config) => config,
@@ -114,7 +125,7 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             let args = ["relay", "--config", path.to_str().unwrap()].into_iter().chain(args.iter().copied());
             let matches = Arguments::command().try_get_matches_from(args).unwrap();
-            let config = Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap();
+            let config = Config::new(&Arguments::read(&matches, []).unwrap()).unwrap();
             Self { watch: FileWatch::new(config.file.unwrap(), config.policy).unwrap(), path }
         }
 
@@ -181,6 +192,23 @@ mod tests {
     }
 
     #[test]
+    fn a_reload_reads_the_file_at_once_and_says_again_what_is_wrong() {
+        let mut b = Bench::new("backpressure = \"wait\"\n", &[]);
+        assert_eq!(b.watch.read_now(), []);
+        std::fs::write(&b.path, "backpressure = \"drop\"\n").unwrap();
+        assert_eq!(b.watch.read_now(), [Change::Policy(Policy::Drop)]);
+        assert_eq!(b.watch.look(), [], "it has been read");
+        std::fs::write(&b.path, "backpressure = \"sometimes\"\n").unwrap();
+        for _ in 0..2 {
+            assert!(matches!(&b.watch.read_now()[..], [Change::Invalid(_)]));
+        }
+        std::fs::write(&b.path, "realm = \"b\"\nbackpressure = \"drop\"\n").unwrap();
+        for _ in 0..2 {
+            assert_eq!(b.watch.read_now(), [Change::Restart(vec!["realm"])]);
+        }
+    }
+
+    #[test]
     fn a_flag_counts_before_the_file() {
         let mut b = Bench::new("", &["--backpressure", "wait"]);
         assert_eq!(b.write("backpressure = \"drop\"\n"), [Change::Overruled("--backpressure".to_owned())]);
@@ -193,7 +221,7 @@ mod tests {
         let mut b = Bench::new("", &[]);
         let device = ["relay", "--config", "/dev/null"];
         let matches = Arguments::command().try_get_matches_from(device).unwrap();
-        let config = Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap();
+        let config = Config::new(&Arguments::read(&matches, []).unwrap()).unwrap();
         assert!(FileWatch::new(config.file.unwrap(), config.policy).is_none());
         std::fs::remove_file(&b.path).unwrap();
         std::fs::create_dir(&b.path).unwrap();

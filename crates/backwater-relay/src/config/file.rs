@@ -10,7 +10,7 @@ use std::{
 
 use backwater_ops::exposed_mode;
 
-use super::{Arguments, ConfigError, Given, KEYS};
+use super::{Arguments, ConfigError, Given, KEYS, suggest};
 
 /// The file that a configuration was read from, and what the command line and the environment say instead.
 #[derive(Clone, Debug)]
@@ -103,6 +103,9 @@ impl Stamp {
 
 fn parse(name: &str, text: &str) -> Result<HashMap<&'static str, Given>, Vec<ConfigError>> {
     let error = |key: String, problem: String| vec![ConfigError { key, problem }];
+    if let Some(problem) = suggest::coturn(text) {
+        return Err(error(name.to_owned(), problem));
+    }
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
         let line = e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or_default().matches('\n').count());
         error(format!("{name}, line {line}"), e.message().replace('\n', " "))
@@ -112,7 +115,10 @@ fn parse(name: &str, text: &str) -> Result<HashMap<&'static str, Given>, Vec<Con
         let place = format!("{name}: {key}");
         let Some(known) = KEYS.iter().find(|k| k.name == key) else {
             let names: Vec<_> = KEYS.iter().map(|k| k.name).collect();
-            let problem = format!("unknown; expected one of {}", names.join(", "));
+            let problem = match suggest::closest(&key, names.iter().copied()) {
+                Some(name) => format!("unknown; did you mean {name}?"),
+                None => format!("unknown; expected one of {}", names.join(", ")),
+            };
             errors.push(ConfigError { key: place, problem });
             continue;
         };

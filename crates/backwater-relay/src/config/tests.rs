@@ -1,10 +1,13 @@
-use super::*;
+use super::{reader::Text, *};
 
 fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
     let args = std::iter::once("backwater-relay").chain(args.iter().copied());
     let matches = Arguments::command().try_get_matches_from(args).unwrap();
-    let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-    Config::new(&Arguments::read(&matches, env)?)
+    Config::new(&Arguments::read(&matches, variables(env))?)
+}
+
+fn variables(env: &[(&str, &str)]) -> impl Iterator<Item = (String, String)> {
+    env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
 }
 
 fn problems(args: &[&str]) -> Vec<String> {
@@ -104,7 +107,8 @@ fn a_file_that_is_wrong_is_named_with_the_line_or_the_key() {
     let lines = |text: &str| with_file(text, &[]).unwrap_err();
     assert!(lines("realm = \"a\"\nthreads = = 3")[0].key.ends_with(", line 2"));
     let two = lines("relm = \"a\"\nuser = [1.5]\n");
-    assert!(two[0].key.ends_with(": relm") && two[0].problem.contains("expected one of listen,"), "{two:?}");
+    assert!(two[0].key.ends_with(": relm") && two[0].problem == "unknown; did you mean realm?", "{two:?}");
+    assert!(lines("colour = 1")[0].problem.contains("unknown; expected one of listen,"));
     assert!(two[1].key.ends_with(": user") && two[1].problem.contains("array of strings"), "{two:?}");
     assert!(lines("threads = 0")[0].problem.contains("from 1"));
     let missing = config(&["--config", "/nonexistent/relay.toml"], &[]).unwrap_err();
@@ -209,7 +213,7 @@ fn debug_shows_no_password() {
     let path = file(text);
     let arguments = ["relay", "--config", path.to_str().unwrap(), "--user", "a:hunter2", "--secret", "hush-hush"];
     let matches = Arguments::command().try_get_matches_from(arguments).unwrap();
-    let arguments = Arguments::read(&matches, |_| None).unwrap();
+    let arguments = Arguments::read(&matches, []).unwrap();
     std::fs::remove_file(path).unwrap();
     let shown = format!("{arguments:?} {:#?}", Config::new(&arguments).unwrap());
     assert!(shown.contains("--user") && !HIDDEN.iter().any(|password| shown.contains(password)), "{shown}");
@@ -235,4 +239,87 @@ fn file_with_secrets_that_others_can_read_is_a_warning() {
             format!("{}: others can read the passwords in it (mode {mode:04o}): chmod 600 it", path.display());
         assert_eq!(warning, warned.then_some(expected), "{text}");
     }
+}
+
+/// Blanks belong to a password; in the environment, a comma is written with a backslash.
+#[test]
+fn values_are_taken_as_written() {
+    let given = |args: &[&str], env: &[(&str, &str)], key| {
+        let args = std::iter::once("backwater-relay").chain(args.iter().copied());
+        let matches = Arguments::command().try_get_matches_from(args).unwrap();
+        let arguments = Arguments::read(&matches, variables(env)).unwrap();
+        Reader { arguments: &arguments, errors: vec![] }
+            .list::<Text>(key, "")
+            .into_iter()
+            .map(|t| t.0)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(given(&["--user", "alice: a b "], &[], "user"), ["alice: a b "]);
+    assert_eq!(given(&["--secret", " a,b "], &[], "secret"), [" a,b "]);
+    assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", r" a\,b ,c\d,")], "secret"), [" a,b ", r"c\d", ""]);
+    let c = config(&[], &[("BACKWATER_RELAY_LISTEN", "127.0.0.1:1, 127.0.0.2:2 ")]).unwrap();
+    assert_eq!(c.listen.len(), 2, "an address has no blanks");
+}
+
+#[test]
+fn what_is_given_twice_is_an_error() {
+    let user = problems(&["--user", "alice:hunter2", "--user", "bob:x", "--user", "alice:other"]);
+    assert_eq!(user, ["--user: expected each user once, found \"alice\" twice"]);
+    let secret = problems(&["--secret", "hunter2", "--secret", "hunter2"]);
+    assert_eq!(secret, ["--secret: expected each secret once, found one twice"]);
+    let listen = problems(&["--listen", "127.0.0.1:3478", "--listen", "127.0.0.1:3478"]);
+    assert_eq!(listen, ["--listen: expected each address once, found 127.0.0.1:3478 twice"]);
+    config(&["--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"], &[]).unwrap();
+}
+
+#[test]
+fn a_mistyped_variable_is_an_error_with_what_may_have_been_meant() {
+    let all =
+        config(&[], &[("BACKWATER_RELAY_RELM", "a"), ("BACKWATER_RELAY_COLOUR", "b"), ("HOME", "c")]).unwrap_err();
+    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+    assert!(all[0].starts_with("BACKWATER_RELAY_COLOUR: unknown; backwater-relay --help has all"), "{all:?}");
+    assert_eq!(all[1], "BACKWATER_RELAY_RELM: unknown; did you mean BACKWATER_RELAY_REALM?");
+    assert_eq!(all.len(), 2, "{all:?}");
+}
+
+#[test]
+fn a_mistyped_flag_is_one_line_with_what_may_have_been_meant() {
+    let line = |args: &[&str]| {
+        let args = std::iter::once("backwater-relay").chain(args.iter().copied());
+        Arguments::explain(&Arguments::command().try_get_matches_from(args).unwrap_err())
+    };
+    assert_eq!(line(&["--lisen", "127.0.0.1:1"]), "--lisen: unknown; did you mean --listen?");
+    assert_eq!(line(&["--colour"]), "--colour: unknown; backwater-relay --help has all of them");
+    assert!(line(&["--realm", "a", "--realm", "b"]).contains("--realm"));
+}
+
+#[test]
+fn a_log_level_is_among_all_that_is_wrong() {
+    let all = problems(&["--ports", "y", "--log-level", "wran"]);
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert!(all[1].starts_with("--log-level: expected a level or a filter: "), "{all:?}");
+}
+
+#[test]
+fn a_file_of_coturn_is_recognised() {
+    let turnserver = "listening-port=3478\nlt-cred-mech\nuser=alice:secret\nrealm=example.org\nexternal-ip=192.0.2.1\n";
+    let all = with_file(turnserver, &[]).unwrap_err();
+    let line = all[0].to_string();
+    assert!(all.len() == 1 && line.contains("configuration of coturn"), "{line}");
+    assert!(line.contains("listening-port is listen") && line.contains("external-ip is external-address"), "{line}");
+    let all = with_file("listening-port = 3478\nmin-port = 1000\n", &[]).unwrap_err();
+    assert!(all.len() == 1 && all[0].problem.contains("configuration of coturn"), "also when it is TOML: {all:?}");
+}
+
+#[test]
+fn an_external_address_needs_a_listener_of_its_family() {
+    let all = problems(&["--listen", "127.0.0.1:1", "--user", "a:b", "--external-address", "2001:db8::1"]);
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert!(all[0].starts_with("--external-address: expected an IPv4 address"), "{all:?}");
+}
+
+#[test]
+fn an_empty_list_of_listeners_is_named() {
+    let all: Vec<_> = with_file("listen = []\nuser = [\"a:b\"]\n", &[]).unwrap_err();
+    assert!(all.len() == 1 && all[0].key.ends_with(": listen"), "{all:?}");
 }

@@ -124,7 +124,7 @@ pub fn start(args: &[&str]) -> Relay {
     let base = ["relay", "--listen", "127.0.0.1:0", "--user", "alice:secret", "--allow-peer", "127.0.0.0/8"];
     let args = base.iter().chain(args).copied();
     let matches = Arguments::command().try_get_matches_from(args).unwrap();
-    Relay::start(&Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap()).unwrap()
+    Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap()
 }
 
 pub fn client(relay: &Relay) -> Client {

@@ -144,7 +144,7 @@ fn a_reservation_is_good_on_every_thread() {
 fn a_wildcard_listener_answers_from_where_it_was_asked() {
     let args = ["relay", "--listen", "0.0.0.0:0", "--relay-address", "127.0.0.1", "--user", "alice:secret"];
     let matches = Arguments::command().try_get_matches_from(args).unwrap();
-    let mut relay = Relay::start(&Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap()).unwrap();
+    let mut relay = Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap();
     let port = relay.local_addrs()[0].port();
     for host in [[127, 0, 0, 1], [127, 0, 0, 9]] {
         // Connected: an answer from elsewhere would not arrive.

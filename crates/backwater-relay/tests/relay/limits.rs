@@ -51,6 +51,15 @@ fn a_users_quota_counts_on_all_threads() {
 }
 
 #[test]
+fn blanks_belong_to_a_password() {
+    let mut relay = start(&["--user", "bob: a b "]);
+    let addr = relay.local_addrs()[0];
+    Client::new(addr, "bob", " a b ", "backwater").allocate();
+    assert_eq!(Client::new(addr, "bob", " a b", "backwater").try_allocate(&|_| ()).unwrap_err(), 401);
+    relay.stop(Duration::ZERO);
+}
+
+#[test]
 fn what_is_over_a_users_rate_is_dropped_and_counted() {
     let mut relay = start(&["--threads", "2", "--max-bytes-per-second-per-user", "100000"]);
     let (peer, peer_addr) = peer();

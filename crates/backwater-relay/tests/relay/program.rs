@@ -165,6 +165,83 @@ fn a_bad_configuration_is_one_line_a_mistake_and_exit_2() {
     assert_eq!((code, lines.len()), (Some(2), 3), "{lines:?}");
 }
 
+/// A `listen` or `relay-address` that is not this host's: the remedy is on the line.
+#[test]
+fn an_address_of_another_host_is_one_line_and_exit_1() {
+    let (code, lines) = run(&["--listen", "192.0.2.77:3478", "--user", "a:b"]);
+    assert_eq!((code, lines.len()), (Some(1), 1), "{lines:?}");
+    assert!(
+        lines[0].contains("cannot listen on 192.0.2.77:3478: ") && lines[0].contains("external-address"),
+        "{lines:?}"
+    );
+    let (code, lines) = run(&[&QUIET[..], &["--relay-address", "192.0.2.77"]].concat());
+    assert_eq!((code, lines.len()), (Some(1), 1), "{lines:?}");
+    assert!(lines[0].contains("cannot relay from 192.0.2.77: ") && lines[0].contains("external-address"), "{lines:?}");
+}
+
+/// The first 508 for want of a port is a warning with the remedy; the next ones within a minute are counted only.
+#[test]
+fn an_exhausted_port_range_is_one_warning_with_the_remedy() {
+    let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut relay =
+        Program::start(&[&QUIET[..], &["--threads", "1", "--ports", &format!("{free}-{free}")]].concat(), 0);
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    let mut clients: Vec<_> =
+        (0..4).map(|_| crate::client::Client::new(addr, "alice", "secret", "backwater")).collect();
+    let results: Vec<_> = clients.iter_mut().map(|client| client.try_allocate(&|_| ()).map(drop)).collect();
+    assert_eq!(results, [Ok(()), Err(508), Err(508), Err(508)]);
+    let (code, lines) = relay.terminate_and_read();
+    let warnings: Vec<_> = lines.iter().filter(|line| line["severity"] == "WARN").collect();
+    assert_eq!((code, warnings.len()), (Some(0), 1), "{lines:?}");
+    assert!(warnings[0]["message"].as_str().unwrap().contains("508"), "{}", warnings[0]);
+    assert!(warnings[0]["remedy"].as_str().unwrap().contains("ports"), "{}", warnings[0]);
+}
+
+fn signal(relay: &Program, name: &str) {
+    assert!(Command::new("kill").args([name, &relay.pid().to_string()]).status().unwrap().success());
+}
+
+/// SIGHUP reads the file again; without one it does nothing. SIGUSR1 and SIGUSR2, which mean something to other relays, neither.
+#[test]
+fn sighup_reloads_and_no_signal_but_those_that_end_it_does() {
+    let path = std::env::temp_dir().join(format!("backwater-hangup-{}.toml", std::process::id()));
+    std::fs::write(&path, "backpressure = \"wait\"\n").unwrap();
+    let mut relay = Program::start(&[&QUIET[..], &["--config", path.to_str().unwrap()]].concat(), 1);
+    std::fs::write(&path, "backpressure = \"drop\"\nrealm = \"example.org\"\n").unwrap();
+    signal(&relay, "-HUP");
+    relay.line("SIGHUP: the configuration file is read again");
+    assert_eq!(relay.line("back-pressure policy switched")["policy"], "drop");
+    assert_eq!(relay.line("need a restart")["keys"], "realm");
+    std::fs::write(&path, "backpressure = \"sometimes\"\n").unwrap();
+    signal(&relay, "-HUP");
+    relay.line("the configuration file is invalid");
+    std::fs::remove_file(&path).unwrap();
+    for name in ["-USR1", "-USR2", "-HUP"] {
+        signal(&relay, name);
+    }
+    relay.line("SIGHUP");
+    assert_eq!(relay.terminate(), Some(0));
+
+    let mut relay = Program::start(&QUIET, 1);
+    signal(&relay, "-HUP");
+    relay.line("SIGHUP: there is no configuration file to read again");
+    signal(&relay, "-QUIT");
+    relay.line("stopping");
+    assert_eq!(relay.terminate(), Some(0));
+}
+
+/// Whoever does not want to wait for the clients any longer says so by a second signal.
+#[test]
+fn a_second_sigterm_ends_the_drain() {
+    let mut relay = Program::start(&["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "3600"], 0);
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");
+    client.allocate();
+    signal(&relay, "-TERM");
+    relay.line("stopping");
+    assert_eq!(relay.terminate(), Some(0));
+}
+
 #[test]
 fn a_port_in_use_is_one_line_and_exit_1() {
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -237,7 +314,7 @@ fn a_low_limit_of_descriptors_is_raised() {
 /// Without a descriptor a new client gets 508, the others go on, and what one gives back another one gets.
 #[test]
 fn descriptors_that_run_out_are_508() {
-    let (relay, addr) = with_limit("-n 64");
+    let (mut relay, addr) = with_limit("-n 64");
     let mut clients: Vec<_> =
         (0..100).map(|_| crate::client::Client::new(addr, "alice", "secret", "backwater")).collect();
     let results: Vec<_> = clients.iter_mut().map(|client| client.try_allocate(&|_| ()).map(drop)).collect();
@@ -249,6 +326,7 @@ fn descriptors_that_run_out_are_508() {
             w.attribute(&backwater_stun::Lifetime(0)).unwrap();
         })
         .unwrap();
+    assert!(relay.line("508")["remedy"].as_str().unwrap().contains("LimitNOFILE"));
     clients[99].allocate();
     clients[1].request(backwater_stun::Method::REFRESH, &|_| ()).unwrap();
     assert_eq!(relay.terminate(), Some(0));
@@ -266,6 +344,7 @@ fn sigterm_waits_for_clients_as_long_as_it_was_told() {
     relay.line("stopping");
     let mut late = crate::client::Client::new(addr, "alice", "secret", "backwater");
     assert_eq!(late.try_allocate(&|_| ()).unwrap_err(), 508);
-    assert_eq!(relay.terminate(), Some(0));
+    relay.line("stopped");
     assert!(start.elapsed() >= Duration::from_millis(2900), "{:?}", start.elapsed());
+    assert_eq!(relay.child.wait().unwrap().code(), Some(0));
 }

@@ -17,7 +17,7 @@ use crate::{
 fn start_with(args: &str) -> Relay {
     let args = ["relay", "--user", "alice:secret"].into_iter().chain(args.split_whitespace());
     let matches = Arguments::command().try_get_matches_from(args).unwrap();
-    Relay::start(&Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap()).unwrap()
+    Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap()
 }
 
 fn total(relay: &Relay, counter: fn(&Counters) -> u64) -> u64 {
@@ -207,7 +207,7 @@ fn what_a_stranger_gets_is_no_more_than_four_and_a_half_times_what_it_sent() {
     }
     let long = ["relay", "--user", "a:b", "--listen", "127.0.0.1:0", "--realm", &"x".repeat(49)];
     let matches = Arguments::command().try_get_matches_from(long).unwrap();
-    let errors = Config::new(&Arguments::read(&matches, |_| None).unwrap()).unwrap_err();
+    let errors = Config::new(&Arguments::read(&matches, []).unwrap()).unwrap_err();
     assert!(errors[0].to_string().contains("--realm"), "{errors:?}");
 }
 

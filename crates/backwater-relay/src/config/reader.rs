@@ -1,0 +1,296 @@
+//! How values are read, and what is wrong with them.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    ops::RangeInclusive,
+    str::FromStr,
+};
+
+use backwater_ops::Logs;
+use backwater_turn::{Credentials, Limits as Quota, PeerRules};
+use backwater_udp::Limits;
+use ipnet::{IpNet, Ipv6Net};
+
+use super::{Arguments, ConfigError, FirstRun};
+use crate::ports::RelayIp;
+
+pub(super) const PREFIX: &str = "an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32";
+
+/// Understands values and gathers what is wrong with them.
+pub(super) struct Reader<'a> {
+    pub(super) arguments: &'a Arguments,
+    pub(super) errors: Vec<ConfigError>,
+}
+
+impl Reader<'_> {
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.arguments.values.contains_key(key)
+    }
+
+    pub(super) fn error(&mut self, key: &str, problem: &str) {
+        let key = self.arguments.values.get(key).map_or_else(|| key.to_owned(), |given| given.place.clone());
+        self.errors.push(ConfigError { key, problem: problem.to_owned() });
+    }
+
+    pub(super) fn list<T: Value>(&mut self, key: &str, expected: &str) -> Vec<T> {
+        let given = self.arguments.values.get(key).map_or(&[][..], |given| &given.values);
+        let mut values = Vec::new();
+        for text in given {
+            match T::read(text) {
+                Some(value) => values.push(value),
+                None => self.error(key, &format!("expected {expected}, found {text:?}")),
+            }
+        }
+        values
+    }
+
+    pub(super) fn one<T: Value>(&mut self, key: &str, expected: &str) -> Option<T> {
+        self.list(key, expected).pop()
+    }
+
+    pub(super) fn number(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        let number: u64 = self.one(key, &expected)?;
+        if range.contains(&number) {
+            return Some(number);
+        }
+        self.error(key, &format!("expected {expected}, found {number}"));
+        None
+    }
+
+    /// A value whose own error says what was expected.
+    pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Option<T> {
+        let text: String = self.one(key, "")?;
+        let value = text.trim().parse();
+        value.map_err(|error| self.error(key, &format!("{error}, found {text:?}"))).ok()
+    }
+
+    /// Allocations, permissions, channels, bytes a second.
+    pub(super) fn limits(&mut self, [allocations, permissions, channels, bytes]: &[&'static str; 4]) -> Quota {
+        let mut count = |key| self.number(key, 1..=1_000_000_000).map_or(usize::MAX, |n| n as usize);
+        Quota {
+            allocations: count(allocations),
+            permissions: count(permissions),
+            channels: count(channels),
+            bytes_per_second: self.number(bytes, 1000..=1_000_000_000_000),
+        }
+    }
+
+    /// A limit of one user's that is above that of all users would never be met.
+    pub(super) fn no_more_than_all(&mut self, user: &Quota, total: &Quota) {
+        let [a, b] = [user, total].map(|q| {
+            let bytes = q.bytes_per_second.map_or(usize::MAX, |bytes| bytes as usize);
+            [q.allocations, q.permissions, q.channels, bytes]
+        });
+        let keys = ["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"];
+        for ((user, total), key) in a.into_iter().zip(b).zip(keys) {
+            if user != usize::MAX && user > total {
+                let problem = format!("expected at most the {total} of {key}, found {user}");
+                self.error(&format!("{key}-per-user"), &problem);
+            }
+        }
+    }
+
+    /// Denied wins: what is allowed inside it is a mistake.
+    pub(super) fn no_overlap(&mut self, allow: &[IpNet], deny: &[IpNet]) {
+        for allowed in allow {
+            if let Some(denied) = deny.iter().find(|denied| denied.contains(allowed)) {
+                let problem = format!("{allowed} can never be allowed, since deny-peer has {denied}");
+                self.error("allow-peer", &problem);
+            }
+        }
+    }
+
+    /// The system would let two sockets share an address, unless it picks their ports.
+    pub(super) fn no_duplicates(&mut self, listen: &[SocketAddr]) {
+        let mut seen = HashSet::new();
+        for addr in listen.iter().filter(|addr| addr.port() != 0) {
+            if !seen.insert(addr) {
+                self.error("listen", &format!("expected each address once, found {addr} twice"));
+            }
+        }
+    }
+
+    pub(super) fn log_level(&mut self) -> String {
+        let filter = self.one("log-level", "").unwrap_or_else(|| "info".to_owned());
+        if let Err(error) = Logs::check_filter(&filter) {
+            self.error("log-level", &format!("expected a level or a filter: {error}"));
+        }
+        filter
+    }
+
+    pub(super) fn nat64(&mut self) -> Vec<Ipv6Net> {
+        let expected = "an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits, such as 2001:db8:64::/96";
+        let nets: Vec<Ipv6Net> = self.list("nat64-prefix", expected);
+        for net in &nets {
+            if ![32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) {
+                self.error("nat64-prefix", &format!("expected {expected}, found {net}"));
+            }
+        }
+        nets
+    }
+
+    pub(super) fn breaker(&mut self) -> Option<Limits> {
+        let off = |text: &String| text.trim() == "off";
+        if self.one::<String>("breaker", "").as_ref().is_some_and(off) {
+            return None;
+        }
+        self.parsed("breaker")
+    }
+
+    /// There is no password: it must not be reached from elsewhere.
+    pub(super) fn admin(&mut self) -> Option<SocketAddr> {
+        let addr: SocketAddr = self.one("admin", "an address and a port, such as 127.0.0.1:9479")?;
+        if addr.ip().is_loopback() {
+            return Some(addr);
+        }
+        self.error("admin", &format!("expected an address on loopback, such as 127.0.0.1:9479, found \"{addr}\""));
+        None
+    }
+
+    pub(super) fn credentials(&mut self, realm: &str) -> Credentials {
+        let mut credentials = match Credentials::new(realm) {
+            Ok(credentials) => credentials,
+            Err(error) => {
+                self.error("realm", &error.to_string());
+                return Self::no_credentials();
+            }
+        };
+        let mut names = HashSet::new();
+        for Text(user) in self.list("user", "") {
+            if let Some((name, _)) = user.split_once(':')
+                && !names.insert(name.to_owned())
+            {
+                self.error("user", &format!("expected each user once, found {name:?} twice"));
+            }
+            let added = user.split_once(':').map(|(name, password)| credentials.add_user(name, password));
+            match added {
+                Some(Ok(())) => {}
+                Some(Err(error)) => self.error("user", &format!("expected NAME:PASSWORD, but {error}")),
+                None => self.error("user", "expected NAME:PASSWORD, found no colon"),
+            }
+        }
+        let mut secrets = HashSet::new();
+        for Text(secret) in self.list("secret", "") {
+            if !secrets.insert(secret.clone()) {
+                self.error("secret", "expected each secret once, found one twice");
+            }
+            if let Err(error) = credentials.add_secret(&secret) {
+                self.error("secret", &format!("expected a secret, but {error}"));
+            }
+        }
+        credentials
+    }
+
+    /// A placeholder beside an error: nobody in the default realm.
+    fn no_credentials() -> Credentials {
+        #[allow(clippy::unwrap_used, reason = "a constant that a test reads too")]
+        Credentials::new("backwater").unwrap()
+    }
+
+    /// Makes a user for someone who has just started the program to look at it.
+    pub(super) fn make_up(&mut self, credentials: &mut Credentials, peers: &mut PeerRules) -> FirstRun {
+        let user = "backwater".to_owned();
+        let mut random = [0; 12];
+        if getrandom::fill(&mut random).is_err() {
+            self.error("user", "expected one, since the system has no randomness to make one up");
+        }
+        let password: String = random.iter().map(|b| format!("{b:02x}")).collect();
+        if let Err(error) = credentials.add_user(&user, &password) {
+            self.error("user", &error.to_string());
+        }
+        let loopback_peers = !self.has("allow-peer");
+        if loopback_peers {
+            peers.allow = ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect();
+        }
+        FirstRun { user, password, loopback_peers }
+    }
+
+    /// The relayed address of a family: as given, or that of a listener.
+    pub(super) fn relay_ip(
+        &mut self,
+        listen: &[SocketAddr],
+        relay: &[IpAddr],
+        external: &[IpAddr],
+        v4: bool,
+    ) -> Option<RelayIp> {
+        let of_family = |ips: &[IpAddr]| ips.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect::<Vec<_>>();
+        let (relay, external) = (of_family(relay), of_family(external));
+        for (key, ips) in [("relay-address", &relay), ("external-address", &external)] {
+            if ips.len() > 1 {
+                self.error(key, "expected one address of each family");
+            }
+        }
+        let listeners: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
+        let own = of_family(&listeners).into_iter().find(|ip| !ip.is_unspecified());
+        let Some(bind) = relay.first().copied().or(own) else {
+            let on_wildcard = listeners.iter().any(|ip| ip.is_ipv4() == v4);
+            if !external.is_empty() && !on_wildcard {
+                let family = if v4 { "IPv6" } else { "IPv4" };
+                let problem =
+                    format!("expected an {family} address, as listen and relay-address are, found {}", external[0]);
+                self.error("external-address", &problem);
+            }
+            return None;
+        };
+        if bind.is_unspecified() {
+            self.error("relay-address", "expected an address that clients can be told, found the wildcard");
+        }
+        Some(RelayIp { bind, advertise: external.first().copied().unwrap_or(bind) })
+    }
+}
+
+/// A value that is written as text.
+pub(super) trait Value: Sized {
+    fn read(text: &str) -> Option<Self>;
+}
+
+macro_rules! from_str {
+    ($($t:ty),*) => { $(impl Value for $t {
+        fn read(text: &str) -> Option<Self> {
+            Self::from_str(text.trim()).ok()
+        }
+    })* };
+}
+
+from_str!(SocketAddr, IpAddr, Ipv6Net, u64);
+
+impl Value for String {
+    fn read(text: &str) -> Option<Self> {
+        Some(text.to_owned())
+    }
+}
+
+impl Value for IpNet {
+    fn read(text: &str) -> Option<Self> {
+        let text = text.trim();
+        text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(Self::from))
+    }
+}
+
+/// Text that must not be shown in an error.
+pub(super) struct Text(pub(super) String);
+
+impl Value for Text {
+    fn read(text: &str) -> Option<Self> {
+        Some(Self(text.to_owned()))
+    }
+}
+
+pub(super) struct Ports(pub(super) RangeInclusive<u16>);
+
+impl Value for Ports {
+    fn read(text: &str) -> Option<Self> {
+        let (first, last) = text.split_once('-')?;
+        let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        (1 <= first && first <= last).then_some(Self(first..=last))
+    }
+}
+
+/// Loopback in the families that this host has.
+pub(super) fn loopback() -> Vec<SocketAddr> {
+    let all = [SocketAddr::from(([127, 0, 0, 1], 3478)), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 3478))];
+    all.into_iter().filter(|addr| addr.is_ipv4() || UdpSocket::bind((addr.ip(), 0)).is_ok()).collect()
+}
