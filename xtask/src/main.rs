@@ -13,6 +13,7 @@ mod bench_tunnel;
 mod bench_udp;
 mod cargo;
 mod cross;
+mod deny;
 mod namespace;
 mod stress;
 mod tidy;
@@ -33,6 +34,8 @@ enum Task {
     /// Compares with others, in a network namespace of its own.
     #[command(subcommand)]
     Bench(Bench),
+    /// Checks licences, sources and duplicates of all dependencies by deny.toml, without a network.
+    Deny,
     /// Runs the README's test command beside busy loops, and lists the tests that failed.
     StressTests(stress::Options),
     /// What it is worth to wait: TCP through tunnels whose uplink refuses datagrams.
@@ -58,6 +61,7 @@ enum Bench {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Tidy => tidy::run(root()),
+        Task::Deny => deny::run(root()),
         Task::StressTests(options) => stress::run(root(), &options),
         Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
         Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),

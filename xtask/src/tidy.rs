@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cargo::Metadata;
+use crate::{cargo::Metadata, stress::TEST_COMMAND};
 
 /// Crates that must do no I/O, and what they must therefore not reach.
 const SANS_IO: [&str; 2] = ["backwater-stun", "backwater-turn"];
@@ -46,6 +46,9 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         for path in roots(manifest) {
             complaints.extend(forbids_unsafe(name, &show(root, &path), &read(&path)?));
         }
+    }
+    for name in ["README.md", "CONTRIBUTING.md"] {
+        complaints.extend(test_command(name, &read(&root.join(name))?));
     }
     let files = files(root)?;
     for path in &files {
@@ -93,6 +96,12 @@ fn inherits_lints(name: &str, manifest: &str) -> Option<String> {
 fn forbids_unsafe(name: &str, path: &str, source: &str) -> Option<String> {
     let forbids = source.lines().any(|line| line == "#![forbid(unsafe_code)]");
     (name != UNSAFE && !forbids).then(|| format!("{path}: lacks #![forbid(unsafe_code)]"))
+}
+
+/// What is written there is what CI runs.
+fn test_command(path: &str, text: &str) -> Option<String> {
+    let there = text.lines().any(|line| line == TEST_COMMAND);
+    (!there).then(|| format!("{path}: lacks the test command that CI runs, `{TEST_COMMAND}`"))
 }
 
 fn words(path: &str, source: &str) -> Complaints {
@@ -243,6 +252,12 @@ mod tests {
         assert!(forbids_unsafe("x", "x.rs", "//! X\n#![forbid(unsafe_code)]\n").is_none());
         assert!(forbids_unsafe("x", "x.rs", "// #![forbid(unsafe_code)]\n").is_some());
         assert!(forbids_unsafe(UNSAFE, "x.rs", "").is_none());
+    }
+
+    #[test]
+    fn another_test_command_is_found() {
+        assert!(test_command("x.md", &format!("```\n{TEST_COMMAND}\n```\n")).is_none());
+        assert!(test_command("x.md", "cargo test --workspace\n").is_some());
     }
 
     #[test]
