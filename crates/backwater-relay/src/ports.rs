@@ -9,11 +9,14 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use backwater_stun::AddressFamily;
-use backwater_turn::{Families, PeerAddr, PerFamily, RelayedAddr, RelayedPorts, server::PortRequest};
+use backwater_turn::{
+    Families, PeerAddr, PerFamily, RelayedAddr, RelayedPorts,
+    server::{PortRequest, RESERVED_FOR},
+};
 use backwater_udp::{Builder, UdpSocket};
 
 /// Ports that others hold and that are come across before a client is told that there is none.
@@ -22,9 +25,6 @@ const ATTEMPTS: usize = 64;
 /// Random ports that are tried before the next free one is looked for: with half of the ports taken, one allocation in 256
 /// gets that.
 const GUESSES: usize = 8;
-
-/// RFC 8656, section 7.2: how long a reserved port is kept.
-const RESERVED_FOR: Duration = Duration::from_secs(30);
 
 /// Ports that may be reserved at once.
 const MAX_RESERVED: usize = 256;

@@ -2,7 +2,7 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Instant,
@@ -11,6 +11,7 @@ use std::{
 use crate::{
     auth::Identity,
     bucket::{Bucket, Rate, Ticks},
+    server::PortRequest,
 };
 
 /// What there may be of everything, of one user's or of all users' together. The default has no limit.
@@ -28,16 +29,28 @@ pub struct Limits {
 
 /// Who has how much. Shared by all threads of a relay.
 ///
-/// A user is who a user name says: of a time-limited one, what follows the expiry. Nothing is known of users without an
-/// allocation.
+/// A user is who a user name says: of a time-limited one, what follows the expiry; where nothing does, the whole user name, so
+/// that those who have none do not share one quota. Nothing is known of users without an allocation or a reserved port.
 pub struct Quotas {
     user: Limits,
     total: Limits,
     user_rate: Option<Rate>,
     total_rate: Option<Rate>,
     used: Usage,
-    users: Mutex<HashMap<Arc<str>, User>>,
+    known: Mutex<Known>,
     ticks: Ticks,
+}
+
+#[derive(Default)]
+struct Known {
+    users: HashMap<Arc<str>, User>,
+    reserved: HashMap<[u8; 8], Reservation>,
+}
+
+/// A port that was set aside for a user (RFC 8656, section 7.2). It counts as an allocation.
+struct Reservation {
+    account: Arc<Account>,
+    until: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +91,8 @@ pub(crate) enum QuotaReached {
 pub(crate) struct Claim {
     quotas: Arc<Quotas>,
     account: Arc<Account>,
+    /// Whether it has the place of the next port too, which is to be reserved.
+    pair: bool,
 }
 
 /// The longest train: a bucket that could not hold it would stop it for ever.
@@ -107,8 +122,8 @@ impl Quotas {
     /// Nobody has anything yet.
     pub fn new(user: Limits, total: Limits, now: Instant) -> Arc<Self> {
         let [user_rate, total_rate] = [user, total].map(|limits| limits.rate());
-        let (used, users) = (Usage::default(), Mutex::default());
-        Arc::new(Self { user, total, user_rate, total_rate, used, users, ticks: Ticks::new(now) })
+        let (used, known) = (Usage::default(), Mutex::default());
+        Arc::new(Self { user, total, user_rate, total_rate, used, known, ticks: Ticks::new(now) })
     }
 
     /// Whether bytes are counted.
@@ -116,24 +131,60 @@ impl Quotas {
         self.user_rate.is_some() || self.total_rate.is_some()
     }
 
-    /// A place for an allocation of this user, and the user as the others of the same user have it.
-    pub(crate) fn claim(self: &Arc<Self>, user: Arc<Identity>) -> Result<(Claim, Arc<Identity>), QuotaReached> {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+    /// A place for an allocation of this user on such a port, and the user as the others of the same user have it. With the
+    /// next port reserved it takes two places; on a port that the same user had reserved, it takes over that one's.
+    pub(crate) fn claim(
+        self: &Arc<Self>,
+        user: Arc<Identity>,
+        port: PortRequest,
+        now: Instant,
+    ) -> Result<(Claim, Arc<Identity>), QuotaReached> {
+        let mut known = self.known();
+        let expired: Vec<_> = known.reserved.extract_if(|_, reservation| reservation.until <= now).collect();
+        expired.iter().for_each(|(_, reservation)| self.give_back_allocation(&mut known.users, &reservation.account));
         let name = account_name(&user.name);
-        let (account, identity) = match users.get_mut(name) {
-            Some(known) => {
-                if !known.identity.is(&user) {
-                    known.identity = user;
+        let (account, identity) = match known.users.get_mut(name) {
+            Some(user_known) => {
+                if !user_known.identity.is(&user) {
+                    user_known.identity = user;
                 }
-                (known.account.clone(), known.identity.clone())
+                (user_known.account.clone(), user_known.identity.clone())
             }
             None => (Arc::new(Account { name: name.into(), used: Usage::default() }), user),
         };
-        self.take(&account, Kind::Allocations, 1)?;
-        if let Entry::Vacant(place) = users.entry(account.name.clone()) {
+        let pair = port == PortRequest::Even { reserve_next: true };
+        let own = |reservation: &Reservation| Arc::ptr_eq(&reservation.account, &account);
+        match port {
+            PortRequest::Reserved(token) if known.reserved.get(&token).is_some_and(own) => {
+                known.reserved.remove(&token);
+            }
+            PortRequest::Even { reserve_next: true } => {
+                // No more ports set aside than in use: there are not many places for them.
+                let reserved = known.reserved.values().filter(|reservation| own(reservation)).count();
+                if account.used.get(Kind::Allocations) < 2 * reserved {
+                    return Err(QuotaReached::User);
+                }
+                self.take(&account, Kind::Allocations, 2)?;
+            }
+            PortRequest::Any | PortRequest::Even { reserve_next: false } | PortRequest::Reserved(_) => {
+                self.take(&account, Kind::Allocations, 1)?;
+            }
+        }
+        if let Entry::Vacant(place) = known.users.entry(account.name.clone()) {
             place.insert(User { account: account.clone(), identity: identity.clone() });
         }
-        Ok((Claim { quotas: self.clone(), account }, identity))
+        Ok((Claim { quotas: self.clone(), account, pair }, identity))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_back_allocation(&self, users: &mut HashMap<Arc<str>, User>, account: &Account) {
+        self.used.give_back(Kind::Allocations, 1);
+        if account.used.give_back(Kind::Allocations, 1) {
+            users.remove(&account.name);
+        }
     }
 
     fn take(&self, account: &Account, kind: Kind, n: usize) -> Result<(), QuotaReached> {
@@ -154,6 +205,10 @@ impl Usage {
         self.counts.get(kind as usize).is_some_and(|count| count.fetch_update(Relaxed, Relaxed, more).is_ok())
     }
 
+    fn get(&self, kind: Kind) -> usize {
+        self.counts.get(kind as usize).map_or(0, |count| count.load(Relaxed))
+    }
+
     /// Returns whether nothing is left.
     fn give_back(&self, kind: Kind, n: usize) -> bool {
         self.counts.get(kind as usize).is_some_and(|count| count.fetch_sub(n, Relaxed) == n)
@@ -164,6 +219,22 @@ impl Claim {
     /// Takes so many more, or none.
     pub(crate) fn take(&self, kind: Kind, n: usize) -> Result<(), QuotaReached> {
         self.quotas.take(&self.account, kind, n)
+    }
+
+    /// The next port is reserved under this token, or not at all.
+    pub(crate) fn reserved(&mut self, token: Option<[u8; 8]>, until: Instant) {
+        if !std::mem::take(&mut self.pair) {
+            return;
+        }
+        let mut known = self.quotas.known();
+        let reservation = Reservation { account: self.account.clone(), until };
+        let old = match token {
+            Some(token) => known.reserved.insert(token, reservation),
+            None => Some(reservation),
+        };
+        if let Some(Reservation { account, .. }) = old {
+            self.quotas.give_back_allocation(&mut known.users, &account);
+        }
     }
 
     pub(crate) fn give_back(&self, kind: Kind, n: usize) {
@@ -190,10 +261,9 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.quotas.used.give_back(Kind::Allocations, 1);
-        let mut users = self.quotas.users.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.account.used.give_back(Kind::Allocations, 1) {
-            users.remove(&self.account.name);
+        let mut known = self.quotas.known();
+        for _ in 0..=usize::from(self.pair) {
+            self.quotas.give_back_allocation(&mut known.users, &self.account);
         }
     }
 }
@@ -226,14 +296,14 @@ mod tests {
     }
 
     fn count(quotas: &Quotas) -> usize {
-        quotas.users.lock().unwrap().len()
+        quotas.known().users.len()
     }
 
     #[test]
     fn allocations_of_a_user_and_of_all() {
         let limits = |allocations| Limits { allocations, ..Limits::default() };
         let quotas = Quotas::new(limits(2), limits(3), Instant::now());
-        let claim = |name: &str| quotas.claim(user(name)).map(|(claim, _)| claim);
+        let claim = |name: &str| quotas.claim(user(name), PortRequest::Any, Instant::now()).map(|(claim, _)| claim);
         let first = claim("alice").unwrap();
         // Whoever has several credentials is one user all the same.
         let _second = claim("1900000000:alice").unwrap();
@@ -249,28 +319,74 @@ mod tests {
     #[test]
     fn a_users_allocations_share_their_key() {
         let quotas = Quotas::new(Limits::default(), Limits::default(), Instant::now());
-        let (_one, first) = quotas.claim(user("1900000000:alice")).unwrap();
-        let (_two, second) = quotas.claim(user("1900000000:alice")).unwrap();
+        let (_one, first) = quotas.claim(user("1900000000:alice"), PortRequest::Any, Instant::now()).unwrap();
+        let (_two, second) = quotas.claim(user("1900000000:alice"), PortRequest::Any, Instant::now()).unwrap();
         assert!(Arc::ptr_eq(&first, &second));
-        let (_three, third) = quotas.claim(user("1900000001:alice")).unwrap();
+        let (_three, third) = quotas.claim(user("1900000001:alice"), PortRequest::Any, Instant::now()).unwrap();
         assert_eq!(&*third.name, "1900000001:alice");
         // The same name with the password that another secret makes.
         let mut credentials = Credentials::new("r").unwrap();
         credentials.add_secret("s").unwrap();
         credentials.add_secret("t").unwrap();
         let other = credentials.identities("1900000001:alice", Algorithm::Md5, UNIX).nth(1).unwrap();
-        let (_four, fourth) = quotas.claim(other.clone()).unwrap();
+        let (_four, fourth) = quotas.claim(other.clone(), PortRequest::Any, Instant::now()).unwrap();
         assert!(Arc::ptr_eq(&fourth, &other));
         drop((_one, _two, _three, _four));
         assert_eq!(count(&quotas), 0);
+    }
+
+    /// A port that is set aside is its user's, until somebody takes it or 30 seconds have gone.
+    #[test]
+    fn reserved_ports_are_allocations() {
+        const PAIR: PortRequest = PortRequest::Even { reserve_next: true };
+        let limits = Limits { allocations: 3, ..Limits::default() };
+        let (start, token) = (Instant::now(), |n| [n; 8]);
+        let quotas = Quotas::new(limits, Limits::default(), start);
+        let claim = |name: &str, port, now| quotas.claim(user(name), port, now).map(|(claim, _)| claim);
+        let until = start + Duration::from_secs(30);
+        let mut first = claim("alice", PAIR, start).unwrap();
+        first.reserved(Some(token(1)), until);
+        // Its place goes to the allocation that takes it, and is free with that.
+        let second = claim("alice", PortRequest::Reserved(token(1)), start).unwrap();
+        assert_eq!(claim("alice", PAIR, start).err(), Some(QuotaReached::User), "a pair is two");
+        drop(claim("alice", PortRequest::Any, start).unwrap());
+        drop(second);
+        let mut pair = claim("alice", PAIR, start).unwrap();
+        pair.reserved(None, until);
+        drop(claim("alice", PortRequest::Any, start).unwrap());
+        drop((first, pair));
+        assert_eq!((count(&quotas), quotas.used.get(Kind::Allocations)), (0, 0));
+        // Without its allocation it is still there, and another user's token does not free it.
+        let mut first = claim("alice", PAIR, start).unwrap();
+        first.reserved(Some(token(2)), until);
+        drop(first);
+        assert_eq!(claim("alice", PAIR, start).err(), Some(QuotaReached::User), "no more set aside than in use");
+        drop(claim("1900000000:eve", PortRequest::Reserved(token(2)), start).unwrap());
+        assert_eq!(quotas.used.get(Kind::Allocations), 1);
+        drop(claim("alice", PAIR, until).unwrap());
+        assert_eq!((count(&quotas), quotas.used.get(Kind::Allocations)), (0, 0));
+    }
+
+    /// Credentials without a name are users of their own: there is nothing else to tell them by.
+    #[test]
+    fn users_without_a_name_share_nothing() {
+        let limits = Limits { allocations: 1, ..Limits::default() };
+        let quotas = Quotas::new(limits, Limits::default(), Instant::now());
+        let names = ["1900000000", "1900000000:", "1900000001", "1900000001:", "1900000000:a"];
+        let claims =
+            names.map(|name| quotas.claim(user(name), PortRequest::Any, Instant::now()).map(|(claim, _)| claim));
+        assert!(claims.iter().all(Result::is_ok));
+        for name in names {
+            assert!(quotas.claim(user(name), PortRequest::Any, Instant::now()).is_err(), "{name}");
+        }
     }
 
     #[test]
     fn what_is_taken_is_given_back() {
         let limits = Limits { permissions: 5, ..Limits::default() };
         let quotas = Quotas::new(Limits { permissions: 4, ..limits }, limits, Instant::now());
-        let (alice, _) = quotas.claim(user("alice")).unwrap();
-        let (bob, _) = quotas.claim(user("1900000000:bob")).unwrap();
+        let (alice, _) = quotas.claim(user("alice"), PortRequest::Any, Instant::now()).unwrap();
+        let (bob, _) = quotas.claim(user("1900000000:bob"), PortRequest::Any, Instant::now()).unwrap();
         alice.take(Kind::Permissions, 3).unwrap();
         assert_eq!(alice.take(Kind::Permissions, 2), Err(QuotaReached::User));
         assert_eq!(bob.take(Kind::Permissions, 3), Err(QuotaReached::Total));
@@ -286,9 +402,9 @@ mod tests {
         let limits = |bytes| Limits { bytes_per_second: Some(bytes), ..Limits::default() };
         let quotas = Quotas::new(limits(100_000), limits(150_000), now);
         assert!(quotas.is_metered());
-        let (alice, _) = quotas.claim(user("alice")).unwrap();
-        let (again, _) = quotas.claim(user("alice")).unwrap();
-        let (bob, _) = quotas.claim(user("1900000000:bob")).unwrap();
+        let (alice, _) = quotas.claim(user("alice"), PortRequest::Any, Instant::now()).unwrap();
+        let (again, _) = quotas.claim(user("alice"), PortRequest::Any, Instant::now()).unwrap();
+        let (bob, _) = quotas.claim(user("1900000000:bob"), PortRequest::Any, Instant::now()).unwrap();
         let spend = |claim: &Claim, now| (0..1000).filter(|_| claim.spend(now, 1000)).count();
         assert_eq!((spend(&alice, now), spend(&again, now)), (100, 0));
         assert_eq!(spend(&bob, now), 50, "what is left of all");

@@ -249,3 +249,35 @@ fn a_failed_authentication_is_in_the_log_and_in_the_metrics() {
     let failed = lines.iter().filter(|line| line["message"] == "authentication failed").count();
     assert!(code == Some(0) && (1..100).contains(&failed), "{failed} lines");
 }
+
+/// Reserved ports are a user's like any others.
+#[test]
+fn reserved_ports_count_against_their_user() {
+    let mut relay = start(&["--threads", "1", "--user", "bob:secret", "--max-allocations-per-user", "4"]);
+    let reserve: crate::client::Fill<'_> = &|w| {
+        w.attribute(&EvenPort { reserve_next: true }).unwrap();
+    };
+    let mut reserved = 0;
+    for _ in 0..20 {
+        let mut client = client(&relay);
+        match client.try_allocate(reserve) {
+            Ok(_) => reserved += 1,
+            Err(code) => assert_eq!(code, 486),
+        }
+        let _ = client.request(Method::REFRESH, &|w| {
+            w.attribute(&Lifetime(0)).unwrap();
+        });
+    }
+    assert!((1..=4).contains(&reserved), "{reserved} ports reserved by a user who may have four");
+    // The others have all that there is, and a pair is two allocations.
+    let mut bob = Client::new(relay.local_addrs()[0], "bob", "secret", "backwater");
+    let reply = bob.try_allocate(reserve).unwrap();
+    let token = Message::parse(&reply).unwrap().get::<ReservationToken>().unwrap().unwrap();
+    let mut second = Client::new(relay.local_addrs()[0], "bob", "secret", "backwater");
+    second
+        .try_allocate(&|w| {
+            w.attribute(&token).unwrap();
+        })
+        .unwrap();
+    relay.stop(Duration::ZERO);
+}

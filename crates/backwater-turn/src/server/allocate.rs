@@ -9,7 +9,7 @@ use backwater_stun::{
 };
 
 use super::{
-    Action, AllocationId, Bind, Bound, DropReason, PortRequest, Server,
+    Action, AllocationId, Bind, Bound, DropReason, PortRequest, RESERVED_FOR, Server,
     allocation::{Allocation, Granted},
     answer::{Answer, Refusal, replied},
     requests::Authenticated,
@@ -30,6 +30,8 @@ impl Server {
             return Action::Drop(DropReason::NoAllocation);
         };
         let (client, answer) = (allocation.five_tuple, allocation.answer());
+        let any = bound.relayed.v4.is_some() || bound.relayed.v6.is_some();
+        allocation.claim.reserved(bound.token.filter(|_| any), now + RESERVED_FOR);
         let action = self.bound_or_not(id, bound, &answer, reply);
         self.remember(now, client, &answer, &action, reply);
         action
@@ -94,7 +96,7 @@ impl Server {
         if self.refuses_new {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
-        let (claim, user) = self.config.quotas.claim(user.user).map_err(|reached| match reached {
+        let (claim, user) = self.config.quotas.claim(user.user, port, now).map_err(|reached| match reached {
             QuotaReached::User => Code::ALLOCATION_QUOTA_REACHED,
             QuotaReached::Total => Code::INSUFFICIENT_CAPACITY,
         })?;

@@ -271,7 +271,9 @@ mod tests {
         let mut credentials = crate::Credentials::new("r").unwrap();
         credentials.add_user("u", "p").unwrap();
         let user = credentials.identities("u", crate::auth::Algorithm::Md5, Duration::ZERO).next().unwrap();
-        let claim = Quotas::new(Limits::default(), Limits::default(), now).claim(user).unwrap();
+        let claim = Quotas::new(Limits::default(), Limits::default(), now)
+            .claim(user, crate::server::PortRequest::Any, now)
+            .unwrap();
         let user = (claim.1, claim.0);
         Allocation::new(five_tuple, Families::only(AddressFamily::Ipv4), user, granted, now)
     }

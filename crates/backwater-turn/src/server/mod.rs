@@ -36,6 +36,9 @@ use crate::{
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
 pub const MAX_REPLY: usize = 1232;
 
+/// How long a port is kept that was set aside (RFC 8656, section 7.2).
+pub const RESERVED_FOR: Duration = Duration::from_secs(30);
+
 /// What the server is to be.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -129,8 +132,7 @@ pub struct Bound {
 pub enum PortRequest {
     /// Any.
     Any,
-    /// An even one; with `reserve_next`, the odd one above it is to be set aside for 30 seconds
-    /// (RFC 8656, section 7.2).
+    /// An even one; with `reserve_next`, the odd one above it is to be set aside for [`RESERVED_FOR`].
     Even {
         /// Whether a token for the next port is wanted.
         reserve_next: bool,

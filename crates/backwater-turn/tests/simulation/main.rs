@@ -345,6 +345,7 @@ impl World {
         if let Action::Bind(bind) = action {
             assert!(right == [0] && !known, "{sent:?}: binds, but {right:?}");
             let (bound, held) = self.bind(sent, bind.id, bind.families, bind.port);
+            self.model.claimed(sent, &bound, self.now.instant);
             if held.is_none() {
                 right = vec![508];
             }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use backwater_stun::*;
-use backwater_turn::{FiveTuple, Now, PerFamily, server::AllocationId};
+use backwater_turn::{
+    FiveTuple, Now, PerFamily,
+    server::{AllocationId, Bound, PortRequest},
+};
 
 use crate::{Ask, MAX_ALLOCATIONS, MAX_LIFETIME, PER_USER, Sent, Signed};
 
@@ -54,6 +57,8 @@ pub struct Model {
     pub held: HashMap<FiveTuple, Held>,
     /// Answers to authenticated requests, and when they were given.
     pub answered: HashMap<(FiveTuple, TransactionId), (Vec<u8>, Instant)>,
+    /// Ports that are set aside: whose, and until when.
+    pub reserved: HashMap<[u8; 8], (usize, Instant)>,
     /// On their way to their clients' new addresses: nobody's until then.
     pub moving: VecDeque<Held>,
     /// All that were ever told.
@@ -82,9 +87,7 @@ impl Model {
         }
         let held = self.held.get(&sent.from);
         if let Ask::Allocate { .. } = sent.ask {
-            let all = || self.held.values().chain(&self.moving);
-            let of_user = all().filter(|held| held.user == sent.user).count();
-            let (user_full, full) = (of_user >= PER_USER, all().count() >= MAX_ALLOCATIONS);
+            let (user_full, full) = self.is_full(sent, now.instant);
             return match held {
                 Some(held) if held.request == sent.id => vec![0],
                 Some(_) => vec![437],
@@ -136,6 +139,42 @@ impl Model {
             codes.push(0);
         }
         codes
+    }
+
+    /// Whether the user has no room for what an Allocate asks for, and whether all together have none.
+    fn is_full(&self, sent: &Sent, now: Instant) -> (bool, bool) {
+        let Ask::Allocate { port, .. } = sent.ask else { panic!("{sent:?} allocates") };
+        let all: Vec<_> = self.held.values().chain(&self.moving).map(|held| held.user).collect();
+        let reserved: Vec<_> =
+            self.reserved.values().filter(|(_, until)| *until > now).map(|(user, _)| *user).collect();
+        let of_user = |users: &[usize]| users.iter().filter(|user| **user == sent.user).count();
+        let (own, own_reserved) = (of_user(&all), of_user(&reserved));
+        let more = match port {
+            PortRequest::Reserved(token) if self.has_reserved(sent, token, now) => return (false, false),
+            PortRequest::Even { reserve_next: true } => 2,
+            _ => 1,
+        };
+        let user_full = own + own_reserved + more > PER_USER || more == 2 && own_reserved > own;
+        (user_full, all.len() + reserved.len() + more > MAX_ALLOCATIONS)
+    }
+
+    fn has_reserved(&self, sent: &Sent, token: [u8; 8], now: Instant) -> bool {
+        self.reserved.get(&token).is_some_and(|(user, until)| *user == sent.user && *until > now)
+    }
+
+    /// Sockets are bound, or not, for an Allocate that is within the quotas.
+    pub fn claimed(&mut self, sent: &Sent, bound: &Bound, now: Instant) {
+        let Ask::Allocate { port, .. } = sent.ask else { panic!("{sent:?} allocates") };
+        if let PortRequest::Reserved(token) = port
+            && self.has_reserved(sent, token, now)
+        {
+            self.reserved.remove(&token);
+        }
+        if let Some(token) = bound.token
+            && (bound.relayed.v4.is_some() || bound.relayed.v6.is_some())
+        {
+            self.reserved.insert(token, (sent.user, now + Duration::from_secs(30)));
+        }
     }
 
     /// What a copy of this request is answered with, whatever has come in between.
