@@ -9,6 +9,7 @@ mod admin;
 mod config;
 mod counters;
 mod endpoint;
+mod health;
 mod log_limit;
 mod ports;
 mod relay;

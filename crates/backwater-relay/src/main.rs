@@ -7,13 +7,16 @@ use std::{process::ExitCode, time::Duration};
 use backwater_ops::{Logs, Signal, Signals, hide_memory};
 use backwater_relay::{Arguments, Config, Relay};
 use backwater_turn::server::DropReason;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 /// The configuration cannot be used.
 const BAD_CONFIGURATION: u8 = 2;
 
 /// The system does not let it start.
 const CANNOT_START: u8 = 1;
+
+/// A part of the relay has panicked.
+const FAILED: u8 = 3;
 
 fn main() -> ExitCode {
     let matches = match Arguments::command().try_get_matches() {
@@ -59,20 +62,33 @@ fn main() -> ExitCode {
         Err(error) => return fail(CANNOT_START, error),
     };
     announce(&config, &relay);
-    runtime.block_on(async {
-        while signals.next().await == Signal::Reload {
-            relay.reload();
-        }
-        info!(drain_seconds = config.drain.as_secs(), "stopping; a second signal ends it at once");
-        relay.drain(config.drain);
+    let failed = runtime.block_on(async {
         tokio::select! {
-            () = relay.drained() => {}
-            () = async { while signals.next().await == Signal::Reload {} } => {}
+            () = relay.failed() => true,
+            () = serve(&relay, &mut signals, config.drain) => false,
         }
     });
+    if failed {
+        error!(
+            "a thread of the relay has panicked: its clients are without service, so the relay ends with exit code {FAILED}"
+        );
+    }
     relay.stop(Duration::ZERO);
     summarize(&relay);
-    ExitCode::SUCCESS
+    if failed { ExitCode::from(FAILED) } else { ExitCode::SUCCESS }
+}
+
+/// Runs until a signal ends it and its clients have left, or another signal comes.
+async fn serve(relay: &Relay, signals: &mut Signals, drain: Duration) {
+    while signals.next().await == Signal::Reload {
+        relay.reload();
+    }
+    info!(drain_seconds = drain.as_secs(), "stopping; a second signal ends it at once");
+    relay.drain(drain);
+    tokio::select! {
+        () = relay.drained() => {}
+        () = async { while signals.next().await == Signal::Reload {} } => {}
+    }
 }
 
 /// Each allocation has a socket: as many as the system gives. The soft limit is low for the sake of programs that use `select`.

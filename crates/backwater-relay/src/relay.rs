@@ -21,6 +21,7 @@ use crate::{
     admin::{self, Admin, Control},
     config::{Config, Shared},
     counters::Counters,
+    health::Health,
     ports::{Ports, RelayIp},
     worker::{
         Worker, listen,
@@ -38,6 +39,10 @@ pub struct Relay {
     counters: Vec<Arc<Counters>>,
     stats: Vec<Arc<Stats>>,
     stop: watch::Sender<Option<Instant>>,
+    health: Health,
+    /// For tests, which make a thread fail by mail.
+    #[cfg(test)]
+    mailboxes: Vec<Mailbox>,
 }
 
 /// Why a relay did not start.
@@ -83,6 +88,9 @@ impl Relay {
             counters: vec![],
             stats: vec![],
             stop,
+            health: Health::new(),
+            #[cfg(test)]
+            mailboxes: vec![],
         };
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
@@ -98,6 +106,8 @@ impl Relay {
             }
         }
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.threads).map(|_| mobility::mailbox()).unzip();
+        #[cfg(test)]
+        relay.mailboxes.clone_from(&mailboxes);
         for (number, inbox) in inboxes.into_iter().enumerate() {
             let counters = Arc::new(Counters::default());
             let stats = Arc::new(Stats::default());
@@ -113,6 +123,7 @@ impl Relay {
                 common: UdpSocket::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
                 busy: busy.clone(),
                 stopped: stopped.clone(),
+                health: relay.health.clone(),
             };
             let (ready, started) = mpsc::channel();
             let handle = std::thread::Builder::new()
@@ -134,7 +145,8 @@ impl Relay {
                 }
             }
         }
-        let control = Control::new(relay.backpressure.clone(), relay.counters.clone(), relay.stats.clone());
+        let (counters, stats) = (relay.counters.clone(), relay.stats.clone());
+        let control = Control::new(relay.backpressure.clone(), counters, stats, relay.health.clone());
         match Admin::start(config, control, admin) {
             Ok(admin) => relay.admin = admin,
             Err(error) => {
@@ -187,6 +199,12 @@ impl Relay {
         self.stop.send_replace(Some(Instant::now() + drain));
     }
 
+    /// Waits until a part of the relay has panicked. Its clients are without service then: end the process with an error, so
+    /// that whoever watches it starts it anew. Pending for as long as all is well.
+    pub async fn failed(&self) {
+        self.health.failed().await;
+    }
+
     /// Waits until all threads have ended, after [`drain`](Self::drain).
     pub async fn drained(&self) {
         while !self.threads.iter().all(JoinHandle::is_finished) {
@@ -224,10 +242,12 @@ struct Thread {
     /// How many threads have clients still, once the relay stops.
     busy: Arc<AtomicUsize>,
     stopped: watch::Receiver<Option<Instant>>,
+    health: Health,
 }
 
 impl Thread {
     fn run(self, inbox: Inbox, ready: &mpsc::Sender<Result<Vec<SocketAddr>, StartError>>) {
+        let _guard = self.health.guard();
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(e) => return drop(ready.send(Err(StartError::System(e)))),
@@ -248,8 +268,8 @@ impl Thread {
                 builder,
                 self.ports.clone(),
                 self.counters.clone(),
-                self.number,
-                self.mailboxes.clone(),
+                (self.number, self.mailboxes.clone()),
+                self.health.clone(),
             ));
             worker.start();
             worker.start_moving(inbox);
@@ -322,7 +342,10 @@ impl std::error::Error for StartError {}
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+    use crate::config::Arguments;
 
     #[test]
     fn a_privileged_port_names_the_capability() {
@@ -330,5 +353,28 @@ mod tests {
             |port| StartError::Listen(([0, 0, 0, 0], port).into(), io::ErrorKind::PermissionDenied.into()).to_string();
         assert!(text(443).contains("CAP_NET_BIND_SERVICE"), "{}", text(443));
         assert!(!text(3478).contains("CAP_NET_BIND_SERVICE"), "{}", text(3478));
+    }
+
+    /// tokio catches the panic of a listener's task: its clients would be without service, and nobody would know.
+    #[test]
+    fn a_panic_in_one_thread_is_noticed() {
+        let args = ["relay", "--listen", "127.0.0.1:0", "--user", "a:b", "--threads", "2", "--admin", "127.0.0.1:0"];
+        let matches = Arguments::command().try_get_matches_from(args).unwrap();
+        let mut relay = Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap();
+        let healthz = |relay: &Relay| {
+            let mut stream = std::net::TcpStream::connect(relay.admin_addr().unwrap()).unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+            std::io::read_to_string(stream).unwrap()
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let failed = |relay: &Relay, within| {
+            runtime.block_on(async { tokio::time::timeout(within, relay.failed()).await }).is_ok()
+        };
+        assert!(healthz(&relay).starts_with("HTTP/1.1 200 ") && !failed(&relay, Duration::ZERO));
+        relay.mailboxes[1].try_send(mobility::Mail::Panic).ok().unwrap();
+        assert!(failed(&relay, Duration::from_secs(60)), "nothing has noticed");
+        let answer = healthz(&relay);
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("a thread has panicked\n"), "{answer}");
+        relay.stop(Duration::ZERO);
     }
 }

@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 use crate::{
     counters::Counters,
     endpoint::Endpoint,
+    health::Health,
     log_limit::LogLimit,
     ports::{self, Bound, Lease, Ports, Sockets},
     runs::{MAX_TRAIN, Run, Runs},
@@ -65,6 +66,7 @@ pub(crate) struct Worker {
     number: usize,
     /// Of all threads, by their number.
     mailboxes: Vec<Mailbox>,
+    health: Health,
     refusals: LogLimit,
     failures: LogLimit,
     no_port: LogLimit,
@@ -97,8 +99,8 @@ impl Worker {
         builder: Builder,
         ports: Arc<Ports>,
         counters: Arc<Counters>,
-        number: usize,
-        mailboxes: Vec<Mailbox>,
+        (number, mailboxes): (usize, Vec<Mailbox>),
+        health: Health,
     ) -> Self {
         let listeners = listeners.into_iter().map(|socket| Listener {
             wildcard: socket.local_addr().ip().is_unspecified(),
@@ -117,6 +119,7 @@ impl Worker {
             counters,
             number,
             mailboxes,
+            health,
             refusals: LogLimit::new(Instant::now()),
             failures: LogLimit::new(Instant::now()),
             no_port: LogLimit::once_a_minute(Instant::now()),
@@ -127,14 +130,14 @@ impl Worker {
     pub(crate) fn start(self: &Rc<Self>) {
         for index in 0..self.listeners.len() {
             let worker = self.clone();
-            spawn_local(async move {
+            self.spawn(async move {
                 let Some(listener) = worker.listeners.get(index) else { return };
                 let handle = |batch: &RecvBatch| worker.clients_sent(index, batch);
                 poll_fn(|cx| worker.poll_socket(cx, &listener.endpoint, handle)).await;
             });
         }
         let worker = self.clone();
-        spawn_local(async move {
+        self.spawn(async move {
             loop {
                 let limit = Instant::now() + TICK;
                 let at = worker.server.borrow().poll_timeout().map_or(limit, |at| at.min(limit));
@@ -142,6 +145,16 @@ impl Worker {
                 worker.expire(Instant::now());
             }
         });
+    }
+
+    /// Starts a task of this thread. A panic in it is the relay's.
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+        let guard = self.health.guard();
+        let guarded = async move {
+            let _guard = guard;
+            task.await;
+        };
+        spawn_local(guarded).abort_handle()
     }
 
     /// New clients are turned away from here on.
@@ -310,7 +323,7 @@ impl Worker {
         let endpoint = Rc::new(Endpoint::new(socket, Some(lease), self.counters.clone()));
         let worker = self.clone();
         // The table alone keeps the socket, so that it is closed at the moment the allocation is gone.
-        let task = spawn_local(async move {
+        let task = self.spawn(async move {
             let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
             poll_fn(|cx| match worker.endpoint(id, family) {
                 Some(endpoint) => {
@@ -329,7 +342,7 @@ impl Worker {
         if let Some(place) = relayed.get_mut(id.index()) {
             let relayed = place.take().filter(|relayed| relayed.id == id);
             let mut relayed = relayed.unwrap_or_else(|| Relayed { id, listener, sockets: PerFamily::default() });
-            *relayed.sockets.get_mut(family) = Some(Socket { relayed: addr, endpoint, task: task.abort_handle() });
+            *relayed.sockets.get_mut(family) = Some(Socket { relayed: addr, endpoint, task });
             *place = Some(relayed);
         }
     }

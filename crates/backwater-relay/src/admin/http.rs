@@ -117,8 +117,14 @@ async fn exposition(State(control): State<Arc<Control>>, method: Method) -> Resp
     only_get(&method, || ([(CONTENT_TYPE, METRICS_CONTENT_TYPE)], metrics::render(&control)).into_response())
 }
 
-async fn healthy(method: Method) -> Response {
-    only_get(&method, || "ok\n".into_response())
+async fn healthy(State(control): State<Arc<Control>>, method: Method) -> Response {
+    only_get(&method, || {
+        if control.health.has_failed() {
+            refuse(StatusCode::SERVICE_UNAVAILABLE, "a thread has panicked")
+        } else {
+            "ok\n".into_response()
+        }
+    })
 }
 
 async fn ready(State(control): State<Arc<Control>>, method: Method) -> Response {

@@ -138,10 +138,16 @@ mod tests {
     use backwater_udp::{Backpressure, Stats};
 
     use super::*;
+    use crate::health::Health;
 
     fn control() -> Control {
         let counters = || Arc::new(Counters::default());
-        Control::new(Backpressure::default(), vec![counters(), counters()], vec![Arc::default(), Arc::default()])
+        Control::new(
+            Backpressure::default(),
+            vec![counters(), counters()],
+            vec![Arc::default(), Arc::default()],
+            Health::new(),
+        )
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{config::Config, counters::Counters};
+use crate::{config::Config, counters::Counters, health::Health};
 
 mod http;
 mod metrics;
@@ -36,6 +36,7 @@ pub(crate) struct Control {
     counters: Vec<Arc<Counters>>,
     stats: Vec<Arc<Stats>>,
     draining: AtomicBool,
+    health: Health,
     /// Notified when the configuration file is to be read again.
     reload: Notify,
 }
@@ -50,8 +51,13 @@ pub(crate) struct Admin {
 }
 
 impl Control {
-    pub(crate) fn new(backpressure: Backpressure, counters: Vec<Arc<Counters>>, stats: Vec<Arc<Stats>>) -> Self {
-        Self { backpressure, counters, stats, draining: AtomicBool::new(false), reload: Notify::new() }
+    pub(crate) fn new(
+        backpressure: Backpressure,
+        counters: Vec<Arc<Counters>>,
+        stats: Vec<Arc<Stats>>,
+        health: Health,
+    ) -> Self {
+        Self { backpressure, counters, stats, draining: AtomicBool::new(false), health, reload: Notify::new() }
     }
 
     /// Switches the policy; says so when that is a change. Called by one thread only.
@@ -83,10 +89,15 @@ impl Admin {
         let answering = control.clone();
         let thread = std::thread::Builder::new().name("relay-admin".to_owned()).spawn(move || {
             runtime.block_on(async {
+                let (serving, ticking) = (answering.health.guard(), answering.health.guard());
                 if let Some(listener) = listener {
-                    tokio::spawn(http::serve(listener, answering));
+                    tokio::spawn(async move {
+                        let _guard = serving;
+                        http::serve(listener, answering).await;
+                    });
                 }
                 tokio::spawn(async move {
+                    let _guard = ticking;
                     loop {
                         tokio::select! {
                             () = tokio::time::sleep(TICK) => ticker.tick(Instant::now()),

@@ -23,6 +23,9 @@ pub(crate) enum Mail {
     Ask { from: Mailbox, listener: usize, request: Box<Move> },
     /// Here it is, or why not.
     Answer { listener: usize, request: Box<Move>, parcel: Result<Parcel, Code> },
+    /// A test wants to see what becomes of a panic.
+    #[cfg(test)]
+    Panic,
 }
 
 /// An allocation with its sockets, registered nowhere.
@@ -39,7 +42,7 @@ impl Worker {
     /// Starts the task that answers the other threads, in the current `LocalSet`.
     pub(crate) fn start_moving(self: &Rc<Self>, mut inbox: Inbox) {
         let worker = self.clone();
-        spawn_local(async move {
+        self.spawn(async move {
             while let Some(mail) = inbox.recv().await {
                 match mail {
                     Mail::Ask { from, listener, request } => {
@@ -53,6 +56,8 @@ impl Worker {
                         }
                     }
                     Mail::Answer { listener, request, parcel } => worker.settle(listener, &request, parcel),
+                    #[cfg(test)]
+                    Mail::Panic => panic!("by mail"),
                 }
             }
         });
