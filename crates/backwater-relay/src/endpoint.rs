@@ -10,12 +10,17 @@ use std::{
     time::Instant,
 };
 
-use backwater_udp::{Cursor, Ecn, Policy, Receiver, Sender, Transmit, UdpSocket};
+use backwater_udp::{Builder, Cursor, Ecn, Fragmentation, Policy, Receiver, Sender, Transmit, UdpSocket};
+
+use tracing::debug;
 
 use crate::{counters::Counters, ports::Lease};
 
 /// Payload bytes that one socket may hold back.
 const MAX_BYTES: usize = 256 * 1024;
+
+/// Where it is none, [`UdpSocket::set_fragmentation`] is `Unsupported`, and sockets are as the system makes them.
+const IS_FRAGMENTATION_A_CHOICE: bool = !cfg!(any(windows, target_os = "openbsd", target_os = "netbsd"));
 
 /// A socket. Nobody waits for it to send: what it refuses is copied into a queue of its own, bounded in bytes and by the
 /// policy's deadline, so that only its own traffic is held up.
@@ -41,11 +46,18 @@ struct Held {
     destination: SocketAddr,
     source: Option<IpAddr>,
     ecn: Option<Ecn>,
+    fragmentation: Fragmentation,
     segment_size: usize,
     bytes: Box<[u8]>,
     datagrams: usize,
     cursor: Option<Cursor>,
     since: Instant,
+}
+
+/// Returns the options of all of a relay's sockets: what they send may be fragmented, but where DONT-FRAGMENT says no.
+pub(crate) fn builder() -> Builder {
+    let builder = UdpSocket::builder();
+    if IS_FRAGMENTATION_A_CHOICE { builder.fragmentation(Fragmentation::Allowed) } else { builder }
 }
 
 impl Endpoint {
@@ -60,18 +72,19 @@ impl Endpoint {
         self.lease.take()
     }
 
-    /// Sends `t`, or holds what the system refuses of it, or drops that when too much is held already or the policy is to
+    /// Sends `t`, in fragments where it may be and has to be, or holds what the system refuses of it, or drops that when too much is held already or the policy is to
     /// drop.
-    pub(crate) fn send(&self, now: Instant, t: &mut Transmit<'_>) {
+    pub(crate) fn send(&self, now: Instant, fragmentation: Fragmentation, t: &mut Transmit<'_>) {
         let mut state = self.state.borrow_mut();
         if state.queue.is_empty() {
+            fragment(&self.socket, fragmentation);
             match state.sender.try_send(t) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 // What a failed socket could not send is in its counters; the task that receives on it sees to the rest.
                 Ok(_) | Err(_) => return,
             }
         }
-        state.hold(now, t, &self.counters);
+        state.hold(now, fragmentation, t, &self.counters);
     }
 
     /// Sends what is held. Pending while something still is.
@@ -99,6 +112,7 @@ impl Endpoint {
                     .segment_size(held.segment_size)
                     .source(held.source)
                     .ecn(held.ecn);
+                fragment(&self.socket, held.fragmentation);
                 if let Some(cursor) = held.cursor {
                     t = t.resume(cursor);
                 }
@@ -118,6 +132,17 @@ impl Endpoint {
     }
 }
 
+/// Sets whether what is sent next may be fragmented. Costs a system call only if that changes.
+#[inline]
+fn fragment(socket: &UdpSocket, fragmentation: Fragmentation) {
+    if IS_FRAGMENTATION_A_CHOICE
+        && socket.fragmentation() != fragmentation
+        && let Err(error) = socket.set_fragmentation(fragmentation)
+    {
+        debug!(%error, "fragmentation stays as it is");
+    }
+}
+
 /// What is held goes with its socket.
 impl Drop for Endpoint {
     fn drop(&mut self) {
@@ -128,7 +153,7 @@ impl Drop for Endpoint {
 }
 
 impl State {
-    fn hold(&mut self, now: Instant, t: &Transmit<'_>, counters: &Counters) {
+    fn hold(&mut self, now: Instant, fragmentation: Fragmentation, t: &Transmit<'_>, counters: &Counters) {
         let datagrams = t.remaining();
         if self.sender.socket().backpressure().get() == Policy::Drop {
             counters.no_room.add(datagrams as u64);
@@ -145,6 +170,7 @@ impl State {
             destination: t.destination(),
             source: t.source_ip(),
             ecn: t.ecn_field(),
+            fragmentation,
             segment_size: t.datagram_len(),
             bytes,
             datagrams,
@@ -168,7 +194,7 @@ mod tests {
         let endpoint = Endpoint::new(socket, None, counters.clone());
         let slices = [IoSlice::new(b"onetwo")];
         let train = Transmit::new("127.0.0.1:9".parse().unwrap(), &slices).segment_size(3);
-        endpoint.state.borrow_mut().hold(Instant::now(), &train, &counters);
+        endpoint.state.borrow_mut().hold(Instant::now(), Fragmentation::Allowed, &train, &counters);
         assert_eq!((counters.held.get(), counters.held_at_close.get()), (2, 0));
         drop(endpoint);
         assert_eq!(counters.held_at_close.get(), 2);

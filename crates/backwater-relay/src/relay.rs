@@ -21,6 +21,7 @@ use crate::{
     admin::{self, Admin, Control},
     config::{Config, Shared},
     counters::Counters,
+    endpoint,
     health::Health,
     ports::{Ports, RelayIp},
     worker::{
@@ -120,7 +121,7 @@ impl Relay {
                 shared_state: shared_state.clone(),
                 ports: ports.clone(),
                 counters: counters.clone(),
-                common: UdpSocket::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
+                common: endpoint::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
                 busy: busy.clone(),
                 stopped: stopped.clone(),
                 health: relay.health.clone(),

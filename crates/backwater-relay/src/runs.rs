@@ -1,7 +1,7 @@
 //! Datagrams of a received batch that go the same way, gathered so that they leave in one call.
 
 use backwater_turn::{PeerAddr, server::AllocationId};
-use backwater_udp::{Ecn, MAX_SEGMENTS, RecvBatch};
+use backwater_udp::{Ecn, Fragmentation, MAX_SEGMENTS, RecvBatch};
 
 /// Bytes that one segmented send takes over IPv4.
 pub(crate) const MAX_TRAIN: usize = 65_507;
@@ -22,6 +22,7 @@ pub(crate) struct Run {
     pub(crate) via: AllocationId,
     pub(crate) to: PeerAddr,
     pub(crate) ecn: Option<Ecn>,
+    pub(crate) fragmentation: Fragmentation,
     pub(crate) segment_size: usize,
     pub(crate) datagrams: usize,
     pub(crate) bytes: usize,
@@ -56,6 +57,7 @@ impl Runs {
         via: AllocationId,
         to: PeerAddr,
         ecn: Option<Ecn>,
+        fragmentation: Fragmentation,
         (slot, start, len): (usize, usize, usize),
     ) {
         let piece = self.pieces.len() as u32;
@@ -66,7 +68,7 @@ impl Runs {
         let open = &mut self.open[via.index()];
         if open.0 == self.stamp
             && let Some(run) = self.runs.get_mut(open.1 as usize)
-            && run.takes(via, to, ecn, len)
+            && run.takes(via, to, ecn, fragmentation, len)
         {
             self.pieces[run.last as usize].next = piece;
             run.last = piece;
@@ -80,6 +82,7 @@ impl Runs {
             via,
             to,
             ecn,
+            fragmentation,
             segment_size: len,
             datagrams: 1,
             bytes: len,
@@ -104,12 +107,19 @@ impl Runs {
 }
 
 impl Run {
-    fn takes(&self, via: AllocationId, to: PeerAddr, ecn: Option<Ecn>, len: usize) -> bool {
+    fn takes(
+        &self,
+        via: AllocationId,
+        to: PeerAddr,
+        ecn: Option<Ecn>,
+        fragmentation: Fragmentation,
+        len: usize,
+    ) -> bool {
         !self.closed
             && len <= self.segment_size
             && len > 0
             && self.datagrams < MAX_SEGMENTS
             && self.bytes + len <= MAX_TRAIN
-            && (self.via, self.to, self.ecn) == (via, to, ecn)
+            && (self.via, self.to, self.ecn, self.fragmentation) == (via, to, ecn, fragmentation)
     }
 }

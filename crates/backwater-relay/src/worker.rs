@@ -18,7 +18,9 @@ use backwater_turn::{
     AuthFailure, ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
-use backwater_udp::{Builder, Ecn, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
+use backwater_udp::{
+    Builder, Ecn, Fragmentation, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket,
+};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{debug, info, warn};
 
@@ -208,8 +210,9 @@ impl Worker {
             let mut start = 0;
             for payload in train.payloads() {
                 let action = self.server.borrow_mut().from_client(now, from, payload, &mut reply);
-                if let Action::Forward { via, to, range } = action {
-                    runs.push(via, to, train.ecn, (slot, start + range.start, range.len()));
+                if let Action::Forward { via, to, range, dont_fragment } = action {
+                    let fragmentation = if dont_fragment { Fragmentation::Never } else { Fragmentation::Allowed };
+                    runs.push(via, to, train.ecn, fragmentation, (slot, start + range.start, range.len()));
                 } else {
                     self.act(index, now.instant, from, action, &mut reply);
                 }
@@ -219,7 +222,8 @@ impl Worker {
         let relayed = self.relayed.borrow();
         for run in runs.iter() {
             let family = AddressFamily::of(&run.to.0);
-            let Some(socket) = relayed.get(run.via.index()).and_then(|r| r.as_ref()?.socket(run.via, family)) else {
+            let via = relayed.get(run.via.index()).and_then(Option::as_ref);
+            let Some((via, socket)) = via.and_then(|via| Some((via, via.socket(run.via, family)?))) else {
                 self.counters.count_drop(DropReason::NoAllocation, run.datagrams);
                 continue;
             };
@@ -240,6 +244,8 @@ impl Worker {
                 None => {
                     let to = self.ports.local(run.to).unwrap_or(run.to.0);
                     send_run(&socket.endpoint, now.instant, to, batch, &runs, run);
+                    // A send that fails reads the socket's errors; nothing wakes the socket's task for them then.
+                    self.network_said(via.listener, run.via, &socket.endpoint.socket);
                 }
             }
         }
@@ -495,7 +501,7 @@ impl Listener {
     fn send(&self, now: Instant, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, ecn: Option<Ecn>) {
         let source = self.wildcard.then(|| to.server.ip());
         let mut t = Transmit::new(to.client.0, slices).segment_size(segment_size).source(source).ecn(ecn);
-        self.endpoint.send(now, &mut t);
+        self.endpoint.send(now, Fragmentation::Allowed, &mut t);
     }
 }
 
@@ -545,8 +551,13 @@ impl Down<'_> {
 fn icmp(error: &IcmpError) -> Option<Icmp> {
     match (error.kind, error.destination.is_ipv4()) {
         (IcmpKind::Unreachable { icmp_type, code }, _) => Some(Icmp { icmp_type, code: code.into(), data: 0 }),
-        (IcmpKind::PacketTooBig { mtu }, true) => Some(Icmp { icmp_type: 3, code: 4, data: mtu }),
-        (IcmpKind::PacketTooBig { mtu }, false) => Some(Icmp { icmp_type: 2, code: 0, data: mtu }),
+        // This host's own EMSGSIZE is the first hop's "too big".
+        (IcmpKind::PacketTooBig { mtu } | IcmpKind::LocalMtu { mtu }, true) => {
+            Some(Icmp { icmp_type: 3, code: 4, data: mtu })
+        }
+        (IcmpKind::PacketTooBig { mtu } | IcmpKind::LocalMtu { mtu }, false) => {
+            Some(Icmp { icmp_type: 2, code: 0, data: mtu })
+        }
         _ => None,
     }
 }
@@ -554,7 +565,7 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
 fn send_run(endpoint: &Endpoint, now: Instant, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
     let mut t = Transmit::new(to, &slices).segment_size(run.segment_size).ecn(run.ecn);
-    endpoint.send(now, &mut t);
+    endpoint.send(now, run.fragmentation, &mut t);
 }
 
 fn now() -> Now {

@@ -247,7 +247,7 @@ impl World {
         reply: &mut [u8; MAX_REPLY],
     ) {
         match action {
-            Action::Forward { via, to, range } => {
+            Action::Forward { via, to, range, .. } => {
                 assert!(range.end <= bytes.len());
                 let open = self.sockets[at].get(&via).expect("a socket that is there");
                 assert!(open.get(AddressFamily::of(&to.0)), "a socket of the peer's family");

@@ -11,6 +11,7 @@ mod clients;
 mod clock;
 mod data_path;
 mod dual_stack;
+mod fragments;
 mod hardship;
 mod limits;
 mod mobility;

@@ -86,7 +86,7 @@ impl Server {
                 break 'drop reason;
             }
             let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
-            return Action::Forward { via, to, range: start..start + message.data().len() };
+            return Action::Forward { via, to, range: start..start + message.data().len(), dont_fragment: false };
         };
         Action::Drop(reason)
     }
@@ -110,7 +110,8 @@ impl Server {
             if let Err(reason) = self.meter(allocation, now, range.len()) {
                 break 'drop reason;
             }
-            return Action::Forward { via, to, range };
+            let dont_fragment = message.contains(AttributeType::DONT_FRAGMENT);
+            return Action::Forward { via, to, range, dont_fragment };
         };
         Action::Drop(reason)
     }

@@ -89,6 +89,9 @@ pub enum Action {
         to: PeerAddr,
         /// Which bytes.
         range: Range<usize>,
+        /// Whether it may not be fragmented on its way to the peer: a Send indication with DONT-FRAGMENT (RFC 8656,
+        /// section 14). Anything else may.
+        dont_fragment: bool,
     },
     /// Send so many bytes of the reply buffer to where the datagram came from.
     Reply(usize),
@@ -228,7 +231,6 @@ const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
     AttributeType::REQUESTED_ADDRESS_FAMILY,
     AttributeType::EVEN_PORT,
     AttributeType::REQUESTED_TRANSPORT,
-    // Nothing that a relay's sockets send is ever fragmented, so the wish is granted before it is made.
     AttributeType::DONT_FRAGMENT,
     AttributeType::RESERVATION_TOKEN,
 ]);

@@ -402,7 +402,7 @@ fn data_flows_to_whom_it_is_permitted() {
     assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
     assert!(matches!(b.permit(CLIENT, "203.0.113.7:1"), Action::Reply(_)));
     let (action, _) = b.bytes(CLIENT, &send);
-    let Action::Forward { via, to, range } = action else { panic!("{action:?}") };
+    let Action::Forward { via, to, range, .. } = action else { panic!("{action:?}") };
     assert_eq!((via, to, &send[range]), (id, peer, &b"hello"[..]));
     assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Ok((from(CLIENT), Framing::Indication)));
 
@@ -410,7 +410,7 @@ fn data_flows_to_whom_it_is_permitted() {
     let data = [&data[..], b"hello\0\0\0"].concat();
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Drop(DropReason::NoChannel));
     assert!(matches!(b.channel(CLIENT, 0x4000, PEER).0, Action::Reply(_)));
-    assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to: peer, range: 4..9 });
+    assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to: peer, range: 4..9, dont_fragment: false });
     assert_eq!(b.bytes("192.0.2.1:1", &data).0, Action::Drop(DropReason::NoAllocation));
     assert_eq!(
         b.server.from_peer(b.now.instant, id, peer, 1),
@@ -526,7 +526,7 @@ fn channels_of_rfc_5766_are_taken() {
     let id = b.allocate(CLIENT);
     assert_eq!(code(&b.channel(CLIENT, 0x7FFF, PEER).1, true), 0);
     let data = b.bytes(CLIENT, &[0x7F, 0xFF, 0, 1, 9]).0;
-    assert_eq!(data, Action::Forward { via: id, to: PeerAddr(addr(PEER)), range: 4..5 });
+    assert_eq!(data, Action::Forward { via: id, to: PeerAddr(addr(PEER)), range: 4..5, dont_fragment: false });
 }
 
 #[test]

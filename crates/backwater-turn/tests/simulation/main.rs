@@ -550,7 +550,7 @@ impl World {
 
     fn forwards(&mut self, sent: &Sent, action: &Action, right: Option<SocketAddr>) {
         match (action, right) {
-            (Action::Forward { via, to, range }, Some(right)) => {
+            (Action::Forward { via, to, range, .. }, Some(right)) => {
                 assert_eq!((*to, *via), (PeerAddr(right), self.model.held[&sent.from].id));
                 assert_eq!(&sent.bytes[range.clone()], payload(&sent.id));
                 self.count.forwarded += 1;

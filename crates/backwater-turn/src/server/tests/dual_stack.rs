@@ -51,7 +51,7 @@ fn both_addresses_are_told_and_each_peer_goes_by_its_own() {
         assert!(matches!(b.channel(CLIENT, number, peer).0, Action::Reply(_)));
         let data = [&ChannelData::header(ChannelNumber::new(number).unwrap(), 1)[..], b"x"].concat();
         let to = PeerAddr(addr(peer));
-        assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to, range: 4..5 });
+        assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to, range: 4..5, dont_fragment: false });
         assert!(b.server.from_peer(b.now.instant, id, to, 1).is_ok());
     }
     let both = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| {

@@ -84,7 +84,7 @@ impl Attacker {
                 self.relayed.insert(socket, bind.id);
                 self.clients.push(from);
             }
-            Action::Forward { via, to, range } => self.leaves(via, to.0, bytes[range].to_vec(), passes + 1),
+            Action::Forward { via, to, range, .. } => self.leaves(via, to.0, bytes[range].to_vec(), passes + 1),
             Action::Reply(_)
             | Action::Unauthenticated(_)
             | Action::Unbind(..)
