@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, HashSet},
     future::poll_fn,
     io::{self, IoSlice},
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -24,7 +23,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     allowed::{Allowed, Last},
-    config::{Config, Endpoint, Key},
+    config::Config,
     counters::Counters,
     link::{Link, Monitor, Suspended},
     packet::{
@@ -32,11 +31,12 @@ use crate::{
         icmp, virtio,
     },
     path::{self, Path},
-    peer::{Peer, Received, Refused, Tools, kind, parse},
+    peer::{Peer, Received, Refused, Tools, kind, name_of, parse},
     status::{Device, PeerStatus, PeerTotals, Status},
     yield_budget::YieldBudget,
 };
 
+mod names;
 mod routes;
 
 /// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. The
@@ -98,7 +98,7 @@ pub(crate) struct EventLoop {
     messages: icmp::Limit,
     yield_budget: YieldBudget,
     queries: mpsc::Receiver<oneshot::Sender<Status>>,
-    resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
+    resolved: (mpsc::Sender<names::Resolved>, mpsc::Receiver<names::Resolved>),
     timer: Pin<Box<Sleep>>,
     ticked: Instant,
     /// Since the last tick.
@@ -108,12 +108,6 @@ pub(crate) struct EventLoop {
     rebound: Instant,
     /// A socket has failed.
     broken: bool,
-}
-
-/// The address of a peer with a name.
-struct Resolved {
-    peer: usize,
-    addr: io::Result<SocketAddr>,
 }
 
 impl EventLoop {
@@ -184,7 +178,7 @@ impl EventLoop {
     /// # Errors
     /// When the device cannot be read any more.
     pub(crate) async fn run(mut self, stop: impl Future<Output = ()>) -> (Link, io::Result<()>) {
-        self.find_peers();
+        self.find_peers(Instant::now());
         let mut stop = std::pin::pin!(stop);
         let mut until = None;
         let result = poll_fn(|cx| {
@@ -461,7 +455,7 @@ impl EventLoop {
         self.limiter.reset_count();
         self.calls.clear();
         for peer in &mut self.peers {
-            peer.tick(now, &mut self.tools);
+            peer.tick(now, &self.path, &mut self.tools);
         }
         self.traffic = self.peers.iter().any(Peer::is_waiting);
         self.calling = self.peers.iter().any(Peer::is_calling);
@@ -474,9 +468,8 @@ impl EventLoop {
             warn!("the path takes nothing: binding anew");
             self.rebind(now);
             self.call_peers(now, false);
-        } else if waited && self.peers.iter().any(|peer| peer.endpoint().is_none() && peer.configured.is_some()) {
-            self.find_peers();
         }
+        self.resolve_names(now);
         self.set_fragmentation(now);
         for v6 in [false, true] {
             self.size_send_buffer(now, v6);
@@ -503,7 +496,7 @@ impl EventLoop {
                 peer.call(now, &mut self.tools);
             }
         }
-        self.find_peers();
+        self.find_peers(now);
     }
 
     /// Begins with new sockets.
@@ -519,42 +512,6 @@ impl EventLoop {
         }
         self.peers.iter_mut().for_each(|peer| peer.use_sockets(&self.path));
         self.set_fragmentation(now);
-    }
-
-    /// Asks for the addresses of the peers that have a name, and takes those that need no asking.
-    fn find_peers(&mut self) {
-        let now = Instant::now();
-        self.rebound = now;
-        for (index, peer) in self.peers.iter_mut().enumerate() {
-            let (host, port) = match &peer.configured {
-                Some(Endpoint::Name(host, port)) => (host.clone(), *port),
-                Some(Endpoint::Address(addr)) if peer.endpoint().is_none() => {
-                    peer.found(now, *addr, &self.path, &mut self.tools);
-                    continue;
-                }
-                Some(Endpoint::Address(_)) | None => continue,
-            };
-            let answer = self.resolved.0.clone();
-            tokio::spawn(async move {
-                let found = tokio::time::timeout(RETRY, tokio::net::lookup_host((host.as_str(), port))).await;
-                let addr = match found {
-                    Ok(Ok(mut addrs)) => addrs.next().ok_or_else(|| io::Error::other("the name has no address")),
-                    Ok(Err(error)) => Err(error),
-                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
-                };
-                let _ = answer.send(Resolved { peer: index, addr }).await;
-            });
-        }
-    }
-
-    fn resolved(&mut self, now: Instant, resolved: Resolved) {
-        let Some(peer) = self.peers.get_mut(resolved.peer) else { return };
-        match resolved.addr {
-            // A peer that has moved by itself is where it was heard last.
-            Ok(_) if peer.is_established() => {}
-            Ok(addr) => peer.found(now, addr, &self.path, &mut self.tools),
-            Err(error) => warn!(peer = %name_of(&peer.public_key), %error, "the peer's name does not resolve"),
-        }
     }
 
     fn status(&self, now: Instant) -> Status {
@@ -640,8 +597,4 @@ fn write_out(coalescer: &mut Coalescer, link: &Link, counters: &mut Counters) {
     if let Some(error) = flushed.error {
         debug!(%error, "the device refused packets");
     }
-}
-
-fn name_of(key: &PublicKey) -> String {
-    Key(key.to_bytes()).to_base64()
 }

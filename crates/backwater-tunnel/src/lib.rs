@@ -7,6 +7,7 @@ pub mod commands;
 pub mod config;
 mod control;
 pub mod counters;
+mod endpoints;
 mod event_loop;
 pub mod link;
 pub mod packet;

@@ -16,9 +16,12 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 
+use tracing::{debug, info};
+
 use crate::{
-    config::{self, Endpoint},
+    config::{self, Key},
     counters::{Numbers, PeerCounters},
+    endpoints::Endpoints,
     packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
     path_mtu::PathMtu,
@@ -43,7 +46,7 @@ pub(crate) mod kind {
 /// A peer.
 pub(crate) struct Peer {
     pub(crate) public_key: PublicKey,
-    pub(crate) configured: Option<Endpoint>,
+    pub(crate) endpoints: Endpoints,
     pub(crate) counters: PeerCounters,
     numbers: Numbers,
     pub(crate) queue: Fair,
@@ -66,6 +69,8 @@ pub(crate) struct Peer {
     /// When data came first since something was sent. The session has a timer for it too, but takes what was sent and what came
     /// between two looks for simultaneous, and then leaves it to the peer to find out that nobody answers.
     unanswered: Option<Instant>,
+    /// When the last authenticated message came.
+    heard: Option<Instant>,
     persistent: bool,
     pub(crate) path_mtu: PathMtu,
     /// The endpoint is another one than when the event loop looked up the route to it.
@@ -144,7 +149,7 @@ impl Peer {
         let public_key = PublicKey::from(config.public_key.0);
         Self {
             public_key,
-            configured: config.endpoint.clone(),
+            endpoints: Endpoints::new(config.endpoint.clone()),
             counters: PeerCounters::default(),
             numbers: Numbers::default(),
             queue: Fair::new(fastrand::u64(..)),
@@ -167,6 +172,7 @@ impl Peer {
             established: false,
             initiated: None,
             unanswered: None,
+            heard: None,
             persistent: config.persistent_keepalive.is_some(),
             path_mtu: PathMtu::default(),
             needs_route: false,
@@ -229,11 +235,33 @@ impl Peer {
         }
     }
 
-    /// The configured endpoint has this address. Calls it if there is a reason to.
+    /// Sends to this address of the configured endpoint. Initiates a handshake if there is a reason to.
     pub(crate) fn found(&mut self, now: Instant, endpoint: SocketAddr, path: &Path, tools: &mut Tools) {
         self.moved(endpoint, None, path);
-        if self.persistent || self.is_waiting() {
+        if self.endpoints.is_failing() {
+            self.call_again(now, tools);
+        } else if self.persistent || self.is_waiting() {
             self.call(now, tools);
+        }
+    }
+
+    /// An authenticated message came from this address to this one of the host's: the peer is there.
+    fn heard(&mut self, now: Instant, source: SocketAddr, local_ip: Option<IpAddr>, path: &Path) {
+        self.heard = Some(now);
+        self.endpoints.on_answer(source);
+        self.moved(source, local_ip, path);
+    }
+
+    /// A handshake had no answer: tries the next address, if there is one.
+    fn handshake_failed(&mut self, now: Instant, path: &Path) {
+        let Some(current) = self.endpoint else { return };
+        let peer = name_of(&self.public_key);
+        if !self.endpoints.is_failing() {
+            info!(peer, endpoint = %current, "no answer to a handshake");
+        }
+        if let Some(next) = self.endpoints.handshake_failed(now, current) {
+            debug!(peer, endpoint = %next, "trying another address");
+            self.moved(next, None, path);
         }
     }
 
@@ -329,6 +357,7 @@ impl Peer {
                 TunnResult::WriteToNetwork(sealed) if sealed.first() == Some(&kind::DATA) => sealed.len(),
                 // The session is over; the packet was kept, and goes with the next one.
                 TunnResult::WriteToNetwork(message) => {
+                    self.initiated.get_or_insert(now);
                     push(&mut tools.urgent, self.endpoint, message);
                     continue;
                 }
@@ -453,10 +482,19 @@ impl Peer {
     }
 
     /// To be called four times a second while there is traffic, and every five seconds at least.
-    pub(crate) fn tick(&mut self, now: Instant, tools: &mut Tools) {
+    pub(crate) fn tick(&mut self, now: Instant, path: &Path, tools: &mut Tools) {
+        let has_failed = self.initiated.is_some_and(|since| self.heard.is_none_or(|heard| heard < since));
         match self.tunn.update_timers(&mut tools.message) {
-            TunnResult::WriteToNetwork(message) => self.answer(now, Some(&*message), &mut tools.urgent),
+            TunnResult::WriteToNetwork(message) => {
+                if has_failed && message.first() == Some(&kind::INITIATION) {
+                    self.handshake_failed(now, path);
+                }
+                self.answer(now, Some(&*message), &mut tools.urgent);
+            }
             TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                if has_failed {
+                    self.handshake_failed(now, path);
+                }
                 self.initiated = None;
                 // It has called for a minute and a half in vain. The next packet makes it call again.
                 self.queue.clear();
@@ -512,7 +550,7 @@ impl Peer {
                 if is_cookie {
                     return Received::Cookie;
                 }
-                self.moved(source, local_ip, path);
+                self.heard(now, source, local_ip, path);
                 self.handshaken(now, message, tools);
                 return Received::Handshake;
             }
@@ -520,7 +558,7 @@ impl Peer {
             TunnResult::Done => {
                 if message == kind::DATA {
                     self.count(payload);
-                    self.moved(source, local_ip, path);
+                    self.heard(now, source, local_ip, path);
                     self.confirm();
                 }
                 return Received::Good;
@@ -546,7 +584,7 @@ impl Peer {
             self.counters.bytes_received += len as u64;
             tools.coalescer.push(len);
         }
-        self.moved(source, local_ip, path);
+        self.heard(now, source, local_ip, path);
         self.confirm();
         Received::Good
     }
@@ -592,6 +630,11 @@ impl Held {
 pub(crate) fn parse(raw: &[u8]) -> Option<(virtio::Header, Packet<'_>)> {
     let (header, packet) = raw.split_first_chunk()?;
     Some((virtio::Header::parse(header), Packet::parse(packet)?))
+}
+
+/// The public key in base64, as operators know it.
+pub(crate) fn name_of(key: &PublicKey) -> String {
+    Key(key.to_bytes()).to_base64()
 }
 
 fn result_message<'a>(result: TunnResult<'a>) -> Option<&'a [u8]> {

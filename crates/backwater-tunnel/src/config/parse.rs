@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Config, Endpoint, Errors, Interface, Key, Peer, Table, Warning};
+use crate::endpoints::canonical;
 
 const INTERFACE: &[&str] = &["PrivateKey", "Address", "ListenPort", "MTU", "FwMark", "Table", "DNS"];
 const PEER: &[&str] = &["PublicKey", "PresharedKey", "Endpoint", "AllowedIPs", "PersistentKeepalive"];
@@ -357,7 +358,7 @@ fn fwmark(text: &str) -> Option<u32> {
 
 pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     if let Ok(addr) = text.parse::<SocketAddr>() {
-        return (addr.port() != 0).then_some(Endpoint::Address(addr));
+        return (addr.port() != 0).then(|| Endpoint::Address(canonical(addr)));
     }
     let (name, port) = text.rsplit_once(':')?;
     let port = decimal(port)?.try_into().ok().filter(|&port: &u16| port != 0)?;

@@ -5,8 +5,8 @@ use std::time::Instant;
 use backwater_udp::{Fragmentation, IcmpError, IcmpKind};
 use tracing::{debug, info, warn};
 
-use super::{EventLoop, name_of};
-use crate::link;
+use super::EventLoop;
+use crate::{link, peer::name_of};
 
 impl EventLoop {
     /// Looks up the routes to all peers, or to those whose endpoint is new, and fits the MTU to them.

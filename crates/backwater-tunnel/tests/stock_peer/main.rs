@@ -14,6 +14,7 @@ mod close;
 mod control;
 mod memory;
 mod moves;
+mod names;
 mod overload;
 mod path_mtu;
 mod secrecy;

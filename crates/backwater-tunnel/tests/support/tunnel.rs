@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -152,10 +153,20 @@ impl Tunnel<'_> {
 
     /// Its log, all files of it.
     pub fn log(&self) -> String {
-        let mut files: Vec<_> =
-            fs::read_dir(self.sides.log_directory()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        // The first line makes it.
+        let Ok(entries) = fs::read_dir(self.sides.log_directory()) else { return String::new() };
+        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
         files.sort();
         files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
+    }
+
+    /// Waits until its log has this text.
+    pub fn wait_for_log(&self, text: &str, at_most: Duration) {
+        let begin = Instant::now();
+        while !self.log().contains(text) {
+            assert!(begin.elapsed() < at_most, "its log does not have {text:?}:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// How often it has gone to sleep of its own accord.

@@ -1,0 +1,71 @@
+//! The peer's endpoint is a name, or an address that is written in another way. The names are in a hosts file of the test's own.
+
+use std::{fs, time::Duration};
+
+use crate::support::{
+    in_namespace,
+    traffic::{Echo, until_answered},
+    tunnel::{PROGRAMS, Sides, THERE},
+};
+
+/// A handshake without an answer takes five seconds (`REKEY_TIMEOUT`); a busy machine has ten times as long as two of them.
+const PATIENCE: Duration = Duration::from_secs(100);
+
+/// Sides where `peer.example` has these addresses.
+fn named(addresses: &[&str]) -> Sides {
+    let sides = Sides::new();
+    let hosts = sides.directory.file("hosts", "");
+    sides.here.run(&format!("mount --bind {} /etc/hosts", hosts.display()));
+    name(&sides, addresses);
+    sides
+}
+
+fn name(sides: &Sides, addresses: &[&str]) {
+    let lines: Vec<_> = addresses.iter().map(|address| format!("{address} peer.example\n")).collect();
+    // The file is mounted: it must not become another one.
+    fs::write(sides.directory.path.join("hosts"), lines.concat()).unwrap();
+}
+
+#[test]
+fn the_next_address_of_a_name_is_tried_when_one_does_not_answer() {
+    in_namespace("names::the_next_address_of_a_name_is_tried_when_one_does_not_answer", PROGRAMS, || {
+        for addresses in [["fd09:1::9", "10.9.1.2"], ["fd09:1::2", "10.9.1.9"]] {
+            let sides = named(&addresses);
+            let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+            let tunnel = sides.up("", "Endpoint = peer.example:51820");
+            until_answered(&sides.here, THERE[0], PATIENCE);
+            let endpoint = tunnel.status()["peers"][0]["endpoint"].to_string();
+            assert!(["\"[fd09:1::2]:51820\"", "\"10.9.1.2:51820\""].contains(&&*endpoint), "{endpoint}");
+        }
+    });
+}
+
+#[test]
+fn a_name_is_resolved_again_while_handshakes_fail() {
+    in_namespace("names::a_name_is_resolved_again_while_handshakes_fail", PROGRAMS, || {
+        let sides = named(&["10.9.1.9"]);
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let tunnel = sides.up("", "Endpoint = peer.example:51820\nPersistentKeepalive = 25");
+        tunnel.wait_for_log("10.9.1.9:51820", PATIENCE);
+        name(&sides, &["10.9.1.2"]);
+        until_answered(&sides.here, THERE[0], PATIENCE);
+
+        // And once more, in the middle of a session.
+        sides.there.run("ip address del 10.9.1.2/24 dev fe1");
+        sides.there.run("ip address add 10.9.1.4/24 dev fe1");
+        name(&sides, &["10.9.1.4"]);
+        until_answered(&sides.here, THERE[0], PATIENCE);
+        assert_eq!(tunnel.status()["peers"][0]["endpoint"], "10.9.1.4:51820");
+    });
+}
+
+#[test]
+fn an_ipv4_mapped_endpoint_is_ipv4() {
+    in_namespace("names::an_ipv4_mapped_endpoint_is_ipv4", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let tunnel = sides.up("", "Endpoint = [::ffff:10.9.1.2]:51820");
+        until_answered(&sides.here, THERE[0], PATIENCE);
+        assert_eq!(tunnel.status()["peers"][0]["endpoint"], "10.9.1.2:51820");
+    });
+}
