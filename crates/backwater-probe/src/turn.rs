@@ -36,7 +36,7 @@ impl fmt::Debug for Credential {
 #[non_exhaustive]
 pub enum TurnError {
     /// The socket failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(#[from] io::Error),
     /// Nothing came back, not even an ICMP message.
     #[error("{0}: nothing came back from {1}: UDP is blocked on the way, or the address is wrong")]
@@ -75,7 +75,7 @@ pub enum TurnError {
     #[error("{0}: the answer has no valid {1}")]
     Malformed(Method, &'static str),
     /// The request could not be written: a name that is too long, for one.
-    #[error("{0}")]
+    #[error(transparent)]
     Write(#[from] WriteError),
 }
 

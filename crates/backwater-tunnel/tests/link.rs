@@ -75,6 +75,60 @@ fn with_no_table_there_are_no_routes() {
 }
 
 #[test]
+fn routes_go_to_the_table_of_that_number_and_no_rule_is_added() {
+    in_namespace("routes_go_to_the_table_of_that_number_and_no_rule_is_added", &[], || {
+        let before = state();
+        block_on(async {
+            let mut config = config(&["10.1.0.1/24"], &["0.0.0.0/0", "10.1.0.0/24", "10.2.0.0/16", "fd02::/32"]);
+            config.interface.table = Table::Number(1234.try_into().unwrap());
+            let rules = show("rule");
+            let link = Link::open(&config, "bw0").unwrap();
+            assert_eq!(destinations("route show table 1234"), ["10.1.0.0/24", "10.2.0.0/16", "default"]);
+            assert_eq!(destinations("-6 route show table 1234"), ["fd02::/32"]);
+            assert_eq!(destinations("route show"), ["10.1.0.0/24"], "the device's own prefix");
+            assert_eq!((show("rule"), link.fwmark()), (rules, 0));
+            link.close().unwrap();
+        });
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
+fn without_ipv6_its_addresses_and_routes_are_left_out_with_a_warning() {
+    const NAME: &str = "without_ipv6_its_addresses_and_routes_are_left_out_with_a_warning";
+    let config = || config(&["10.1.0.1/24", "fd01::1/64"], &["0.0.0.0/0", "::/0"]);
+    if env::var_os(ROLE).is_some() {
+        let _logs = Logs::to_stdout("warn").unwrap();
+        return block_on(async { Link::open(&config(), "bw0").unwrap().close().unwrap() });
+    }
+    in_namespace(NAME, &[], || {
+        for device in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1").unwrap();
+        }
+        let before = state();
+        let run = again(NAME, "run").output().unwrap();
+        let output = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success(), "{output}{}", String::from_utf8_lossy(&run.stderr));
+        assert!(
+            output.contains("IPv6 is switched off") && output.contains("fd01::1/64") && output.contains("::/0"),
+            "{output}"
+        );
+        assert_eq!(state(), before);
+        // Where another device has IPv6, its traffic would go past the tunnel.
+        std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "0").unwrap();
+        uplink();
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let before = state();
+        block_on(async {
+            let error = Link::open(&config(), "bw0").err().unwrap();
+            assert!(matches!(error, Error::Ipv6Off) && error.to_string().contains("disable_ipv6"), "{error}");
+        });
+        assert_eq!(state(), before);
+    });
+}
+
+#[test]
 fn all_goes_into_the_tunnel_but_what_it_sends() {
     in_namespace("all_goes_into_the_tunnel_but_what_it_sends", &[], || {
         uplink();
@@ -212,7 +266,7 @@ fn what_is_refused_is_named() {
             assert!(matches!(&error, Error::Route { route, .. } if route.to_string() == "::/0"), "{error}");
             ip("-6 route del default dev up0 table 51820");
             let error = open(&["10.1.0.1/24"], &["192.0.2.0/24"], "bw0").unwrap();
-            assert_eq!(error.to_string(), "route 192.0.2.0/24: File exists (os error 17)");
+            assert_eq!(format!("{:#}", anyhow::Error::from(error)), "route 192.0.2.0/24: File exists (os error 17)");
             assert_eq!(state(), before);
         });
     });

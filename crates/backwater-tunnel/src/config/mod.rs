@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{self, Read},
     net::SocketAddr,
-    num::NonZeroU16,
+    num::{NonZeroU16, NonZeroU32},
     path::Path,
     str::FromStr,
 };
@@ -52,6 +52,8 @@ pub enum Table {
     Auto,
     /// Nobody.
     Off,
+    /// The program, in this table, which rules of the operator's own look up; no rule is added.
+    Number(NonZeroU32),
 }
 
 /// A peer.
@@ -159,8 +161,10 @@ impl Config {
         if *fwmark != 0 {
             writeln!(out, "FwMark = {fwmark:#x}")?;
         }
-        if *table == Table::Off {
-            writeln!(out, "Table = off")?;
+        match table {
+            Table::Auto => {}
+            Table::Off => writeln!(out, "Table = off")?,
+            Table::Number(number) => writeln!(out, "Table = {number}")?,
         }
         for Peer { public_key, preshared_key, endpoint, allowed_ips, persistent_keepalive } in &self.peers {
             writeln!(out, "\n[Peer]\nPublicKey = {}", public_key.to_base64())?;

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
-    num::NonZeroU16,
+    num::{NonZeroU16, NonZeroU32},
 };
 
 use ipnet::IpNet;
@@ -15,14 +15,18 @@ const INTERFACE: &[&str] = &["PrivateKey", "Address", "ListenPort", "MTU", "FwMa
 const PEER: &[&str] = &["PublicKey", "PresharedKey", "Endpoint", "AllowedIPs", "PersistentKeepalive"];
 /// Those that may come again.
 const LISTS: &[&str] = &["Address", "DNS", "AllowedIPs"];
-/// What wg-quick does beside, and this program does not.
-const WG_QUICK: &[&str] = &["PreUp", "PostUp", "PreDown", "PostDown", "SaveConfig"];
+/// Commands that wg-quick runs. An empty one is none.
+const HOOKS: &[&str] = &["PreUp", "PostUp", "PreDown", "PostDown"];
+/// Those that wg-quick takes without a value, which stands for the default.
+const MAY_BE_EMPTY: &[&str] = &["Address", "MTU", "Table", "DNS", "AllowedIPs"];
 
 const MAX_PEERS: usize = 1024;
 /// Whoever passes something else than a configuration need not see all of it.
 const MAX_ERRORS: usize = 1000;
 
-const KEY: &str = "32 bytes in base64, as `wg genkey` prints them";
+/// No private or public key; a preshared key of zeros is none.
+const ZEROS: [u8; 32] = [0; 32];
+
 const PREFIX: &str = "an address or a prefix, such as 10.0.0.1/24 or fd00::1/64";
 pub(super) const ENDPOINT: &str = "IPv4:port, [IPv6]:port or name:port";
 /// RFC 8200, section 5.
@@ -56,11 +60,12 @@ pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Er
     }
     match interface {
         Some(interface) if lines.is_empty() => {
-            let warning = dns.map(|(line, values)| {
+            let dns = dns.map(|(line, values)| {
                 Warning(format!("{name}:{line}: DNS is not handled: names are resolved as before, not by {values}"))
             });
+            let warnings = dns.into_iter().chain(endpoints_in_routes(name, &interface, &peers)).collect();
             let peers = peers.into_iter().map(|placed| placed.peer).collect();
-            Ok((Config { interface, peers }, Vec::from_iter(warning)))
+            Ok((Config { interface, peers }, warnings))
         }
         _ => Err(Errors(lines)),
     }
@@ -92,6 +97,7 @@ struct Entry<'a> {
 struct Placed {
     peer: Peer,
     key_line: usize,
+    endpoint_line: usize,
     /// Of each of `allowed_ips`.
     prefix_lines: Vec<usize>,
 }
@@ -130,9 +136,9 @@ impl Reader {
                 continue;
             }
             if text.starts_with('[') {
-                let kind = match text {
-                    _ if text.eq_ignore_ascii_case("[Interface]") => Kind::Interface,
-                    _ if text.eq_ignore_ascii_case("[Peer]") => Kind::Peer,
+                let kind = match &*without_blanks(text) {
+                    text if text.eq_ignore_ascii_case("[Interface]") => Kind::Interface,
+                    text if text.eq_ignore_ascii_case("[Peer]") => Kind::Peer,
                     _ => {
                         self.error(line, "section", &shown(text), "[Interface] or [Peer]");
                         Kind::Unknown
@@ -162,21 +168,20 @@ impl Reader {
             Kind::Peer => (PEER, "[Peer]"),
             Kind::Unknown => return None,
         };
-        let named = |keys: &[&'static str]| keys.iter().copied().find(|known| known.eq_ignore_ascii_case(key));
+        let plain = without_blanks(key);
+        let named = |keys: &[&'static str]| keys.iter().copied().find(|known| known.eq_ignore_ascii_case(&plain));
         let Some(known) = named(here) else {
-            match named(WG_QUICK) {
-                Some(theirs) => {
-                    self.error(
-                        line,
-                        theirs,
-                        "what only wg-quick does",
-                        "no such line: no command is run, no file saved",
-                    );
+            if let Some(hook) = named(HOOKS) {
+                if !value.is_empty() {
+                    self.error(line, hook, "a command", "nothing: no command of a configuration is run");
                 }
-                None => {
-                    let wanted = format!("one of {}", here.join(", "));
-                    self.error(line, &label(key), &format!("an unknown key of {name}"), &wanted);
+            } else if let Some(save) = named(&["SaveConfig"]) {
+                if !value.is_empty() && !value.eq_ignore_ascii_case("false") {
+                    self.error(line, save, &shown(value), "false: no configuration is written");
                 }
+            } else {
+                let wanted = format!("one of {}", here.join(", "));
+                self.error(line, &label(key), &format!("an unknown key of {name}"), &wanted);
             }
             return None;
         };
@@ -185,7 +190,7 @@ impl Reader {
             self.error(line, known, &format!("it again, after line {}", before.line), "it once");
             return None;
         }
-        Some(Entry { line, key: known, value })
+        (!value.is_empty() || !MAY_BE_EMPTY.contains(&known)).then_some(Entry { line, key: known, value })
     }
 
     /// The value of a key that is there once at most.
@@ -212,20 +217,24 @@ impl Reader {
     /// A key, whatever stands there instead is never shown.
     fn key(&mut self, section: &Section<'_>, key: &str) -> Option<Key> {
         let Entry { line, value, .. } = section.entries(key).next()?;
-        match Key::from_base64(value) {
-            Some(Key(bytes)) if bytes == [0; 32] => self.error(line, key, "32 zeros", KEY),
-            Some(key) => return Some(key),
-            None => self.error(line, key, &characters(value), KEY),
+        let read = Key::from_base64(value);
+        if read.is_none() {
+            self.error(line, key, &characters(value), wanted_key(key));
         }
-        None
+        read
     }
 
     /// As [`key`](Self::key), where there must be one.
     fn needed_key(&mut self, section: &Section<'_>, key: &str) -> Option<Key> {
         if section.entries(key).next().is_none() {
-            self.error(section.line, key, "none in this section", KEY);
+            self.error(section.line, key, "none in this section", wanted_key(key));
         }
-        self.key(section, key)
+        let read = self.key(section, key)?;
+        if read.0 == ZEROS {
+            self.error(section.line_of(key), key, "32 zeros", wanted_key(key));
+            return None;
+        }
+        Some(read)
     }
 
     /// The prefixes of all keys of that name, each once, and their lines.
@@ -237,9 +246,6 @@ impl Reader {
     ) -> Vec<(usize, IpNet)> {
         let (mut nets, mut seen) = (Vec::new(), HashSet::new());
         for entry in section.entries(key) {
-            if entry.value.is_empty() && key == "AllowedIPs" {
-                continue;
-            }
             for part in entry.value.split(',').map(str::trim) {
                 match read(part) {
                     Some(net) if !seen.insert(net) => {}
@@ -267,10 +273,11 @@ impl Reader {
             self.error(section.line_of("MTU"), "MTU", &mtu.to_string(), &wanted);
         }
         let fwmark = self.one(section, "FwMark", "a decimal or 0x hexadecimal number of 32 bits, or off", fwmark);
-        let table = self.one(section, "Table", "off or auto", |text| match text {
+        let wanted = format!("off, auto or a number from 1 to {}", u32::MAX);
+        let table = self.one(section, "Table", &wanted, |text| match text {
             _ if text.eq_ignore_ascii_case("off") => Some(Table::Off),
             _ if text.eq_ignore_ascii_case("auto") => Some(Table::Auto),
-            _ => None,
+            _ => number(text).and_then(NonZeroU32::new).map(Table::Number),
         });
         Some(Interface {
             private_key: private_key?,
@@ -284,7 +291,8 @@ impl Reader {
 
     fn peer(&mut self, section: &Section<'_>) -> Option<Placed> {
         let public_key = self.needed_key(section, "PublicKey");
-        let preshared_key = self.key(section, "PresharedKey");
+        // As in the protocol, zeros stand for none (WireGuard, section 5.2).
+        let preshared_key = self.key(section, "PresharedKey").filter(|key| key.0 != ZEROS);
         let endpoint = self.one(section, "Endpoint", ENDPOINT, endpoint);
         let network = |text: &str| prefix(text).map(|net| net.trunc());
         let (prefix_lines, allowed_ips) = self.prefixes(section, "AllowedIPs", network).into_iter().unzip();
@@ -294,7 +302,8 @@ impl Reader {
         });
         let persistent_keepalive = keepalive.and_then(NonZeroU16::new);
         let peer = Peer { public_key: public_key?, preshared_key, endpoint, allowed_ips, persistent_keepalive };
-        Some(Placed { peer, key_line: section.line_of("PublicKey"), prefix_lines })
+        let (key_line, endpoint_line) = (section.line_of("PublicKey"), section.line_of("Endpoint"));
+        Some(Placed { peer, key_line, endpoint_line, prefix_lines })
     }
 
     fn one_interface(&mut self, sections: &[Section<'_>]) {
@@ -319,7 +328,7 @@ impl Reader {
     fn fit(&mut self, interface: Option<&Interface>, peers: &[Placed]) {
         let own = interface.map(|interface| interface.private_key.public());
         let (mut keys, mut prefixes) = (HashMap::new(), HashMap::new());
-        for Placed { peer, key_line, prefix_lines } in peers {
+        for Placed { peer, key_line, prefix_lines, .. } in peers {
             if own.as_ref() == Some(&peer.public_key) {
                 self.error(*key_line, "PublicKey", "this side's own", "the peer's");
             }
@@ -333,6 +342,36 @@ impl Reader {
                 }
             }
         }
+    }
+}
+
+/// Endpoints to which the system's own routes would lead into the tunnel. Default routes do not, since there are rules for
+/// what the tunnel sends.
+fn endpoints_in_routes(name: &str, interface: &Interface, peers: &[Placed]) -> Vec<Warning> {
+    let routes = peers.iter().flat_map(|placed| placed.peer.allowed_ips.iter().zip(&placed.prefix_lines));
+    let routes: Vec<_> = routes.filter(|(net, _)| interface.table == Table::Auto && net.prefix_len() > 0).collect();
+    let warning = |placed: &Placed| {
+        let Some(Endpoint::Address(endpoint)) = placed.peer.endpoint else { return None };
+        let (route, route_line) = routes.iter().find(|(net, _)| net.contains(&endpoint.ip()))?;
+        Some(Warning(format!(
+            "{name}:{line}: Endpoint {endpoint} is inside the route {route} (line {route_line}): what is sent to it goes \
+             into the tunnel itself, unless a more exact route leads elsewhere",
+            line = placed.endpoint_line
+        )))
+    };
+    peers.iter().filter_map(warning).collect()
+}
+
+/// As `wg` does with each line.
+fn without_blanks(text: &str) -> String {
+    text.split_whitespace().collect()
+}
+
+fn wanted_key(key: &str) -> &'static str {
+    match key {
+        "PrivateKey" => "32 bytes in base64, as `wg genkey` prints them",
+        "PresharedKey" => "32 bytes in base64, as `wg genpsk` prints them",
+        _ => "32 bytes in base64, as `wg pubkey` prints them",
     }
 }
 
@@ -350,6 +389,11 @@ fn fwmark(text: &str) -> Option<u32> {
     if text.eq_ignore_ascii_case("off") {
         return Some(0);
     }
+    number(text)
+}
+
+/// Decimal, or hexadecimal after `0x`.
+fn number(text: &str) -> Option<u32> {
     match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(hex) => u32::from_str_radix(hex, 16).ok().filter(|_| !hex.starts_with('+')),
         None => decimal(text),

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::{collections::HashSet, num::NonZeroU32};
 
 use proptest::{collection::vec, option, prelude::*};
 
@@ -62,6 +62,73 @@ fn what_is_not_said_has_its_default() {
     assert!(config.peers.is_empty());
 }
 
+/// What `wg` and `wg-quick` take, and what does nothing there.
+#[test]
+fn what_wg_and_wg_quick_ignore_is_ignored() {
+    let (config, warnings) = good(&format!(
+        "[ Interface ]\nPrivate Key = {PRIVATE}\nAddress =\nMTU =\nTable =\nDNS =\nSaveConfig = false\nPreUp =\nPostUp = # nothing\n\
+         PostUp =\nPreDown =\nPostDown =\nSaveConfig =\n[\tPeer ]\nPublicKey = {PEER}\nAllowed IPs =\n"
+    ));
+    let Interface { addresses, mtu, table, .. } = config.interface;
+    assert_eq!((addresses, mtu, table, warnings), (vec![], None, Table::Auto, vec![]));
+    assert_eq!(config.peers.len(), 1);
+    assert_eq!(
+        interface("SaveConfig = true"),
+        ["t.conf:3: SaveConfig: found \"true\", wanted false: no configuration is written"]
+    );
+    // `wg` wants numbers there.
+    assert!(interface("ListenPort =")[0].contains("found nothing"));
+    assert!(interface("[ P eer s ]")[0].contains("wanted [Interface] or [Peer]"));
+}
+
+#[test]
+fn preshared_key_of_zeros_is_none() {
+    let zeros = Key([0; 32]).to_base64();
+    let peer = format!("[Interface]\nPrivateKey={PRIVATE}\n[Peer]\nPublicKey={PEER}\nPresharedKey=");
+    assert_eq!(good(&format!("{peer}{zeros}")).0.peers[0].preshared_key, None);
+    assert!(bad(&format!("{peer}x"))[0].ends_with("as `wg genpsk` prints them"));
+}
+
+#[test]
+fn table_is_a_number_too() {
+    for (text, table) in [("1234", 1234), ("4294967295", u32::MAX), ("0x10", 16)] {
+        let (config, _) = good(&format!("[Interface]\nPrivateKey={PRIVATE}\nTable={text}"));
+        assert_eq!(config.interface.table, Table::Number(NonZeroU32::new(table).unwrap()));
+    }
+    for text in ["0", "-1", "4294967296", "main"] {
+        assert!(interface(&format!("Table = {text}"))[0].contains("wanted off, auto or a number"), "{text}");
+    }
+}
+
+#[test]
+fn endpoint_inside_the_routes_is_a_warning() {
+    let warned = |interface: &str, endpoint: &str, allowed: &str| {
+        let (_, warnings) = good(&format!(
+            "[Interface]\nPrivateKey={PRIVATE}\n{interface}\n[Peer]\nPublicKey={PEER}\nEndpoint={endpoint}\n[Peer]\nPublicKey={OTHER}\n\
+             AllowedIPs=10.9.0.0/16,{allowed}\n"
+        ));
+        warnings.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        warned("", "10.1.2.3:7", "10.0.0.0/8"),
+        [
+            "t.conf:6: Endpoint 10.1.2.3:7 is inside the route 10.0.0.0/8 (line 9): what is sent to it goes into the tunnel itself, \
+          unless a more exact route leads elsewhere"
+        ]
+    );
+    assert_eq!(warned("", "[fd00::7]:7", "fd00::/64").len(), 1);
+    // Default routes have rules of their own; another table has the operator's.
+    for (interface, endpoint, allowed) in [
+        ("", "10.1.2.3:7", "0.0.0.0/0"),
+        ("Table = off", "10.1.2.3:7", "10.0.0.0/8"),
+        ("Table = 7", "10.1.2.3:7", "10.0.0.0/8"),
+        ("", "10.1.2.3:7", "10.1.3.0/30"),
+        ("", "example.org:7", "10.0.0.0/8"),
+    ] {
+        assert_eq!(warned(interface, endpoint, allowed), [""; 0], "{interface} {endpoint} {allowed}");
+    }
+}
+
 #[test]
 fn marks_are_decimal_hexadecimal_or_off() {
     for (text, mark) in [("51820", 51820), ("0xffFFffff", u32::MAX), ("0X0a", 10), ("off", 0), ("0", 0)] {
@@ -93,7 +160,7 @@ fn dns_is_one_warning() {
 
 #[test]
 fn all_errors_come_at_once_in_the_order_of_the_file() {
-    let text = "Address = 10.0.0.1\n[Interface]\nAddress = 10.0.0\nListenPort = 65536\nListenPort = 1\nMTU = big\nTable = 51820\n\
+    let text = "Address = 10.0.0.1\n[Interface]\nAddress = 10.0.0\nListenPort = 65536\nListenPort = 1\nMTU = big\nTable = main\n\
                 PostUp = iptables -A FORWARD\nColour = red\nnonsense\n[Peers]\nPublicKey = 1\n[Peer]\nEndpoint = example.org\n\
                 AllowedIPs = 10.0.0.0/33, ::/0\nPersistentKeepalive = -1\nPublicKey = short\n[Peer]\n";
     let expected = [
@@ -103,8 +170,8 @@ fn all_errors_come_at_once_in_the_order_of_the_file() {
         "4: ListenPort: found \"65536\", wanted a number from 0 to 65535",
         "5: ListenPort: found it again, after line 4, wanted it once",
         "6: MTU: found \"big\", wanted a number from 576 to 65535",
-        "7: Table: found \"51820\", wanted off or auto",
-        "8: PostUp: found what only wg-quick does, wanted no such line: no command is run, no file saved",
+        "7: Table: found \"main\", wanted off, auto or a number from 1 to 4294967295",
+        "8: PostUp: found a command, wanted nothing: no command of a configuration is run",
         "9: Colour: found an unknown key of [Interface], wanted one of PrivateKey, Address, ListenPort, MTU, FwMark, \
          Table, DNS",
         "10: line: found \"nonsense\", wanted a key, = and a value",
@@ -112,8 +179,8 @@ fn all_errors_come_at_once_in_the_order_of_the_file() {
         "14: Endpoint: found \"example.org\", wanted IPv4:port, [IPv6]:port or name:port",
         "15: AllowedIPs: found \"10.0.0.0/33\", wanted an address or a prefix, such as 10.0.0.1/24 or fd00::1/64",
         "16: PersistentKeepalive: found \"-1\", wanted seconds from 0 to 65535, or off",
-        "17: PublicKey: found 5 characters, wanted 32 bytes in base64, as `wg genkey` prints them",
-        "18: PublicKey: found none in this section, wanted 32 bytes in base64, as `wg genkey` prints them",
+        "17: PublicKey: found 5 characters, wanted 32 bytes in base64, as `wg pubkey` prints them",
+        "18: PublicKey: found none in this section, wanted 32 bytes in base64, as `wg pubkey` prints them",
     ];
     assert_eq!(bad(text), expected.map(|line| format!("t.conf:{line}")));
 }
@@ -312,6 +379,10 @@ prop_compose! {
     }
 }
 
+fn any_table() -> impl Strategy<Value = Table> {
+    prop_oneof![Just(Table::Auto), Just(Table::Off), any::<NonZeroU32>().prop_map(Table::Number)]
+}
+
 prop_compose! {
     fn any_config()(
         private_key in key(),
@@ -319,7 +390,7 @@ prop_compose! {
         listen_port in any::<u16>(),
         mtu in option::of(1280u16..),
         fwmark in any::<u32>(),
-        off in any::<bool>(),
+        table in any_table(),
         mut peers in vec(any_peer(), 0..6),
     ) -> Config {
         let one_host = |net: &IpNet| !net.addr().is_unspecified() && !net.addr().is_multicast();
@@ -329,7 +400,6 @@ prop_compose! {
         for peer in &mut peers {
             peer.allowed_ips.retain(|net| seen.insert(*net));
         }
-        let table = if off { Table::Off } else { Table::Auto };
         Config { interface: Interface { private_key, addresses, listen_port, mtu, fwmark, table }, peers }
     }
 }
@@ -369,7 +439,8 @@ proptest! {
     #[test]
     fn errors_are_lines_without_secrets(lines in vec(any_line(), 0..12), ending in "(\n|\r\n)") {
         match Config::parse("t.conf", &lines.join(&ending)) {
-            Ok((_, warnings)) => prop_assert!(warnings.len() <= 1),
+            // DNS, and endpoints.
+            Ok((_, warnings)) => prop_assert!(warnings.len() <= 1 + lines.len()),
             Err(errors) => {
                 prop_assert!(errors.iter().count() > 0);
                 for line in errors.iter() {

@@ -32,7 +32,7 @@ pub(crate) fn default_mtu(routes: impl Iterator<Item = u32>) -> Option<u16> {
     u16::try_from(largest.saturating_sub(OVERHEAD).max(LEAST_DEFAULT_MTU)).ok()
 }
 
-/// Why there is no link. The program ends with 1.
+/// Why there is no link. The program ends with 1. What the system said is the error's source, and not in its text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -52,10 +52,17 @@ pub enum Error {
     #[error("there is a device {0} already")]
     Taken(String),
     /// The device was refused.
-    #[error("the device: {0}")]
+    #[error("the device")]
     Device(#[source] io::Error),
+    /// An IPv6 address on a device where IPv6 is switched off, while another device has IPv6: its traffic would go past the
+    /// tunnel.
+    #[error(
+        "IPv6 is switched off for new devices, but other devices have it: set net.ipv6.conf.default.disable_ipv6 to 0, or leave \
+         IPv6 out of the configuration"
+    )]
+    Ipv6Off,
     /// The system refused an address.
-    #[error("address {address}: {source}")]
+    #[error("address {address}")]
     Address {
         /// Which.
         address: IpNet,
@@ -63,7 +70,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system refused a route.
-    #[error("route {route}: {source}")]
+    #[error("route {route}")]
     Route {
         /// Which.
         route: IpNet,
@@ -71,7 +78,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system refused to add, list or remove the rules that choose a routing table.
-    #[error("routing rules: {0}")]
+    #[error("routing rules")]
     Rules(#[source] io::Error),
 }
 
@@ -115,6 +122,21 @@ mod tests {
         let default = |routes: &[u32]| default_mtu(routes.iter().copied());
         let routes: [&[u32]; 6] = [&[], &[1500], &[1492, 1460], &[1300, 68], &[65_536], &[u32::MAX]];
         assert_eq!(routes.map(default), [None, Some(1420), Some(1412), Some(1280), Some(65_455), Some(65_455)]);
+    }
+
+    #[test]
+    fn what_the_system_said_is_in_an_error_once() {
+        let said = || io::Error::other("refused by the kernel");
+        let net = nets(&["10.0.0.1/24"])[0];
+        for error in [
+            Error::Device(said()),
+            Error::Rules(said()),
+            Error::Address { address: net, source: said() },
+            Error::Route { route: net, source: said() },
+        ] {
+            let text = format!("{:#}", anyhow::Error::from(error));
+            assert_eq!(text.matches("refused by the kernel").count(), 1, "{text}");
+        }
     }
 
     #[test]

@@ -48,6 +48,10 @@ impl Link {
     pub fn open(config: &Config, name: &str) -> Result<Self, Error> {
         let interface = &config.interface;
         let mtu = interface.mtu.unwrap_or(DEFAULT_MTU);
+        if let Table::Number(_) = interface.table {
+            let error = io::Error::new(io::ErrorKind::Unsupported, "a number as Table needs Linux");
+            return Err(Error::Device(error));
+        }
         let mut builder = DeviceBuilder::new().mtu(mtu);
         if !cfg!(target_os = "macos") || name.starts_with("utun") {
             builder = builder.name(name);

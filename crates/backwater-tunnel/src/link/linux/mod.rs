@@ -23,6 +23,7 @@ use tun_rs::{AsyncDevice, DeviceBuilder};
 use super::{DEFAULT_MTU, Error, default_mtu, is_default, routes};
 use crate::config::{Config, Endpoint, Peer, Table};
 
+mod ipv6;
 mod monitor;
 mod netlink;
 mod route_mtu;
@@ -76,10 +77,27 @@ impl Link {
             fwmark: interface.fwmark,
             may_have_more: Cell::new(false),
         };
-        link.configure(&interface.addresses)?;
-        if interface.table == Table::Auto {
-            let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
-            link.add_routes(&routes(&interface.addresses, allowed))?;
+        let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
+        let mut addresses = interface.addresses.clone();
+        let mut routes = match interface.table {
+            Table::Auto => routes(&addresses, allowed),
+            // The routes of the device's own prefixes are not in that table.
+            Table::Number(_) => routes(&[], allowed),
+            Table::Off => Vec::new(),
+        };
+        if addresses.iter().chain(&routes).any(|net| net.addr().is_ipv6()) && !ipv6::is_on(name) {
+            if ipv6::is_used() {
+                return Err(Error::Ipv6Off);
+            }
+            let off = list(addresses.extract_if(.., |net| net.addr().is_ipv6()));
+            let not_routed = list(routes.extract_if(.., |net| net.addr().is_ipv6()));
+            tracing::warn!(addresses = off, routes = not_routed, "IPv6 is switched off on this host: left out");
+        }
+        link.configure(&addresses)?;
+        match interface.table {
+            Table::Auto => link.add_routes(&routes)?,
+            Table::Number(table) => routes.iter().try_for_each(|route| link.add_route(*route, table.get()))?,
+            Table::Off => {}
         }
         Ok(link)
     }
@@ -217,13 +235,14 @@ impl Link {
         link
     }
 
+    fn add_route(&self, route: IpNet, table: u32) -> Result<(), Error> {
+        add_route(&self.rules.netlink, self.index, route, table)
+            .map_err(|error| refused(error, "add a route", |source| Error::Route { route, source }))
+    }
+
     fn add_routes(&mut self, routes: &[IpNet]) -> Result<(), Error> {
-        let add = |link: &Self, route: IpNet, table| {
-            add_route(&link.rules.netlink, link.index, route, table)
-                .map_err(|error| refused(error, "add a route", |source| Error::Route { route, source }))
-        };
         for &route in routes.iter().filter(|route| !is_default(route)) {
-            add(self, route, RouteHeader::RT_TABLE_MAIN.into())?;
+            self.add_route(route, RouteHeader::RT_TABLE_MAIN.into())?;
         }
         let defaults: Vec<_> = routes.iter().copied().filter(is_default).collect();
         if defaults.is_empty() {
@@ -235,7 +254,7 @@ impl Link {
         // From here on they are removed, whatever happens.
         self.rules.policy = Some(policy);
         for route in defaults {
-            add(self, route, policy.table)?;
+            self.add_route(route, policy.table)?;
             policy.add(&self.rules.netlink, family(route.addr())).map_err(rules)?;
         }
         warn_of_strict_filters();
@@ -324,6 +343,10 @@ fn add_route(netlink: &Netlink, index: u32, route: IpNet, table: u32) -> io::Res
         }));
     }
     netlink.add(RouteNetlinkMessage::NewRoute(message))
+}
+
+fn list(nets: impl Iterator<Item = IpNet>) -> String {
+    nets.map(|net| net.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn family(address: IpAddr) -> AddressFamily {
