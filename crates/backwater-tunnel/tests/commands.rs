@@ -209,6 +209,41 @@ fn nothing_is_overwritten_and_no_half_of_a_pair_left() {
     assert!(err.contains("expected IPv4:port, [IPv6]:port or name:port"), "{err}");
 }
 
+/// What is written can be used; what cannot is a mistake on the command line.
+#[test]
+fn generate_refuses_networks_that_check_would_refuse() {
+    let place = Place::new();
+    let directory = place.0.to_str().unwrap();
+    for (networks, problem) in [
+        (&["10.9.0.0/31"][..], "room for two hosts"),
+        (&["fd00::/127"], "room for two hosts"),
+        (&["224.0.0.0/24"], "multicast"),
+        (&["ff02::/64"], "multicast"),
+        (&["0.0.0.0/0"], "unspecified"),
+        (&["127.0.0.0/24"], "loopback"),
+        (&["::1/64"], "loopback"),
+        (&["255.255.255.0/24"], "broadcast"),
+        (&["10.0.0.0/24", "10.0.1.0/24"], "one of each family"),
+    ] {
+        let mut arguments = vec!["generate", "--endpoint", "192.0.2.1:7", "--dir", directory];
+        networks.iter().for_each(|network| arguments.extend(["--network", *network]));
+        let (code, out, err) = run(&arguments);
+        assert!(
+            code == 2 && out.is_empty() && err.contains(problem) && err.contains("--network"),
+            "{networks:?}: {code} {err}"
+        );
+        assert_eq!(fs::read_dir(&place.0).unwrap().count(), 0, "{networks:?}");
+    }
+    for network in ["10.9.0.0/30", "198.18.0.0/15", "fd00::/126", "100.64.0.0/10"] {
+        let place = Place::new();
+        let (code, _, err) =
+            run(&["generate", "--endpoint", "192.0.2.1:7", "--dir", place.0.to_str().unwrap(), "--network", network]);
+        assert_eq!((code, &*err), (0, ""), "{network}");
+        let (code, _, err) = check(&place.0.join("server.conf"));
+        assert_eq!((code, &*err), (0, ""), "{network}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn nobody_else_can_read_what_is_generated() {

@@ -232,6 +232,11 @@ impl Key {
 }
 
 impl Errors {
+    /// One, of something else than a file.
+    pub(crate) fn of(problem: &str) -> Self {
+        Self(vec![problem.to_owned()])
+    }
+
     /// All of them.
     pub(crate) fn joined(all: impl IntoIterator<Item = Option<Self>>) -> Self {
         Self(all.into_iter().flatten().flat_map(|Self(lines)| lines).collect())
