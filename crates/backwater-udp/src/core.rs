@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     Policy,
-    decision::{Errno, Refusal, Verdict},
+    decision::{Errno, Os, Refusal, Verdict},
     io::{Drained, Io},
     park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
@@ -504,6 +504,7 @@ fn send_together<I: Io>(io: &I, ts: &mut [Transmit<'_>]) -> Result<(usize, usize
 /// The loop of system calls, the first of which may be known to have failed.
 fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut failed: Option<Failed>) -> Attempt {
     let (mut calls, mut interrupted, mut others) = (0, 0, 0);
+    let mut seen = io.icmp_errors();
     let ended = loop {
         if t.is_done() {
             break Attempt::Done;
@@ -518,7 +519,14 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut failed: Option<
             give_up(io, t, 1, bytes, DropReason::Invalid);
             continue;
         }
+        if datagrams == 1 && bytes > t.max_payload() {
+            // On loopback the kernel answers with an ICMP message, which looks like one about an earlier datagram.
+            failed = None;
+            give_up(io, t, 1, bytes, DropReason::TooLarge);
+            continue;
+        }
         calls += 1;
+        let known = failed.is_some();
         // Segmentation may have been turned off since the call that is known.
         let call = || io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams });
         let Err(Failed { error, datagrams: tried }) = failed.take().map_or_else(call, Err) else {
@@ -532,7 +540,11 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut failed: Option<
             io.contention().found_room(id);
             continue;
         };
-        match classify(io, t, &error, tried > 1, others < MAX_OTHERS_ERRORS) {
+        // What was read before a call that is known is not, and a system without an error queue tells nothing at all.
+        let maybe_earlier = others == 0 && (known || io.os() != Os::Linux && io.is_connected());
+        let refusal = classify(io, t, &error, tried > 1, seen, maybe_earlier);
+        seen = io.icmp_errors();
+        match refusal {
             Verdict::Again if errno(&error) == Errno::Interrupted && interrupted < MAX_INTERRUPTED => interrupted += 1,
             Verdict::Again if others < MAX_OTHERS_ERRORS => others += 1,
             // A flood of them: hold the datagram, which they do not concern.
@@ -543,7 +555,12 @@ fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut failed: Option<
                 t.cursor.at_most = (tried as u8 / 2).max(1);
                 break Attempt::Refused(Class::Silent);
             }
-            Verdict::Drop(reason) => give_up(io, t, datagrams, bytes, reason),
+            Verdict::Drop(reason) => {
+                if reason == DropReason::Other {
+                    io.stats().unknown_error(&error);
+                }
+                give_up(io, t, datagrams, bytes, reason);
+            }
             Verdict::Split => t.cursor.at_most = 1,
             Verdict::SplitAll => {
                 io.segmentation_failed();
@@ -579,21 +596,36 @@ fn give_up<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize, 
 }
 
 /// Gathers what the decision depends on, each thing only where it does.
-fn classify<I: Io>(io: &I, t: &mut Transmit<'_>, error: &io::Error, train: bool, first_tries: bool) -> Verdict {
+fn classify<I: Io>(
+    io: &I,
+    t: &mut Transmit<'_>,
+    error: &io::Error,
+    train: bool,
+    seen: u64,
+    maybe_earlier: bool,
+) -> Verdict {
     let errno = errno(error);
-    let icmp = matches!(
-        errno,
-        Errno::Refused | Errno::MessageSize | Errno::Invalid | Errno::NotPermitted | Errno::Unreachable
-    );
     let no_buffers = errno == Errno::NoBuffers;
-    let drained = if icmp { io.drain_errors(t.destination) } else { Drained::default() };
+    let drained = match errno {
+        Errno::WouldBlock | Errno::NoBuffers | Errno::Interrupted => Drained::default(),
+        // Whatever its number: one that is unknown may be an ICMP message's too.
+        Errno::MessageSize
+        | Errno::Invalid
+        | Errno::Io
+        | Errno::NotPermitted
+        | Errno::Prohibited
+        | Errno::Unreachable
+        | Errno::Refused
+        | Errno::Socket
+        | Errno::Other => io.drain_errors(t.destination, seen),
+    };
     let refusal = Refusal {
         os: io.os(),
         errno,
         connected: io.is_connected(),
         writable: !no_buffers || !io.is_connected() || io.writable(),
-        // One that is there each time anew, and is about this destination, is about this datagram.
-        earlier_errors: drained.any && (first_tries || !drained.too_big),
+        earlier_errors: drained.icmp,
+        maybe_earlier: maybe_earlier && !drained.too_large,
         train,
         again: t.cursor.next != Next::Fresh,
     };

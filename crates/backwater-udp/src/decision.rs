@@ -26,16 +26,21 @@ pub(crate) enum Errno {
     Interrupted,
     /// `EMSGSIZE`
     MessageSize,
-    /// `EINVAL`, `EAFNOSUPPORT`, `EDESTADDRREQ`, `EISCONN`
+    /// `EINVAL`, `EAFNOSUPPORT`, `EDESTADDRREQ`, `EISCONN`; no ICMP message causes them
     Invalid,
-    /// `EIO`: a driver that cannot segment after all (`udp_send_skb` without checksum offload)
+    /// `EIO`: a driver that cannot segment after all (Linux: `udp_send_skb` without checksum offload)
     Io,
-    /// `EPERM`, `EACCES`
+    /// `EPERM`: a local firewall's; no ICMP message causes it
     NotPermitted,
+    /// `EACCES`: a route's, or an ICMPv6 message about an earlier datagram
+    Prohibited,
     /// `ENETUNREACH`, `EHOSTUNREACH`, `ENETDOWN`, `EHOSTDOWN`, `EADDRNOTAVAIL`
     Unreachable,
-    /// `ECONNREFUSED`, `ECONNRESET`, `EPROTO`, `ENOPROTOOPT`: an answer to an earlier datagram
+    /// `ECONNREFUSED`, `ECONNRESET`, `ENETRESET`, `EPROTO`, `ENOPROTOOPT`, `EOPNOTSUPP`, `ENONET`: an ICMP message about an
+    /// earlier datagram; no send causes one itself
     Refused,
+    /// `EBADF`, `ENOTSOCK`, `EPIPE`, and what is not the system's but the reactor's: the socket is of no more use
+    Socket,
     /// Anything else
     Other,
 }
@@ -50,6 +55,8 @@ pub(crate) struct Refusal {
     pub(crate) writable: bool,
     /// Whether the error queue had entries about earlier datagrams.
     pub(crate) earlier_errors: bool,
+    /// Whether the error may be about an earlier datagram all the same: nothing tells.
+    pub(crate) maybe_earlier: bool,
     /// More than one datagram was offered.
     pub(crate) train: bool,
     /// The same datagrams have been refused for want of room before.
@@ -84,18 +91,20 @@ pub(crate) fn decide(r: &Refusal) -> Verdict {
         Errno::NoBuffers if r.os == Os::Apple && r.connected && !r.writable => Verdict::WhenReady,
         Errno::NoBuffers if r.train && r.again => Verdict::OnTimerSmaller,
         Errno::NoBuffers => Verdict::OnTimer,
-        Errno::Io if r.train => Verdict::SplitAll,
-        // An answer to an earlier datagram is reported by whichever call comes next.
-        Errno::Refused => Verdict::Again,
-        Errno::MessageSize | Errno::Invalid | Errno::NotPermitted | Errno::Unreachable if r.earlier_errors => {
-            Verdict::Again
-        }
-        Errno::MessageSize | Errno::Invalid if r.train => Verdict::Split,
-        Errno::MessageSize => Verdict::Drop(DropReason::TooLarge),
+        Errno::Socket => Verdict::Fatal,
+        Errno::Invalid if r.train => Verdict::Split,
         Errno::Invalid => Verdict::Drop(DropReason::Invalid),
         Errno::NotPermitted => Verdict::Drop(DropReason::NotPermitted),
+        // An ICMP message about an earlier datagram fails whichever call comes next, with whatever number.
+        Errno::Refused => Verdict::Again,
+        _ if r.earlier_errors => Verdict::Again,
+        Errno::Io if r.train => Verdict::SplitAll,
+        Errno::MessageSize if r.train => Verdict::Split,
+        _ if r.maybe_earlier => Verdict::Again,
+        Errno::MessageSize => Verdict::Drop(DropReason::TooLarge),
+        Errno::Prohibited => Verdict::Drop(DropReason::NotPermitted),
         Errno::Unreachable => Verdict::Drop(DropReason::Unreachable),
-        Errno::Io | Errno::Other => Verdict::Fatal,
+        Errno::Io | Errno::Other => Verdict::Drop(DropReason::Other),
     }
 }
 
@@ -109,6 +118,7 @@ mod tests {
         connected: false,
         writable: true,
         earlier_errors: false,
+        maybe_earlier: false,
         train: false,
         again: false,
     };
@@ -122,17 +132,38 @@ mod tests {
                 (Errno::Interrupted, V::Again, V::Again, V::Again),
                 (Errno::Refused, V::Again, V::Again, V::Again),
                 (Errno::MessageSize, V::Drop(D::TooLarge), V::Split, V::Again),
-                (Errno::Invalid, V::Drop(D::Invalid), V::Split, V::Again),
-                (Errno::NotPermitted, V::Drop(D::NotPermitted), V::Drop(D::NotPermitted), V::Again),
+                (Errno::Prohibited, V::Drop(D::NotPermitted), V::Drop(D::NotPermitted), V::Again),
                 (Errno::Unreachable, V::Drop(D::Unreachable), V::Drop(D::Unreachable), V::Again),
-                (Errno::Io, V::Fatal, V::SplitAll, V::Fatal),
-                (Errno::Other, V::Fatal, V::Fatal, V::Fatal),
+                (Errno::Io, V::Drop(D::Other), V::SplitAll, V::Again),
+                (Errno::Other, V::Drop(D::Other), V::Drop(D::Other), V::Again),
+                (Errno::Socket, V::Fatal, V::Fatal, V::Fatal),
                 (Errno::WouldBlock, V::WhenReady, V::WhenReady, V::WhenReady),
             ] {
                 let r = Refusal { os, errno, ..BASE };
                 assert_eq!(decide(&r), single, "{r:?}");
                 assert_eq!(decide(&Refusal { train: true, ..r }), train, "{r:?}");
-                assert_eq!(decide(&Refusal { earlier_errors: true, ..r }), earlier, "{r:?}");
+                let known = Refusal { earlier_errors: true, ..r };
+                assert_eq!(decide(&known), earlier, "{r:?}");
+                assert_eq!(decide(&Refusal { train: true, ..known }), earlier, "{r:?}");
+                assert_eq!(decide(&Refusal { maybe_earlier: true, ..r }), earlier, "{r:?}");
+                // To take a batch apart for nothing costs no datagram.
+                let maybe = Refusal { maybe_earlier: true, train: true, ..r };
+                let splits = matches!(train, V::Split | V::SplitAll);
+                assert_eq!(decide(&maybe), if splits { train } else { earlier }, "{r:?}");
+            }
+        }
+    }
+
+    /// A firewall that rejects answers with an ICMP message each time, within the call.
+    #[test]
+    fn what_no_icmp_message_causes_is_about_the_present_datagram() {
+        for earlier_errors in [false, true] {
+            for train in [false, true] {
+                let r = Refusal { earlier_errors, maybe_earlier: true, train, ..BASE };
+                let decided = |errno| decide(&Refusal { errno, ..r });
+                assert_eq!(decided(Errno::NotPermitted), Verdict::Drop(DropReason::NotPermitted));
+                let invalid = if train { Verdict::Split } else { Verdict::Drop(DropReason::Invalid) };
+                assert_eq!(decided(Errno::Invalid), invalid);
             }
         }
     }

@@ -4,8 +4,8 @@ use std::{
     net::{IpAddr, SocketAddr},
     ops::Deref,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -99,33 +99,62 @@ const MAX_EVENTS: usize = 64;
 #[derive(Default)]
 pub(crate) struct Events {
     some: AtomicBool,
+    /// ICMP messages that were read, kept or not.
+    icmp_errors: AtomicU64,
     queue: Mutex<VecDeque<IcmpError>>,
 }
 
+/// The events while somebody empties the socket's error queue into them.
+pub(crate) struct Draining<'a> {
+    events: &'a Events,
+    queue: MutexGuard<'a, VecDeque<IcmpError>>,
+}
+
 impl Events {
-    /// Returns whether there was room.
-    pub(crate) fn push(&self, event: IcmpError) -> bool {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        // Every datagram that is too large makes one: they must not take the place of ICMP messages.
-        if matches!(event.kind, IcmpKind::LocalMtu { .. }) && queue.back() == Some(&event) {
-            return true;
-        }
-        let room = queue.len() < MAX_EVENTS;
-        if room {
-            queue.push_back(event);
-            self.some.store(true, Relaxed);
-        }
-        room
+    /// Calls `drain`, after any other that is at it, so that what has left the error queue is counted. How many ICMP messages
+    /// were ever read.
+    pub(crate) fn drain(&self, drain: impl FnOnce(&mut Draining<'_>)) -> u64 {
+        drain(&mut Draining { events: self, queue: self.queue() });
+        self.icmp_errors()
+    }
+
+    /// How many ICMP messages were ever read.
+    pub(crate) fn icmp_errors(&self) -> u64 {
+        self.icmp_errors.load(Relaxed)
     }
 
     pub(crate) fn pop(&self) -> Option<IcmpError> {
         if !self.some.load(Relaxed) {
             return None;
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue();
         let event = queue.pop_front();
         self.some.store(!queue.is_empty(), Relaxed);
         event
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<IcmpError>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Draining<'_> {
+    /// Returns whether there was room.
+    pub(crate) fn push(&mut self, event: IcmpError) -> bool {
+        // Every datagram that is too large makes one: they must not take the place of ICMP messages.
+        if matches!(event.kind, IcmpKind::LocalMtu { .. }) {
+            if self.queue.back() == Some(&event) {
+                return true;
+            }
+        } else {
+            self.events.icmp_errors.fetch_add(1, Relaxed);
+        }
+        let room = self.queue.len() < MAX_EVENTS;
+        if room {
+            self.queue.push_back(event);
+            self.events.some.store(true, Relaxed);
+        }
+        room
     }
 }
 
@@ -143,14 +172,34 @@ mod tests {
             quoted: Quoted::default(),
         };
         assert_eq!(events.pop(), None);
-        for port in 0..MAX_EVENTS as u16 {
-            assert!(events.push(event(port)));
-        }
-        assert!(!events.push(event(999)));
+        let read = events.drain(|events| {
+            for port in 0..MAX_EVENTS as u16 {
+                assert!(events.push(event(port)));
+            }
+            assert!(!events.push(event(999)));
+        });
+        assert_eq!(read, MAX_EVENTS as u64 + 1);
         for port in 0..MAX_EVENTS as u16 {
             assert_eq!(events.pop(), Some(event(port)));
         }
         assert_eq!(events.pop(), None);
+    }
+
+    #[test]
+    fn a_route_that_is_too_small_for_many_datagrams_in_a_row_is_told_once() {
+        let events = Events::default();
+        let event = |mtu| IcmpError {
+            destination: SocketAddr::from(([127, 0, 0, 1], 9)),
+            reporter: None,
+            kind: IcmpKind::LocalMtu { mtu },
+            quoted: Quoted::default(),
+        };
+        let read = events.drain(|events| {
+            assert!([1500, 1500, 1500, 1400, 1500].into_iter().all(|mtu| events.push(event(mtu))));
+        });
+        assert_eq!(read, 0, "they are no ICMP messages");
+        let told: Vec<_> = std::iter::from_fn(|| events.pop()).collect();
+        assert_eq!(told, [1500, 1400, 1500].map(event));
     }
 
     #[test]

@@ -20,10 +20,11 @@ use crate::{
 /// What an error queue held.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Drained {
-    /// Anything that was received: about earlier datagrams, then, or so it seems.
-    pub(crate) any: bool,
-    /// A datagram to this destination was too large. Loopback answers within the call, so it may be the present one.
-    pub(crate) too_big: bool,
+    /// Whether ICMP messages have been read since the count that was given, here or by another task: they are about earlier
+    /// datagrams.
+    pub(crate) icmp: bool,
+    /// Whether the kernel says itself that a datagram to this destination is too large.
+    pub(crate) too_large: bool,
 }
 
 pub(crate) trait Io {
@@ -42,8 +43,10 @@ pub(crate) trait Io {
     }
     /// Whether the system says now that there is room.
     fn writable(&self) -> bool;
-    /// Empties the error queue.
-    fn drain_errors(&self, destination: SocketAddr) -> Drained;
+    /// How many ICMP messages have been read from the error queue.
+    fn icmp_errors(&self) -> u64;
+    /// Empties the error queue. `seen` is what [`icmp_errors`](Self::icmp_errors) was before the call that failed.
+    fn drain_errors(&self, destination: SocketAddr, seen: u64) -> Drained;
     /// A driver has refused to segment.
     fn segmentation_failed(&self);
 
@@ -93,15 +96,24 @@ impl Io for UdpSocket {
     }
 
     fn send_several<'a>(&self, outs: impl Iterator<Item = Outgoing<'a>>) -> io::Result<usize> {
-        self.0.state.send_several(self.0.sock_ref(), outs, self.0.peer)
+        let sent = self.0.state.send_several(self.0.sock_ref(), outs, self.0.peer)?;
+        if sent.failed {
+            // The kernel reports the messages that went, and forgets the error, but not what the error queue has about it.
+            self.0.drain_errors(None, u64::MAX);
+        }
+        Ok(sent.messages)
     }
 
     fn writable(&self) -> bool {
         sys::writable(self.0.sock_ref())
     }
 
-    fn drain_errors(&self, destination: SocketAddr) -> Drained {
-        self.0.drain_errors(Some(destination))
+    fn icmp_errors(&self) -> u64 {
+        self.0.events.icmp_errors()
+    }
+
+    fn drain_errors(&self, destination: SocketAddr, seen: u64) -> Drained {
+        self.0.drain_errors(Some(destination), seen)
     }
 
     fn segmentation_failed(&self) {
@@ -143,25 +155,22 @@ impl Io for UdpSocket {
 }
 
 impl Inner {
-    /// Empties the error queue into the events.
-    pub(crate) fn drain_errors(&self, destination: Option<SocketAddr>) -> Drained {
-        let mut drained = Drained::default();
-        self.state.drain_errors(self.sock_ref(), |mut error| {
-            match error.kind {
-                // It belongs to the call that failed, and is no sign of earlier errors.
-                IcmpKind::LocalMtu { .. } => {
-                    if let Some(to) = destination.filter(|to| to.ip().to_canonical() == error.destination.ip()) {
-                        error.destination = to;
-                    }
-                    self.events.push(error);
-                    return;
+    /// Empties the error queue into the events, within a budget. The rest makes the next call fail, and that one drains again.
+    pub(crate) fn drain_errors(&self, destination: Option<SocketAddr>, seen: u64) -> Drained {
+        let mut too_large = false;
+        let icmp_errors = self.events.drain(|events| {
+            self.state.drain_errors(self.sock_ref(), |mut error| {
+                let local = matches!(error.kind, IcmpKind::LocalMtu { .. });
+                if local && let Some(to) = destination.filter(|to| to.ip().to_canonical() == error.destination.ip()) {
+                    error.destination = to;
+                    too_large = true;
                 }
-                IcmpKind::PacketTooBig { .. } => drained.too_big |= Some(error.destination) == destination,
-                IcmpKind::Unreachable { .. } => {}
-            }
-            drained.any = true;
-            self.stats.icmp_error(self.events.push(error));
+                let kept = events.push(error);
+                if !local {
+                    self.stats.icmp_error(kept);
+                }
+            });
         });
-        drained
+        Drained { icmp: icmp_errors > seen, too_large }
     }
 }

@@ -2,6 +2,7 @@
 //! case for a while, whatever number of senders and sockets count together.
 
 use std::{
+    io,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -20,6 +21,8 @@ pub(crate) struct Notices {
     lost_edge: News,
     segmentation: News,
     icmp_errors_lost: News,
+    unknown_error: News,
+    receive_error: News,
 }
 
 impl Notices {
@@ -56,6 +59,18 @@ impl Notices {
     pub(crate) fn icmp_error_lost(&self) {
         if self.icmp_errors_lost.is_news() {
             warn!("ICMP messages arrive faster than the owner fetches them: some are lost");
+        }
+    }
+
+    pub(crate) fn unknown_error(&self, error: &io::Error) {
+        if self.unknown_error.is_news() {
+            warn!(%error, "the system refuses to send a datagram: it is dropped");
+        }
+    }
+
+    pub(crate) fn receive_error(&self, error: &io::Error) {
+        if self.receive_error.is_news() {
+            warn!(%error, "receiving fails: the receiver tries again");
         }
     }
 }

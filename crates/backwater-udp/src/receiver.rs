@@ -3,8 +3,12 @@ use std::{
     future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
+
+use tokio::time::Sleep;
 
 use crate::{
     UdpSocket,
@@ -14,9 +18,10 @@ use crate::{
 };
 
 /// Receives. See [`UdpSocket::receiver`].
-#[derive(Debug)]
 pub struct Receiver {
     socket: UdpSocket,
+    /// While receiving fails for no reason that is known.
+    pause: Option<Pin<Box<Sleep>>>,
 }
 
 /// Room for what one call receives: `slots` trains of up to 64 KiB. It belongs to a thread rather than to a socket;
@@ -55,52 +60,58 @@ pub struct Datagram<'a> {
     pub payload: &'a [u8],
 }
 
-/// Errors about earlier datagrams that a receive may come across before it lets others run.
-const PENDING_ERRORS: usize = 16;
+/// Errors that a receive may come across before it lets others run.
+const ERRORS_PER_POLL: usize = 16;
 
-/// Whether an error of a receive is about a datagram that was sent earlier.
-fn is_about_the_past(error: &io::Error) -> bool {
-    match sys::errno(error) {
-        Errno::Refused
-        | Errno::Unreachable
-        | Errno::MessageSize
-        | Errno::NotPermitted
-        | Errno::Interrupted
-        | Errno::NoBuffers => true,
-        Errno::WouldBlock | Errno::Invalid | Errno::Io | Errno::Other => false,
-    }
-}
+/// How long receiving rests when each of so many attempts has failed, and not because of ICMP messages.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Receiver {
     pub(crate) fn new(socket: UdpSocket) -> Self {
-        Self { socket }
+        Self { socket, pause: None }
     }
 
     /// Fills `batch` with what has arrived; waits when that is nothing. An owner who cares for
     /// [`UdpSocket::next_icmp_error`] asks for it after each call, also when this is pending.
     ///
     /// An error that an earlier send left on the socket (an ICMP message, say) is skipped: it does not concern what
-    /// is received, and must not end a receive loop.
+    /// is received, and must not end a receive loop. So is any other that does not mean the end of the socket; where it
+    /// goes on, receiving is tried a few times every 10 ms, and the log says so.
     ///
     /// # Errors
-    /// The system's, when the socket itself has failed.
+    /// When the socket itself has failed (`EBADF`, `ENOTSOCK`, `EPIPE`), or the reactor is shut down.
     pub fn poll_recv(&mut self, cx: &mut Context<'_>, batch: &mut RecvBatch) -> Poll<io::Result<()>> {
         let inner = &*self.socket.0;
         batch.filled = 0;
         batch.fallback_ip = inner.local_ip();
-        for _ in 0..PENDING_ERRORS {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        let mut failed = 0;
+        for _ in 0..ERRORS_PER_POLL {
+            let seen = inner.events.icmp_errors();
             match ready!(inner.io.poll_receive(cx, || batch.buffers.receive(inner.sock_ref(), &inner.state))) {
                 Ok(slots) => {
                     batch.filled = slots;
                     inner.stats.receive(batch.trains().map(|t| t.datagram_count()).sum());
                     return Poll::Ready(Ok(()));
                 }
-                // Someone else's misfortune: an undrained queue of them would fill the receive buffer.
-                Err(e) if is_about_the_past(&e) => {
-                    inner.drain_errors(None);
+                Err(e) if sys::errno(&e) == Errno::Socket => return Poll::Ready(Err(e)),
+                // Whatever its number, it may be about an earlier datagram; and an undrained queue of such errors would fill
+                // the receive buffer.
+                Err(e) => {
+                    let is_known = matches!(sys::errno(&e), Errno::Interrupted | Errno::Refused);
+                    if !inner.drain_errors(None, seen).icmp && !is_known {
+                        failed += 1;
+                        inner.stats.receive_error(&e);
+                    }
                 }
-                Err(e) => return Poll::Ready(Err(e)),
             }
+        }
+        if failed == ERRORS_PER_POLL {
+            let pause = self.pause.insert(Box::pin(tokio::time::sleep(PAUSE)));
+            ready!(pause.as_mut().poll(cx));
         }
         // A flood of them. Others may run, and then this goes on.
         cx.waker().wake_by_ref();
@@ -178,6 +189,12 @@ impl<'a> Train<'a> {
     /// How many datagrams it holds.
     pub fn datagram_count(&self) -> usize {
         self.payload.len().div_ceil(self.segment_size.max(1)).max(1)
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Receiver").field(&self.socket).finish()
     }
 }
 

@@ -1,4 +1,5 @@
 use std::{
+    io,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -28,11 +29,13 @@ pub enum DropReason {
     Cancelled,
     /// The socket failed.
     Socket,
+    /// The system said what nobody expects of a send, or a driver failed (`EIO`). The log has the error.
+    Other,
 }
 
 impl DropReason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoBuffers,
         Self::Deadline,
         Self::TooLarge,
@@ -41,6 +44,7 @@ impl DropReason {
         Self::Invalid,
         Self::Cancelled,
         Self::Socket,
+        Self::Other,
     ];
 
     /// The name in metrics.
@@ -54,6 +58,7 @@ impl DropReason {
             Self::Invalid => "invalid",
             Self::Cancelled => "cancelled",
             Self::Socket => "socket",
+            Self::Other => "other",
         }
     }
 }
@@ -111,6 +116,7 @@ pub struct Stats {
     possible_duplicates: AtomicU64,
     icmp_errors: AtomicU64,
     icmp_errors_lost: AtomicU64,
+    receive_errors: AtomicU64,
     notices: Notices,
 }
 
@@ -139,6 +145,7 @@ impl Stats {
             invalid: dropped(DropReason::Invalid),
             cancelled: dropped(DropReason::Cancelled),
             socket: dropped(DropReason::Socket),
+            other: dropped(DropReason::Other),
         };
         let class = |class: Class| {
             let class = class as usize;
@@ -175,6 +182,7 @@ impl Stats {
             possible_duplicates: get(&self.possible_duplicates),
             icmp_errors: get(&self.icmp_errors),
             icmp_errors_lost: get(&self.icmp_errors_lost),
+            receive_errors: get(&self.receive_errors),
             accepted: get(&self.accepted) + passed,
         };
         snapshot.held = snapshot.accepted - snapshot.sent - snapshot.dropped_total();
@@ -260,6 +268,15 @@ impl Stats {
         add(&self.possible_duplicates, datagrams as u64);
     }
 
+    pub(crate) fn unknown_error(&self, error: &io::Error) {
+        self.notices.unknown_error(error);
+    }
+
+    pub(crate) fn receive_error(&self, error: &io::Error) {
+        add(&self.receive_errors, 1);
+        self.notices.receive_error(error);
+    }
+
     pub(crate) fn icmp_error(&self, kept: bool) {
         add(&self.icmp_errors, 1);
         if !kept {
@@ -327,6 +344,9 @@ pub struct StatsSnapshot {
     /// Of those, the ones that the owner did not fetch in time.
     #[cfg_attr(feature = "serde", serde(rename = "icmp_errors_lost_total"))]
     pub icmp_errors_lost: u64,
+    /// Receives that failed for a reason other than an ICMP message.
+    #[cfg_attr(feature = "serde", serde(rename = "receive_errors_total"))]
+    pub receive_errors: u64,
 }
 
 /// Datagrams dropped, by [`DropReason`].
@@ -343,6 +363,7 @@ pub struct DropTotals {
     pub invalid: u64,
     pub cancelled: u64,
     pub socket: u64,
+    pub other: u64,
 }
 
 /// What refusals of one class have led to: those that promise a readiness event, or those that promise none.
@@ -450,6 +471,7 @@ impl StatsSnapshot {
         put("possible_duplicate_total", &[], self.possible_duplicates as f64);
         put("icmp_errors_total", &[], self.icmp_errors as f64);
         put("icmp_errors_lost_total", &[], self.icmp_errors_lost as f64);
+        put("receive_errors_total", &[], self.receive_errors as f64);
         for (class_name, class) in [("advised", &self.advised), ("silent", &self.silent)] {
             for (name, n) in [("no", class.enobufs.unconnected), ("yes", class.enobufs.connected)] {
                 put("enobufs_total", &[("connected", name), ("class", class_name)], n as f64);
@@ -489,6 +511,7 @@ impl DropTotals {
             DropReason::Invalid => self.invalid,
             DropReason::Cancelled => self.cancelled,
             DropReason::Socket => self.socket,
+            DropReason::Other => self.other,
         }
     }
 }

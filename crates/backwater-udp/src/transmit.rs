@@ -227,14 +227,18 @@ impl<'a> Transmit<'a> {
 
     /// How many datagrams one call may take.
     fn fitting(&self, max_datagrams: usize, max_bytes: usize) -> usize {
-        let payload_limit = if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 };
         let max_datagrams = max_datagrams.min(self.cursor.at_most.into()).min(self.remaining());
-        let max_bytes = max_bytes.min(payload_limit);
+        let max_bytes = max_bytes.min(self.max_payload());
         if self.cursor.bytes_left <= max_bytes {
             // Spares the division.
             return max_datagrams.max(1);
         }
         max_datagrams.min(max_bytes / self.segment_size.max(1)).max(1)
+    }
+
+    /// The longest datagram that UDP can carry to its destination.
+    pub(crate) fn max_payload(&self) -> usize {
+        if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 }
     }
 
     fn all_at_once(&self, datagrams: usize) -> Option<Chunk<'a, 'a>> {

@@ -129,6 +129,7 @@ const HELP: &[(&str, &str)] = &[
     ("possible_duplicate_total", "Datagrams offered again although the system may have queued them."),
     ("icmp_errors_total", "ICMP messages read from the error queue."),
     ("icmp_errors_lost_total", "Of those, the ones that nobody fetched in time."),
+    ("receive_errors_total", "Receives that failed for a reason other than an ICMP message."),
 ];
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The program and the library, with real clients and real sockets.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+#[cfg(target_os = "linux")]
+#[path = "../../../backwater-udp/tests/support/icmp.rs"]
+mod icmp;
 #[path = "../../../backwater-udp/tests/support/mod.rs"]
 mod support;
 
@@ -11,6 +14,8 @@ mod clients;
 mod clock;
 mod data_path;
 mod dual_stack;
+#[cfg(target_os = "linux")]
+mod forged_icmp;
 mod fragments;
 mod hardship;
 mod limits;

@@ -8,7 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, VecDeque},
     future::poll_fn,
     io::IoSlice,
     net::SocketAddr,
@@ -215,6 +215,8 @@ struct Model {
     lossy: bool,
     /// The driver refuses the next train, and another sender has seen so before.
     driver: Rc<Cell<Driver>>,
+    /// What the next calls fail with.
+    failures: Rc<RefCell<VecDeque<i32>>>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -247,6 +249,9 @@ impl Io for Model {
         let now = Instant::now();
         let bytes: usize = out.slices.iter().map(|s| s.len()).sum();
         let datagrams = out.segment_size.map_or(1, |size| bytes.div_ceil(size.into())) as u64;
+        if let Some(errno) = self.failures.borrow_mut().pop_front() {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         if datagrams > 1 && self.driver.get() == Driver::Refuses {
             self.driver.set(Driver::HasRefused);
             return Err(io::Error::from_raw_os_error(libc::EIO));
@@ -292,12 +297,16 @@ impl Io for Model {
         world.blocked(Instant::now()).is_none() || world.row.writable_while_blocked()
     }
 
-    fn drain_errors(&self, _destination: SocketAddr) -> Drained {
+    fn icmp_errors(&self) -> u64 {
+        0
+    }
+
+    fn drain_errors(&self, _destination: SocketAddr, _seen: u64) -> Drained {
         let world = &mut *self.world.borrow_mut();
         // The one that was just reported was there.
-        let any = world.row == Row::Others;
+        let icmp = world.row == Row::Others;
         world.errors = if world.random.below(4) == 0 { 1 } else { 0 };
-        Drained { any, too_big: false }
+        Drained { icmp, too_large: false }
     }
 
     fn segmentation_failed(&self) {}
@@ -426,6 +435,7 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         naive: false,
         lossy: false,
         driver: Rc::default(),
+        failures: Rc::default(),
     }
 }
 
@@ -752,6 +762,38 @@ fn a_try_counts_as_accepted_what_it_sends_before_the_next_call_and_nothing_else(
         let counted = model.stats.snapshot();
         assert_eq!((counted.accepted, counted.sent, counted.held()), (150, 150, 0));
     });
+}
+
+/// What becomes of five datagrams of which one call fails, and again when it is tried again.
+fn failing_with(errno: i32) -> (io::Result<Report>, u64) {
+    runtime().block_on(async {
+        let model = model(Row::SendBuffer, 1, Policy::default());
+        model.world.borrow_mut().episodes = Vec::new();
+        model.failures.borrow_mut().extend([errno; 2]);
+        let slices = [IoSlice::new(b"x")];
+        let mut ts: [_; 5] = std::array::from_fn(|_| Transmit::new(TO, &slices));
+        let mut core = Core::new(model.clone());
+        let sent = poll_fn(|cx| core.poll_send_batch(cx, &mut ts)).await;
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.accepted, counted.held()), (5, 0));
+        (sent, model.world.borrow().delivered)
+    })
+}
+
+#[test]
+fn an_error_that_nobody_expects_costs_one_datagram_and_a_failed_socket_all_of_them() {
+    for errno in [libc::ENODEV, libc::EIO, libc::ENXIO, libc::ESHUTDOWN, libc::EREMOTEIO, libc::ENOSYS, 4095] {
+        let (sent, delivered) = failing_with(errno);
+        let report = sent.unwrap();
+        assert_eq!((report.sent, report.dropped.get(DropReason::Other), delivered), (4, 1, 4), "{errno}");
+    }
+    for errno in [libc::EBADF, libc::ENOTSOCK, libc::EPIPE] {
+        let (sent, delivered) = failing_with(errno);
+        assert_eq!((sent.unwrap_err().raw_os_error(), delivered), (Some(errno), 0));
+    }
+    for errno in [libc::ECONNREFUSED, libc::EOPNOTSUPP, libc::EPROTO, libc::ENETRESET] {
+        assert_eq!(failing_with(errno).0.unwrap().sent, 5, "an ICMP message is about an earlier datagram");
+    }
 }
 
 #[test]

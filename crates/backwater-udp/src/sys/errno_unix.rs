@@ -1,4 +1,4 @@
-//! The errors of a send, from their numbers.
+//! The errors of sends and receives, from their numbers.
 
 use std::{io, os::fd::AsRawFd};
 
@@ -14,14 +14,27 @@ pub(crate) fn errno(e: &io::Error) -> Errno {
         Some(libc::EMSGSIZE) => Errno::MessageSize,
         Some(libc::EINVAL | libc::EAFNOSUPPORT | libc::EDESTADDRREQ | libc::EISCONN) => Errno::Invalid,
         Some(libc::EIO) => Errno::Io,
-        Some(libc::EPERM | libc::EACCES) => Errno::NotPermitted,
+        Some(libc::EPERM) => Errno::NotPermitted,
+        Some(libc::EACCES) => Errno::Prohibited,
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN | libc::EADDRNOTAVAIL) => {
             Errno::Unreachable
         }
-        Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::EPROTO | libc::ENOPROTOOPT) => Errno::Refused,
+        Some(
+            libc::ECONNREFUSED
+            | libc::ECONNRESET
+            | libc::ENETRESET
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::EOPNOTSUPP,
+        ) => Errno::Refused,
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        Some(libc::ENONET) => Errno::Refused,
+        Some(libc::EBADF | libc::ENOTSOCK | libc::EPIPE) => Errno::Socket,
+        Some(_) => Errno::Other,
         // Not the system's: it was seen here, or by quinn-udp, that it cannot be sent so.
         None if e.kind() == io::ErrorKind::InvalidInput => Errno::Invalid,
-        _ => Errno::Other,
+        // The reactor's.
+        None => Errno::Socket,
     }
 }
 

@@ -13,7 +13,7 @@ use libc::{c_int, c_void, iovec, mmsghdr, msghdr};
 use socket2::{Domain, SockRef, Socket};
 
 use super::{
-    Outgoing, RawTrain, SLOT_BYTES, Segmentation,
+    Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral,
     cmsg::{Control, Messages},
 };
 use crate::{
@@ -30,8 +30,8 @@ pub(crate) const OS: Os = Os::Linux;
 pub(crate) const RECEIVE_INTEREST: tokio::io::Interest =
     tokio::io::Interest::READABLE.add(tokio::io::Interest::PRIORITY);
 
-/// Entries of the error queue that are read at a time.
-const DRAIN_BUDGET: usize = 64;
+/// Entries of the error queue that are read at a time; a receive buffer of the default size holds some 280.
+const DRAIN_BUDGET: usize = 512;
 
 /// `linux/errqueue.h`: the error was made here, not received.
 const SO_EE_ORIGIN_LOCAL: u8 = 1;
@@ -158,7 +158,7 @@ impl State {
         socket: SockRef<'_>,
         outs: impl Iterator<Item = Outgoing<'a>>,
         peer: Option<SocketAddr>,
-    ) -> io::Result<usize> {
+    ) -> io::Result<SentSeveral> {
         thread_local! {
             static ROOM: RefCell<Option<Box<Room>>> = const { RefCell::new(None) };
         }
@@ -256,7 +256,7 @@ impl Room {
         socket: SockRef<'_>,
         outs: impl Iterator<Item = Outgoing<'a>>,
         peer: Option<SocketAddr>,
-    ) -> io::Result<usize> {
+    ) -> io::Result<SentSeveral> {
         let mut free = &mut *self.gathered;
         let places = self.names.iter_mut().zip(&mut self.controls).zip(&mut self.slices).zip(&mut self.headers);
         let mut ready = 0;
@@ -293,7 +293,10 @@ impl Room {
         // call has returned; every length is given with them. The kernel writes to `msg_len` only.
         let sent =
             unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), ready, libc::MSG_NOSIGNAL as _) };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(sent as usize) }
+        match usize::try_from(sent) {
+            Err(_) => Err(io::Error::last_os_error()),
+            Ok(messages) => Ok(SentSeveral { messages, failed: messages < ready as usize }),
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 //!   - `State::new(&socket2::Socket, packet_info) -> io::Result<State>` sets the options of a socket.
 //!   - `send(&self, SockRef, &Outgoing, peer) -> io::Result<()>` hands datagrams to the kernel, all of them or none.
 //!     `peer` is whom the socket is connected to: other destinations are refused.
-//!   - `send_several(&self, SockRef, impl Iterator<Item = Outgoing>, peer) -> io::Result<usize>`: the same for several, in their order; how
-//!     many the kernel took, or the error about the first.
+//!   - `send_several(&self, SockRef, impl Iterator<Item = Outgoing>, peer) -> io::Result<SentSeveral>`: the same for several, in
+//!     their order; how many the kernel took, or the error about the first.
 //!   - `max_segments(&self) -> usize`: datagrams in one `Outgoing`, at most; 1 without segmentation offload.
 //!   - `segmentation_failed(&self)`: told when a train was refused by a driver.
 //!   - `set_fragmentation(&self, &Socket, Fragmentation) -> io::Result<()>`; `Never` is what `new` sets, where there is a way.
@@ -68,6 +68,14 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) bytes: usize,
     /// The length of each datagram but the last, when there is more than one.
     pub(crate) segment_size: Option<u16>,
+}
+
+/// What became of several messages.
+pub(crate) struct SentSeveral {
+    /// How many the kernel took.
+    pub(crate) messages: usize,
+    /// Whether the one after them failed, for a reason that the kernel has not reported and will not.
+    pub(crate) failed: bool,
 }
 
 /// Sends until one is refused.

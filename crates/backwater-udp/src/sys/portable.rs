@@ -8,7 +8,7 @@ use std::{
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
 use socket2::{SockRef, Socket};
 
-use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation};
+use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral};
 use crate::{
     decision::Os,
     events::IcmpError,
@@ -64,8 +64,9 @@ impl State {
         socket: SockRef<'_>,
         outs: impl Iterator<Item = Outgoing<'a>>,
         peer: Option<SocketAddr>,
-    ) -> io::Result<usize> {
-        super::one_by_one(outs, |out| self.send((&*socket).into(), out, peer))
+    ) -> io::Result<SentSeveral> {
+        let messages = super::one_by_one(outs, |out| self.send((&*socket).into(), out, peer))?;
+        Ok(SentSeveral { messages, failed: false })
     }
 
     fn send_contents(&self, socket: SockRef<'_>, out: &Outgoing<'_>, contents: &[u8]) -> io::Result<()> {
