@@ -379,7 +379,7 @@ fn what_is_not_read_is_counted_when_it_is_dropped() {
             let ready = poll_fn(|cx| link.poll_readable(cx));
             assert!(tokio::time::timeout(Duration::from_millis(50), ready).await.is_err());
             socket.send_to(b"datagram", "10.1.0.2:9").unwrap();
-            tokio::time::timeout(Duration::from_secs(5), poll_fn(|cx| link.poll_readable(cx))).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(10), poll_fn(|cx| link.poll_readable(cx))).await.unwrap().unwrap();
             link.try_read(&mut buf).unwrap();
         });
     });
@@ -391,7 +391,7 @@ fn a_device_that_is_taken_away_is_noticed() {
         block_on(async {
             let link = Link::open(&config(&["10.1.0.1/24"], &[]), "bw0").unwrap();
             ip("link del bw0");
-            tokio::time::timeout(Duration::from_secs(5), poll_fn(|cx| link.poll_readable(cx))).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(10), poll_fn(|cx| link.poll_readable(cx))).await.unwrap().unwrap();
             let error = link.try_read(&mut [0; 2000]).unwrap_err();
             assert_ne!(error.kind(), io::ErrorKind::WouldBlock);
             assert!(link.try_write(&[IoSlice::new(&[0; 10]), IoSlice::new(&[0x45; 20])]).is_err());
