@@ -12,7 +12,7 @@ use std::{
 
 use backwater_stun::*;
 use backwater_turn::{
-    ClientAddr, Credentials, Families, FiveTuple, Limits, Now, PeerAddr, PeerRules, Quotas, RelayedAddr,
+    ClientAddr, Credentials, FailureLimit, Families, FiveTuple, Limits, Now, PeerAddr, PeerRules, Quotas, RelayedAddr,
     ReplyLimit,
     server::{Action, AllocationId, Bound, Config, MAX_REPLY, Server},
 };
@@ -92,6 +92,7 @@ impl World {
         let total = Limits { allocations: MAX_ALLOCATIONS, permissions: 20, channels: 20, bytes_per_second };
         let quotas = Quotas::new(Limits { allocations: 4, ..total }, total, now.instant);
         let reply_limit = (flags & 2 != 0).then(|| Arc::new(ReplyLimit::new(5, now.instant)));
+        let failure_limit = (flags & 8 != 0).then(|| Arc::new(FailureLimit::new(5, now.instant)));
         let server = |thread| {
             Server::new(Config {
                 credentials: CREDENTIALS.clone(),
@@ -104,7 +105,7 @@ impl World {
                 max_lifetime: Duration::from_secs(3600),
                 quotas: quotas.clone(),
                 reply_limit: reply_limit.clone(),
-                failure_limit: None,
+                failure_limit: failure_limit.clone(),
                 relayed_ports: Arc::default(),
                 nonce_key: [3; 64],
                 thread,
@@ -158,11 +159,8 @@ impl World {
             14 => self.pass(Duration::from_millis(u64::from(input.short()) * u64::from(input.byte()))),
             _ => {
                 let seconds = Duration::from_secs(input.short().into());
-                self.now.unix = if input.byte() & 1 == 0 {
-                    self.now.unix.saturating_sub(seconds)
-                } else {
-                    self.now.unix + seconds
-                };
+                self.now.unix =
+                    if input.byte() & 1 == 0 { self.now.unix.saturating_sub(seconds) } else { self.now.unix + seconds };
             }
         }
         let held: usize = self.servers.iter().map(Server::allocations).sum();
@@ -292,6 +290,11 @@ impl World {
                 }
                 self.act(input, at, request.to(), bytes, action, reply);
             }
+            Action::Unauthenticated(failure) => {
+                if let Some(len) = failure.reply {
+                    self.read(from, &reply[..len]);
+                }
+            }
             Action::Drop(_) => {}
         }
     }
@@ -372,7 +375,9 @@ fn peer(input: &mut Input<'_>) -> SocketAddr {
     match n >> 6 {
         0 | 1 => SocketAddr::from(([203, 0, 113, n & 67], 7000 + u16::from(n >> 4 & 1))),
         2 => SocketAddr::from((std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, (n & 3).into()), 7000)),
-        _ => ["127.0.0.1:9", "[::1]:9", "[::ffff:203.0.113.1]:9", "[2002:7f00:1::]:9"][usize::from(n & 3)].parse().unwrap(),
+        _ => ["127.0.0.1:9", "[::1]:9", "[::ffff:203.0.113.1]:9", "[2002:7f00:1::]:9"][usize::from(n & 3)]
+            .parse()
+            .unwrap(),
     }
 }
 

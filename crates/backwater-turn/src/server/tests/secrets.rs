@@ -28,3 +28,94 @@ fn transaction_ids_of_indications_say_nothing() {
     });
     assert_eq!(all.len(), 3000, "all differ, on all threads and with every key");
 }
+
+/// CVE-2020-4067: what stood in the buffer before, which is another client's, is in no answer, padding included.
+#[test]
+fn an_answer_has_nothing_of_the_buffer_it_is_written_to() {
+    let all = [0x00, 0xAA].map(|fill| {
+        let mut b = Bench::new();
+        let mut answers: Vec<Vec<u8>> = Vec::new();
+        let mut ask = |b: &mut Bench, request: &[u8]| {
+            let mut reply = [fill; MAX_REPLY];
+            let action = b.server.from_client(b.now, from(CLIENT), request, &mut reply);
+            let len = match &action {
+                Action::Bind(bind) => {
+                    let bound = relayed("198.51.100.1:50000 [2001:db8:f::1]:50000", Some([7; 8]));
+                    let Action::Reply(len) = b.server.bound(b.now.instant, bind.id, bound, &mut reply) else {
+                        panic!()
+                    };
+                    len
+                }
+                Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) => *len,
+                Action::Unauthenticated(failure) => failure.reply.unwrap(),
+                Action::Forward { .. } | Action::Move(_) | Action::Drop(_) => panic!("{action:?}"),
+            };
+            answers.push(reply[..len].to_vec());
+        };
+        let requests: [(Method, bool, Fill<'_>); 7] = [
+            (Method::BINDING, false, &|_| ()),
+            (Method::ALLOCATE, false, &udp),
+            (Method::ALLOCATE, true, &|w| put(w, &Priority(1))),
+            (Method::ALLOCATE, true, &|w| {
+                udp(w);
+                w.attribute(&AdditionalAddressFamily(AddressFamily::Ipv6))
+                    .unwrap()
+                    .attribute(&MobilityTicket(&[]))
+                    .unwrap();
+            }),
+            (Method::CREATE_PERMISSION, true, &|w| put(w, &XorPeerAddress(addr("127.0.0.1:1")))),
+            (Method::CHANNEL_BIND, true, &|_| ()),
+            (Method::REFRESH, true, &|w| put(w, &Lifetime(0))),
+        ];
+        for (method, signed, fill) in requests {
+            let good = b.signed(CLIENT, "alice", method, fill);
+            ask(&mut b, &if signed { good.clone() } else { plain(Class::Request, method, fill) });
+            if signed {
+                let mut wrong = good;
+                wrong[19] ^= 1;
+                ask(&mut b, &wrong);
+            }
+        }
+        let prefix = b.server.data_indication(PeerAddr(addr(PEER)), 5).unwrap();
+        answers.push([prefix.as_bytes(), b"12345", prefix.padding()].concat());
+        answers
+    });
+    assert_eq!(all[0], all[1]);
+    assert_eq!(all[0].len(), 13);
+}
+
+/// CVE-2026-68552: a length that is not the datagram's, or that would run over it, also after it has been padded.
+#[test]
+fn lengths_are_those_of_the_datagram() {
+    let mut b = Bench::new();
+    b.allocate(CLIENT);
+    b.channel(CLIENT, 0x4000, PEER);
+    let send = plain(Class::Indication, Method::SEND, &|w| {
+        w.attribute(&XorPeerAddress(addr(PEER))).unwrap().attribute(&Data(&[7; 40])).unwrap();
+    });
+    let length = |bytes: &[u8]| u16::from_be_bytes([bytes[2], bytes[3]]);
+    for wrong in (0..=u16::MAX).filter(|&wrong| wrong != length(&send)) {
+        let mut bytes = send.clone();
+        bytes[2..4].copy_from_slice(&wrong.to_be_bytes());
+        assert!(matches!(b.bytes(CLIENT, &bytes).0, Action::Drop(_)), "a message of {wrong} bytes");
+    }
+    // DATA is behind XOR-PEER-ADDRESS, at 32.
+    for wrong in 41..=u16::MAX {
+        let mut bytes = send.clone();
+        bytes[34..36].copy_from_slice(&wrong.to_be_bytes());
+        assert!(matches!(b.bytes(CLIENT, &bytes).0, Action::Drop(_)), "an attribute of {wrong} bytes");
+    }
+    for len in 0..=u16::MAX {
+        let bytes = [&[0x40, 0, (len >> 8) as u8, len as u8][..], &[7; 40]].concat();
+        let action = b.bytes(CLIENT, &bytes).0;
+        if let Action::Forward { range, .. } = action {
+            assert!(range.len() == usize::from(len) && len <= 40);
+        } else {
+            assert!(matches!(action, Action::Drop(_)) && len != 40, "{action:?}");
+        }
+    }
+    // What would not fit into a length of 16 bits is not sent, instead of with a shorter one.
+    for len in [65_520, 65_535, 65_536, 1 << 20, usize::MAX] {
+        assert_eq!(b.server.data_indication(PeerAddr(addr(PEER)), len).err(), Some(DropReason::TooLong), "{len}");
+    }
+}
