@@ -7,25 +7,29 @@ use std::{
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter, Registry,
+    EnvFilter, Layer, Registry,
     fmt::{format::Writer, time::FormatTime},
     layer::SubscriberExt,
     reload,
 };
 
 mod files;
+mod journal;
 mod json;
 
 pub use files::LogFiles;
+use journal::Journal;
 use json::Json;
 
 /// Writes the process's `tracing` events, until it is dropped: one JSON object a line with `time` (RFC 3339, UTC,
 /// nanoseconds), `severity`, `message` and the event's own fields, in this order; for people on a terminal, without JSON.
+/// With files, warnings and errors go to systemd's journal too, where stderr is connected to it.
 ///
 /// A reader or a disk that does not keep up costs lines, never time: no thread but their own ever waits for it.
 #[must_use = "logs stop when it is dropped"]
 pub struct Logs {
     filter: reload::Handle<EnvFilter, Registry>,
+    is_in_journal: bool,
     _guards: Vec<WorkerGuard>,
 }
 
@@ -45,9 +49,9 @@ impl Logs {
         let filter = parsed(filter)?;
         let stdout = non_blocking(io::stdout());
         Ok(if io::stdout().is_terminal() {
-            Self::begin(filter, Some(stdout), None)
+            Self::begin(filter, Some(stdout), None, None)
         } else {
-            Self::begin(filter, None, Some(stdout))
+            Self::begin(filter, None, Some(stdout), None)
         })
     }
 
@@ -60,7 +64,13 @@ impl Logs {
     pub fn to_files(filter: &str, files: &LogFiles) -> Result<Self, BadFilter> {
         let filter = parsed(filter)?;
         let terminal = io::stdout().is_terminal().then(|| non_blocking(io::stdout()));
-        Ok(Self::begin(filter, terminal, Some(non_blocking(files.writer(now())))))
+        let journal = journal::is_stderr().then(|| non_blocking(io::stderr()));
+        Ok(Self::begin(filter, terminal, Some(non_blocking(files.writer(now()))), journal))
+    }
+
+    /// Whether warnings and errors go to systemd's journal by way of stderr.
+    pub fn is_in_journal(&self) -> bool {
+        self.is_in_journal
     }
 
     /// Checks a filter without beginning anything.
@@ -83,17 +93,29 @@ impl Logs {
         filter: EnvFilter,
         terminal: Option<(NonBlocking, WorkerGuard)>,
         json: Option<(NonBlocking, WorkerGuard)>,
+        journal: Option<(NonBlocking, WorkerGuard)>,
     ) -> Self {
         let (terminal, terminal_guard) = terminal.unzip();
         let (json, json_guard) = json.unzip();
+        let (journal, journal_guard) = journal.unzip();
+        let is_in_journal = journal.is_some();
         let (layer, filter) = reload::Layer::new(filter);
         let for_people =
             |writer| tracing_subscriber::fmt::layer().with_timer(Clock).with_target(false).with_writer(writer);
         let in_json = |writer| tracing_subscriber::fmt::layer().event_format(Json).with_writer(writer);
-        let registry = Registry::default().with(layer).with(terminal.map(for_people)).with(json.map(in_json));
+        let for_journal = |writer| {
+            let layer = tracing_subscriber::fmt::layer().with_ansi(false).event_format(Journal).with_writer(writer);
+            layer.with_filter(LevelFilter::WARN)
+        };
+        let registry = Registry::default()
+            .with(layer)
+            .with(terminal.map(for_people))
+            .with(json.map(in_json))
+            .with(journal.map(for_journal));
         // Someone else's subscriber, set earlier, gets the events then.
         drop(tracing::subscriber::set_global_default(registry));
-        Self { filter, _guards: terminal_guard.into_iter().chain(json_guard).collect() }
+        let guards = [terminal_guard, json_guard, journal_guard];
+        Self { filter, is_in_journal, _guards: guards.into_iter().flatten().collect() }
     }
 }
 

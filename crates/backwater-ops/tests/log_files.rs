@@ -24,13 +24,17 @@ impl Caches {
 
     /// The same test in another process, which takes `child`'s way.
     fn start(&self, test: &str) -> Child {
+        self.command(test).spawn().unwrap()
+    }
+
+    fn command(&self, test: &str) -> Command {
         let mut command = Command::new(env::current_exe().unwrap());
         command.args(["--exact", test, "--nocapture"]).env(CHILD, "1").env("CACHES", &self.0);
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         for variable in ["XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"] {
             command.env(variable, &self.0);
         }
-        command.spawn().unwrap()
+        command
     }
 }
 
@@ -94,22 +98,59 @@ fn a_filter_is_switched_while_running_and_refused_when_invalid() {
         assert!(line.starts_with("{\"time\":\"20") && line.ends_with(tail), "{line}");
     }
     #[cfg(unix)]
-    what_the_manual_says_works(file);
+    what_the_manuals_say_works(file);
 }
 
-/// `cat *.log | jq -r '"\(.time) \(.severity) \(.message)"'`
+/// The line with `jq` of both manuals, without what is before the pipe.
 #[cfg(unix)]
-fn what_the_manual_says_works(file: &Path) {
-    let mut command = Command::new("jq");
-    command.args(["-r", r#""\(.time) \(.severity) \(.message)""#]).stdin(fs::File::open(file).unwrap());
-    let Ok(out) = command.output() else {
-        eprintln!("skipped: jq is not there");
-        assert!(!env::var("CI").is_ok_and(|value| value == "true"), "CI=true, and jq is not there");
+fn what_the_manuals_say_works(file: &Path) {
+    for manual in [include_str!("../../../docs/tunnel.md"), include_str!("../../../docs/relay.md")] {
+        let line = manual.lines().find_map(|line| line.split_once(" | jq ")).unwrap().1;
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("jq {line}")]).stdin(fs::File::open(file).unwrap());
+        let out = command.output().unwrap();
+        if out.status.code() == Some(127) {
+            eprintln!("skipped: jq is not there");
+            assert!(!env::var("CI").is_ok_and(|value| value == "true"), "CI=true, and jq is not there");
+            return;
+        }
+        let text = String::from_utf8(out.stdout).unwrap();
+        let lines: Vec<_> = text.lines().map(|line| line.split_once("Z ").unwrap_or(("", line)).1).collect();
+        let expected = ["INFO first n=1", "DEBUG second", "DEBUG third", "ERROR fourth", "and last time_=5"];
+        assert_eq!(lines, expected, "{}", String::from_utf8_lossy(&out.stderr));
+    }
+}
+
+/// systemd names the stream that it gives a service, by device and inode (systemd.exec(5)).
+#[cfg(target_os = "linux")]
+#[test]
+fn warnings_go_to_the_journal_too() {
+    use std::os::unix::fs::MetadataExt;
+    const TEST: &str = "warnings_go_to_the_journal_too";
+    if is_child() {
+        let _logs = logs("debug", 100_000);
+        tracing::info!("not this");
+        tracing::warn!(peer = "a", "a warning");
+        tracing::error!(n = 1, "an error");
         return;
-    };
-    let text = String::from_utf8(out.stdout).unwrap();
-    let lines: Vec<_> = text.lines().map(|line| line.split_once("Z ").unwrap_or(("", line)).1).collect();
-    assert_eq!(lines, ["INFO first", "DEBUG second", "DEBUG third", "ERROR fourth", "and last"]);
+    }
+    let stderr = env::temp_dir().join(format!("backwater-stderr-{}", std::process::id()));
+    for is_journal in [true, false] {
+        let caches = Caches::new("journal");
+        let file = fs::File::create(&stderr).unwrap();
+        let metadata = file.metadata().unwrap();
+        let inode = if is_journal { metadata.ino() } else { metadata.ino() + 1 };
+        let mut command = caches.command(TEST);
+        command.env("JOURNAL_STREAM", format!("{}:{inode}", metadata.dev())).stderr(file);
+        assert!(command.status().unwrap().success());
+        let text = fs::read_to_string(&stderr).unwrap();
+        let written: Vec<_> = text.lines().filter(|line| line.starts_with('<')).collect();
+        let expected = ["<4>a warning peer=\"a\"", "<3>an error n=1"];
+        assert_eq!(written, if is_journal { &expected[..] } else { &[] }, "{text}");
+        let [log] = &files(&caches.0)[..] else { panic!("{:?}", files(&caches.0)) };
+        assert_eq!(lines(log).len(), 3, "the file has all of them");
+    }
+    fs::remove_file(stderr).unwrap();
 }
 
 /// Each writes 200 kB where 100 kB are kept.

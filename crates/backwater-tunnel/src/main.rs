@@ -71,9 +71,15 @@ mod tests {
     #[test]
     fn the_command_line_is_one() {
         Cli::command().debug_assert();
-        for line in
-            ["up a.conf --backpressure wait:50ms", "set --tunnel a log info", "set backpressure drop", "status --json"]
-        {
+        for line in [
+            "up a.conf --backpressure wait:50ms",
+            "set --tunnel a log info",
+            "set log --tunnel a info",
+            "set log info --tunnel a",
+            "set backpressure drop --tunnel a",
+            "set backpressure drop",
+            "status --json",
+        ] {
             Cli::try_parse_from(["backwater-tunnel"].into_iter().chain(line.split(' '))).map(|_| ()).unwrap();
         }
         assert!(Cli::try_parse_from(["backwater-tunnel", "set", "backpressure", "never"]).is_err());

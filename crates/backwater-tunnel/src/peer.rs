@@ -16,7 +16,7 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 
-use tracing::{debug, info};
+use tracing::{debug, warn};
 
 use crate::{
     config::{self, Key},
@@ -252,7 +252,7 @@ impl Peer {
         let Some(current) = self.endpoint else { return };
         let peer = name_of(&self.public_key);
         if !self.endpoints.is_failing() {
-            info!(peer, endpoint = %current, "no answer to a handshake");
+            warn!(peer, endpoint = %current, "no answer to a handshake: UDP is blocked, a key is wrong, or nobody is there");
         }
         if let Some(next) = self.endpoints.handshake_failed(now, current) {
             debug!(peer, endpoint = %next, "trying another address");
@@ -492,6 +492,13 @@ impl Peer {
                 }
                 self.initiated = None;
                 // It has called for a minute and a half in vain. The next packet makes it call again.
+                let (peer, packets) = (name_of(&self.public_key), self.queue.packets());
+                debug!(
+                    peer,
+                    endpoint = self.endpoint.map(tracing::field::display),
+                    packets,
+                    "session expired; waiting packets are dropped"
+                );
                 self.queue.clear();
                 if self.endpoint.is_some() && self.persistent {
                     self.call(now, tools);

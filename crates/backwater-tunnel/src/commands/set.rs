@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use backwater_udp::Policy;
 
 use crate::control::{self, Request};
@@ -11,7 +10,7 @@ use crate::control::{self, Request};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The tunnel; may be left out where only one is running.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", global = true)]
     pub tunnel: Option<String>,
     /// What to change.
     #[command(subcommand)]
@@ -38,16 +37,18 @@ pub enum What {
 /// # Errors
 /// When there is no such tunnel, it does not answer, or it refuses.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let name = match (args.tunnel, control::running().as_slice()) {
-        (Some(name), _) => name,
-        (None, [only]) => only.clone(),
-        (None, []) => anyhow::bail!("no tunnel is up"),
-        (None, several) => anyhow::bail!("which tunnel? --tunnel {}", several.join("|")),
+    let name = match args.tunnel {
+        Some(name) => name,
+        None => match control::running()?.as_slice() {
+            [only] => only.clone(),
+            [] => anyhow::bail!("no tunnel is up"),
+            several => anyhow::bail!("which tunnel? --tunnel {}", several.join("|")),
+        },
     };
     let change = match args.what {
         What::Backpressure { policy } => Request::Backpressure(policy.to_string()),
         What::Log { filter } => Request::Log(filter),
     };
-    control::change(&name, &change).await.context(name)?;
+    control::change(&name, &change).await?;
     Ok(ExitCode::SUCCESS)
 }

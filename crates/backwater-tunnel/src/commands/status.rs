@@ -2,7 +2,6 @@
 
 use std::{fmt, fmt::Write as _, process::ExitCode, time::Duration};
 
-use anyhow::Context;
 use backwater_udp::DropReason;
 
 use crate::{
@@ -29,12 +28,12 @@ pub struct Args {
 /// When there is no such tunnel, or it does not answer.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     loop {
-        let names = args.name.clone().map_or_else(control::running, |name| vec![name]);
+        let names = args.name.clone().map_or_else(control::running, |name| Ok(vec![name]))?;
         if names.is_empty() {
             anyhow::bail!("no tunnel is up");
         }
         for name in names {
-            let status = control::status(&name).await.with_context(|| name.clone())?;
+            let status = control::status(&name).await?;
             if args.json {
                 println!("{}", serde_json::to_string(&status)?);
             } else {

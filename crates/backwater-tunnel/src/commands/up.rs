@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context;
-use backwater_ops::{LogFiles, Logs};
+use backwater_ops::{BadFilter, LogFiles, Logs};
 use backwater_udp::{Backpressure, Policy};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
@@ -47,24 +47,40 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (config, warnings) = Config::read(&args.file)?;
     // Before there are threads, and before there is anything to leave behind.
     let signals = Signals::take().context("cannot catch signals")?;
-    let logs = match LogFiles::of(APPLICATION) {
-        Some(files) => Logs::to_files(&args.log, &files),
+    let files = LogFiles::of(APPLICATION);
+    let filter = with_own_words(&args.log);
+    let logs = match &files {
+        Some(files) => Logs::to_files(&filter, files),
         // Without a home there is still a service manager that keeps what is printed.
-        None => Logs::to_stdout(&args.log),
+        None => Logs::to_stdout(&filter),
     };
     let logs = Arc::new(logs.with_context(|| format!("--log {:?}", args.log))?);
+    let place = files.map_or_else(|| "on stdout".to_owned(), |files| format!("in {}", files.directory.display()));
     for warning in warnings {
         warn!("{warning}");
-        say(&warning.to_string());
+        // The journal has it already.
+        if !logs.is_in_journal() {
+            say(&warning.to_string());
+        }
     }
-    let ended = tunnel(&name, config, &args, logs, signals).await;
+    let ended = tunnel(&name, config, &args, &place, logs.clone(), signals).await;
     if let Err(error) = &ended {
         error!("{error:#}");
+        if logs.is_in_journal() {
+            return Ok(ExitCode::FAILURE);
+        }
     }
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-async fn tunnel(name: &str, config: Config, args: &Args, logs: Arc<Logs>, mut signals: Signals) -> anyhow::Result<()> {
+async fn tunnel(
+    name: &str,
+    config: Config,
+    args: &Args,
+    place: &str,
+    logs: Arc<Logs>,
+    mut signals: Signals,
+) -> anyhow::Result<()> {
     let backpressure = Backpressure::new(args.backpressure);
     let (queries, asked) = mpsc::channel(16);
     let controls = control::Controls { backpressure: backpressure.clone(), queries, logs: logs.clone() };
@@ -79,7 +95,7 @@ async fn tunnel(name: &str, config: Config, args: &Args, logs: Arc<Logs>, mut si
     info!(tunnel = name, peers = config.peers.len(), "up");
     // Its keys are in the sessions.
     drop(config);
-    say(&format!("{name} is up"));
+    say(&format!("{name} is up; its logs are {place}"));
     #[cfg(target_os = "linux")]
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         warn!(%error, "systemd was not told");
@@ -110,12 +126,25 @@ async fn until_ended(signals: &mut Signals, filter: &str, logs: &Logs) -> Ending
     loop {
         match signals.next().await {
             Order::End(ending) => return ending,
-            Order::Reload => match logs.set_filter(filter) {
+            Order::Reload => match set_log_filter(logs, filter) {
                 Ok(()) => info!(filter, "SIGHUP: the log filter of the command line is restored"),
                 Err(error) => warn!(%error, "SIGHUP: the log filter stays as it is"),
             },
         }
     }
+}
+
+/// Switches what is logged.
+///
+/// # Errors
+/// [`BadFilter`]: the filter stays what it was.
+pub(crate) fn set_log_filter(logs: &Logs, filter: &str) -> Result<(), BadFilter> {
+    logs.set_filter(&with_own_words(filter))
+}
+
+/// Leaves out the lines of the protocol's library, which name neither peer nor endpoint, unless the filter asks for them.
+fn with_own_words(filter: &str) -> String {
+    format!("boringtun=off,{filter}")
 }
 
 /// Writes a line to stderr, which may be closed.

@@ -4,8 +4,13 @@
 #[cfg_attr(windows, path = "windows.rs")]
 mod sys;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io::{self, ErrorKind},
+    sync::Arc,
+    time::Duration,
+};
 
+use anyhow::{Context, anyhow};
 use backwater_ops::Logs;
 use backwater_udp::Backpressure;
 use serde::{Deserialize, Serialize};
@@ -15,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::status::Status;
+use crate::{commands::up::set_log_filter, status::Status};
 
 /// The longest request, in bytes.
 const MAX_REQUEST: u64 = 4096;
@@ -86,11 +91,11 @@ pub(crate) fn serve(name: &str, controls: Controls) -> io::Result<impl Future<Ou
 ///
 /// # Errors
 /// When none runs, or it does not answer within ten seconds.
-pub(crate) async fn status(name: &str) -> io::Result<Status> {
+pub(crate) async fn status(name: &str) -> anyhow::Result<Status> {
     match ask(name, &Request::Status).await? {
         Answer::Status(status) => Ok(*status),
-        Answer::Error(error) => Err(io::Error::other(error)),
-        Answer::Done => Err(io::Error::other("an answer to something else")),
+        Answer::Error(error) => Err(anyhow!("{name}: {error}")),
+        Answer::Done => Err(anyhow!("{name}: an answer to something else")),
     }
 }
 
@@ -98,22 +103,34 @@ pub(crate) async fn status(name: &str) -> io::Result<Status> {
 ///
 /// # Errors
 /// When none runs, it does not answer within ten seconds, or it refuses.
-pub(crate) async fn change(name: &str, request: &Request) -> io::Result<()> {
+pub(crate) async fn change(name: &str, request: &Request) -> anyhow::Result<()> {
     match ask(name, request).await? {
         Answer::Done => Ok(()),
-        Answer::Error(error) => Err(io::Error::other(error)),
-        Answer::Status(_) => Err(io::Error::other("an answer to something else")),
+        Answer::Error(error) => Err(anyhow!("{name}: {error}")),
+        Answer::Status(_) => Err(anyhow!("{name}: an answer to something else")),
     }
 }
 
-/// The names of the tunnels that run on this machine, as far as this user may see.
-pub(crate) fn running() -> Vec<String> {
+/// The names of this user's tunnels that run on this machine.
+///
+/// # Errors
+/// When this user may not see them.
+pub(crate) fn running() -> io::Result<Vec<String>> {
     sys::running()
 }
 
-async fn ask(name: &str, request: &Request) -> io::Result<Answer> {
+async fn ask(name: &str, request: &Request) -> anyhow::Result<Answer> {
+    let mut stream = match sys::connect(name).await {
+        // A process that was killed leaves its socket.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+            return Err(match running().unwrap_or_default().as_slice() {
+                [] => anyhow!("no tunnel {name} is up"),
+                others => anyhow!("no tunnel {name} is up; there is {}", others.join(", ")),
+            });
+        }
+        connected => connected.with_context(|| name.to_owned())?,
+    };
     let talk = async {
-        let mut stream = sys::connect(name).await?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         stream.write_all(&line).await?;
@@ -121,7 +138,8 @@ async fn ask(name: &str, request: &Request) -> io::Result<Answer> {
         BufReader::new(stream.take(MAX_ANSWER)).read_line(&mut answer).await?;
         Ok(serde_json::from_str(&answer)?)
     };
-    timeout(PATIENCE, talk).await?
+    let answer: io::Result<Answer> = timeout(PATIENCE, talk).await.with_context(|| name.to_owned())?;
+    answer.with_context(|| name.to_owned())
 }
 
 async fn converse(stream: impl AsyncRead + AsyncWrite, controls: Controls) -> io::Result<()> {
@@ -161,7 +179,7 @@ async fn obey(request: Request, controls: &Controls) -> Answer {
             }
             Err(error) => Answer::Error(format!("{error}")),
         },
-        Request::Log(filter) => match controls.logs.set_filter(&filter) {
+        Request::Log(filter) => match set_log_filter(&controls.logs, &filter) {
             Ok(()) => Answer::Done,
             Err(error) => Answer::Error(error.to_string()),
         },

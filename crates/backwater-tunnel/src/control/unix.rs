@@ -54,12 +54,24 @@ pub(super) async fn connect(name: &str) -> io::Result<UnixStream> {
     UnixStream::connect(directory.join(format!("{name}.sock"))).await
 }
 
-pub(super) fn running() -> Vec<String> {
-    let entries = fs::read_dir(directory()).into_iter().flatten().flatten();
-    let mut names: Vec<_> =
-        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".sock")?.to_owned())).collect();
+pub(super) fn running() -> io::Result<Vec<String>> {
+    let directory = directory();
+    match check_directory_is_private(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        checked => checked?,
+    }
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let file = entry.file_name();
+        let Some(name) = file.to_str().and_then(|name| name.strip_suffix(".sock")) else { continue };
+        // A process that was killed leaves its socket.
+        if std::os::unix::net::UnixStream::connect(entry.path()).is_ok() {
+            names.push(name.to_owned());
+        }
+    }
     names.sort();
-    names
+    Ok(names)
 }
 
 fn directory() -> PathBuf {

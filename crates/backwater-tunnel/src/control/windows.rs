@@ -29,12 +29,12 @@ pub(super) async fn connect(name: &str) -> io::Result<NamedPipeClient> {
     ClientOptions::new().open(path(name))
 }
 
-pub(super) fn running() -> Vec<String> {
+pub(super) fn running() -> io::Result<Vec<String>> {
     let entries = fs::read_dir(PREFIX).into_iter().flatten().flatten();
     let mut names: Vec<_> =
         entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("backwater-")?.to_owned())).collect();
     names.sort();
-    names
+    Ok(names)
 }
 
 fn path(name: &str) -> String {

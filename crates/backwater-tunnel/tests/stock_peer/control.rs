@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     process::Stdio,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -18,7 +18,10 @@ use crate::support::{
 fn it_says_how_it_is_and_does_as_it_is_told() {
     in_namespace("control::it_says_how_it_is_and_does_as_it_is_told", PROGRAMS, || {
         let sides = Sides::new();
-        assert_eq!(sides.output(["status"]), (1, String::new(), "backwater-tunnel: no tunnel is up\n".into()));
+        for arguments in [&["status"][..], &["status", NAME]] {
+            let (code, _, err) = sides.output(arguments.iter().copied());
+            assert!(code == 1 && err.starts_with("backwater-tunnel: no tunnel ") && err.ends_with("is up\n"), "{err}");
+        }
         let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
         let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
         let status = tunnel.status();
@@ -71,8 +74,10 @@ fn it_says_how_it_is_and_does_as_it_is_told() {
         sides.there.run(&format!("ping -c 1 -W 5 {}", HERE[0]));
         let (code, _, err) = sides.output(["set", "log", "no[such"]);
         assert!(code == 1 && err.lines().count() == 1, "{err}");
-        let (code, _, err) = sides.output(["set", "--tunnel", "other", "log", "info"]);
-        assert!(code == 1 && err.lines().count() == 1, "{err}");
+        for arguments in [&["set", "log", "info", "--tunnel", "nope"][..], &["status", "nope"]] {
+            let expected = (1, String::new(), "backwater-tunnel: no tunnel nope is up; there is bw0\n".to_owned());
+            assert_eq!(sides.output(arguments.iter().copied()), expected);
+        }
         until_answered(&sides.here, THERE[0], Duration::from_secs(1));
         let log = tunnel.log();
         assert!(log.contains("\"DEBUG\"") && log.contains("about an earlier datagram"), "{log}");
@@ -135,5 +140,34 @@ fn control_socket_is_in_a_directory_of_its_user_alone() {
         let _tunnel = sides.up("", "");
         let modes = sides.here.run(&format!("stat -c %a /run/backwater /run/backwater/{NAME}.sock"));
         assert_eq!(modes, "700\n600\n");
+    });
+}
+
+/// The protocol's library has names of timers for it.
+#[test]
+fn log_names_a_peer_that_does_not_answer() {
+    in_namespace("control::log_names_a_peer_that_does_not_answer", PROGRAMS, || {
+        let sides = Sides::new();
+        let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820\nPersistentKeepalive = 1");
+        let directory = sides.log_directory();
+        tunnel.process.wait_for(&format!("{NAME} is up; its logs are in {}", directory.display()));
+        let end = Instant::now() + Duration::from_secs(60);
+        let line = loop {
+            let line = tunnel.log().lines().find(|line| line.contains("no answer")).map(str::to_owned);
+            if let Some(line) = line {
+                break serde_json::from_str::<Value>(&line).unwrap();
+            }
+            assert!(Instant::now() < end, "{}", tunnel.log());
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        assert_eq!((&line["severity"], &line["endpoint"]), (&"WARN".into(), &"10.9.1.2:51820".into()), "{line}");
+        assert_eq!(line["peer"], tunnel.status()["peers"][0]["public_key"]);
+        assert!(!tunnel.log().contains("REKEY"), "{}", tunnel.log());
+        // Who wants to see its lines can.
+        assert_eq!(sides.output(["set", "log", "info,boringtun=warn"]).0, 0);
+        while !tunnel.log().contains("REKEY") {
+            assert!(Instant::now() < end, "{}", tunnel.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     });
 }
