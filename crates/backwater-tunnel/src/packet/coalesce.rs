@@ -60,10 +60,9 @@ pub struct Flushed {
 /// Gathers packets and joins what one segment of TCP, or one train of UDP, could have been: what comes out, segmented
 /// again, is what went in, but for identifications that mean nothing (RFC 6864). No flow's order changes.
 ///
-/// Nobody checks the packets' TCP and UDP checksums here: WireGuard has authenticated every byte since the peer, and
-/// the kernel's own WireGuard too marks what it decrypted as needing no check (`CHECKSUM_UNNECESSARY`,
-/// `wg_packet_consume_data_done`) before it joins it. A packet that is written alone keeps the sum that it came with;
-/// Linux' TUN device makes nothing of [`virtio::DATA_VALID`] so far (`tun_get_user`), and so has it checked.
+/// A packet whose TCP or UDP checksum is wrong is written alone and as it is, so that its receiver discards it: WireGuard
+/// authenticates what the peer has sent, not that it was right before. (A joined packet gets a new checksum.) Linux' own GRO does the
+/// same (`skb_gro_checksum_validate`).
 ///
 /// It allocates when it is made, and never again.
 #[derive(Debug)]
@@ -337,6 +336,11 @@ impl Segment {
             0
         };
         let payload = packet.bytes().len().checked_sub(headers.len).filter(|len| *len != 0)?;
+        // No longer than the length field of IP allows.
+        let sum = Sum::pseudo_header(packet.addresses(), packet.protocol(), transport.len() as u16).bytes(transport);
+        if sum.checksum() != 0 {
+            return None;
+        }
         Some(Self { headers, payload, last_flags, is_last: last_flags != 0 })
     }
 }
@@ -403,7 +407,7 @@ impl Item {
     /// Makes the headers those of all of it.
     fn finish(&mut self) {
         let (device, head) = self.head[..virtio::LEN + self.head_len].split_at_mut(virtio::LEN);
-        let mut header = virtio::Header { flags: virtio::DATA_VALID, ..virtio::Header::default() };
+        let mut header = virtio::Header::default();
         if self.count > 1 {
             let Headers { is_v6, is_tcp, len } = self.headers;
             let (ip, transport) = head.split_at_mut(self.headers.transport());

@@ -280,7 +280,7 @@ fn a_device_without_offloads_gets_the_packets() {
 fn a_packet_alone_is_as_it_was() {
     let packet = tcp([1, 2], 1, 1, &[1; 100]);
     let writes = joined(Offload::Tcp, [&packet]);
-    let header = virtio::Header { flags: virtio::DATA_VALID, ..virtio::Header::default() };
+    let header = virtio::Header::default();
     assert_eq!(writes, [(header, packet)]);
 }
 
@@ -439,5 +439,29 @@ proptest! {
         }
         let flushed = coalescer.flush(|slices| Ok(slices.len()));
         prop_assert_eq!(flushed.packets, pushed);
+    }
+}
+
+#[test]
+fn a_wrong_checksum_stays_wrong() {
+    for is_tcp in [true, false] {
+        for wrong in 0..20 {
+            let mut packets: Vec<_> = (0..20u16)
+                .map(|i| {
+                    let payload = [i as u8; 101];
+                    if is_tcp { tcp([1, 2], i, 101 * u32::from(i), &payload) } else { udp([1, 2], i, &payload) }
+                })
+                .collect();
+            // A bit of the payload, the last odd byte, and the checksum itself.
+            let len = packets[wrong].len();
+            let at = [len - 50, len - 1, if is_tcp { 36 } else { 26 }][wrong % 3];
+            packets[wrong][at] ^= 0x10;
+            let writes = joined(Offload::TcpAndUdp, &packets);
+            assert_eq!(taken_apart(&writes), packets, "{wrong}");
+            let expected: Vec<_> = [wrong, 1, 19 - wrong].into_iter().filter(|&count| count > 0).collect();
+            assert_eq!(counts(&writes), expected);
+            // The kernel is not told that it is right.
+            assert_eq!(writes[usize::from(wrong > 0)].0, virtio::Header::default());
+        }
     }
 }
