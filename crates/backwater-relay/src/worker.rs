@@ -43,7 +43,7 @@ const BATCH: usize = 32;
 /// Batches that a task receives before it lets the others run.
 const BUDGET: usize = 8;
 
-/// Characters of a user name that the log shows: it comes from whoever has sent it.
+/// Characters of a user name that the log shows. The client may send any name.
 const USER_LOGGED: usize = 128;
 
 /// The longest the thread sleeps before it looks for what has expired.
@@ -149,7 +149,7 @@ impl Worker {
         });
     }
 
-    /// Starts a task of this thread. A panic in it is the relay's.
+    /// Starts a task of this thread. A panic of the task counts as a failure of the relay.
     fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
         let guard = self.health.guard();
         let guarded = async move {
@@ -468,7 +468,7 @@ impl Worker {
 }
 
 impl Worker {
-    /// The line that fail2ban and the like read: what it says of the client is true, since its nonce was good.
+    /// Logs a failed authentication, for fail2ban and the like. The nonce has proved the client's address.
     fn log_failure(&self, now: Instant, client: ClientAddr, failure: &AuthFailure) {
         if self.failures.allows(now) {
             let user: String = failure.user.escape_debug().take(USER_LOGGED).collect();

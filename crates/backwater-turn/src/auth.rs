@@ -184,7 +184,7 @@ impl Credentials {
         known.into_iter().chain(limited)
     }
 
-    /// Why there is nobody whom a request with this name may come from.
+    /// Returns why [`identities`](Self::identities) finds nobody for a user name.
     pub(crate) fn why_nobody(&self, username: &str, unix: Duration) -> AuthFailureReason {
         match expiry(username) {
             Some(expiry) if !self.secrets.is_empty() && expiry <= unix.as_secs() => AuthFailureReason::Expired,

@@ -22,8 +22,8 @@ pub(crate) struct Rate {
     depth: u64,
 }
 
-/// Buckets for whatever a network may name, of fixed size (512 KiB): a keyed hash says which bucket counts. Two names that
-/// share one by chance share its rate.
+/// A table of 65,536 buckets (512 KiB) that does not grow. A keyed hash maps a source or a name to its bucket; two that share
+/// a bucket by chance share its rate.
 #[derive(Debug)]
 pub(crate) struct Buckets {
     buckets: Box<[Bucket]>,
@@ -42,7 +42,7 @@ impl Buckets {
     }
 }
 
-/// Whom a datagram comes from, as far as limits know: an IPv4 address, or an IPv6 network of 64 bits.
+/// Returns the source that limits count by: an IPv4 address, or an IPv6 network of 64 bits.
 pub(crate) fn source(ip: IpAddr) -> impl Hash {
     let ip = ip.to_canonical();
     let network = match ip {

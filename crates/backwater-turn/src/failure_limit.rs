@@ -2,12 +2,12 @@ use std::{net::IpAddr, time::Instant};
 
 use crate::bucket::{Buckets, Rate, Ticks, source};
 
-/// How many passwords are looked at that turn out to be wrong: from each source, and for each user name.
+/// Limits how many wrong passwords the server verifies: for each source, and for each user name.
 ///
-/// A source is an IPv4 address or an IPv6 network of 64 bits, and its nonce has proved that the request comes from there. Of a
-/// source at its limit no password is looked at. For a user name at its limit, a source is looked at once in a while, as long
-/// as its last password was not wrong: whoever guesses from elsewhere does not keep the user out. Nothing is remembered for each
-/// source or name; the tables have 1 MiB, whatever comes. Shared by all threads.
+/// A source is an IPv4 address or an IPv6 network of 64 bits; the nonce has proved that the request comes from there. The
+/// server verifies no password of a source at its limit. For a user name at its limit, it verifies one of each source whose
+/// recent passwords were right, so that guesses from elsewhere do not keep the user out. The tables have 1 MiB together and do
+/// not grow. All threads share them.
 #[derive(Debug)]
 pub struct FailureLimit {
     of_source: Rate,
@@ -18,7 +18,7 @@ pub struct FailureLimit {
 }
 
 impl FailureLimit {
-    /// So many failures a minute of a source, as many at once, and twice as many for a user name.
+    /// Allows `per_minute` failures a minute to a source, as many at once, and twice as many to a user name.
     pub fn new(per_minute: u32, now: Instant) -> Self {
         Self {
             of_source: Rate::per_minute(per_minute.into()),
@@ -29,7 +29,7 @@ impl FailureLimit {
         }
     }
 
-    /// Whether a password for this user name is looked at.
+    /// Returns whether the server may verify a password that this source sends for this user name.
     pub(crate) fn allows(&self, ip: IpAddr, name: &str, now: Instant) -> bool {
         let now = self.ticks.at(now);
         let (Some(source), Some(name)) = (self.sources.of(source(ip)), self.names.of(name)) else { return false };
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// How many of so many guesses are looked at.
+    /// Returns how many of 1,000 guesses are verified.
     fn guesses(limit: &FailureLimit, ips: &[&str], name: &str, now: Instant) -> usize {
         let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
         let looked_at = |i: &usize| {
@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(guesses(&limit, &["::ffff:192.0.2.1"], "bob", now), 0);
         assert_eq!(guesses(&limit, &["192.0.2.1"], "carol", now + Duration::from_secs(10)), 5);
         assert_eq!(guesses(&limit, &["2001:db8::1", "2001:db8::2"], "dave", now), 30);
-        // Also on this host: whoever guesses there is somebody else.
+        // Loopback too: another user of this host may guess.
         assert_eq!(guesses(&limit, &["127.0.0.1"], "erin", now), 30);
     }
 

@@ -25,10 +25,10 @@ pub struct PeerRules {
     pub nat64: Vec<Ipv6Net>,
     /// The relay's own listeners. Their ports are out of bounds at every address of this host and of `relayed`.
     pub listeners: Vec<SocketAddr>,
-    /// The addresses of relayed ports, and what the world outside knows them as. The wildcard stands for every address of
-    /// this host.
+    /// The addresses of relayed ports, and the external addresses that peers see instead. The wildcard stands for every
+    /// address of this host.
     pub relayed: Vec<IpAddr>,
-    /// Whether an address is one of this host's. The server asks when it installs a permission, never for a datagram.
+    /// Returns whether an address is one of this host's. The server calls it for a new permission, never for a datagram.
     pub is_local: fn(IpAddr) -> bool,
 }
 
@@ -61,7 +61,7 @@ pub enum PeerRefused {
         /// What it is for.
         range: &'static str,
     },
-    /// An address that stands for whatever host sends to it.
+    /// An address that stands for the sending host.
     #[error("{subject} stands for this host itself")]
     ThisHost {
         /// The peer or what it stands for.
@@ -216,8 +216,8 @@ impl PeerRules {
         self.listeners.iter().any(|listener| listener.port() == port)
     }
 
-    /// Whether a datagram to this address comes to this host: an address of a listener or of relayed ports, what the
-    /// world outside knows them as, any other local address, or an IPv6 address that stands for one of them.
+    /// Returns whether a datagram to this address comes to this host. That is an address of a listener or of relayed ports,
+    /// their external address, any other local address, or an IPv6 address that stands for one of these.
     pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
         self.subjects(ip).iter().any(|&(_, ip)| {
             self.relayed.contains(&ip)
@@ -226,7 +226,7 @@ impl PeerRules {
         })
     }
 
-    /// Whether relayed ports send from this address.
+    /// Returns whether relayed ports send from this address, as a listener sees it.
     pub(crate) fn is_relayed(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         let wildcard = |own: &IpAddr| own.is_unspecified() && own.is_ipv4() == ip.is_ipv4();

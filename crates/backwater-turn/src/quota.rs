@@ -29,8 +29,9 @@ pub struct Limits {
 
 /// Who has how much. Shared by all threads of a relay.
 ///
-/// A user is who a user name says: of a time-limited one, what follows the expiry; where nothing does, the whole user name, so
-/// that those who have none do not share one quota. Nothing is known of users without an allocation or a reserved port.
+/// A user is identified by the user name; a time-limited one by the part after the expiry, or by the whole user name if that
+/// part is missing, so that credentials without a name do not share one quota. The table has users with an allocation or a
+/// reserved port only.
 pub struct Quotas {
     user: Limits,
     total: Limits,

@@ -8,9 +8,9 @@ use backwater_stun::AddressFamily;
 
 use crate::{PerFamily, RelayedAddr};
 
-/// The ports of all relayed addresses that there are now, of either family. Shared by all threads, and of fixed size.
+/// The ports of all relayed addresses that exist now, for each address family. All threads share the table, which has 16 KiB.
 ///
-/// A datagram that comes to a listener from one of them has gone through the relay already: no allocation is made for it.
+/// A request that comes to a listener from one of these ports has passed the relay already. The server drops it.
 pub struct RelayedPorts(PerFamily<Box<[AtomicU64; 1024]>>);
 
 impl Default for RelayedPorts {

@@ -144,7 +144,7 @@ fn late_copies_of_requests_change_nothing() {
     relay.stop(Duration::ZERO);
 }
 
-/// Somebody who has an address can prove it, and then try passwords. The relay looks at few of them.
+/// A source that has a valid nonce sends 2,000 wrong passwords. The relay verifies a few of them.
 #[test]
 fn passwords_cannot_be_tried_at_will() {
     in_namespace("security::passwords_cannot_be_tried_at_will", || {
@@ -179,7 +179,7 @@ fn passwords_cannot_be_tried_at_will() {
     });
 }
 
-/// A 401 goes to an address that may be forged: it is at most 4.5 times as long as what it answers.
+/// A 401 may go to a forged address, so it is at most 4.5 times as long as its request.
 #[test]
 fn what_a_stranger_gets_is_no_more_than_four_and_a_half_times_what_it_sent() {
     for realm in ["a", "example.org", "turn.eu-west-1.media.example.com", &"x".repeat(48), &"é".repeat(24)] {
@@ -213,8 +213,7 @@ fn what_a_stranger_gets_is_no_more_than_four_and_a_half_times_what_it_sent() {
     assert!(errors[0].to_string().contains("--realm"), "{errors:?}");
 }
 
-/// What an operator gives to fail2ban: the source, who it claimed to be, and why it did not get in. Not more lines than the
-/// disk has room for, and no control characters.
+/// The line for fail2ban has the source, the user name with control characters escaped, and the reason. The lines are limited.
 #[test]
 fn a_failed_authentication_is_in_the_log_and_in_the_metrics() {
     let args = ["--listen", "127.0.0.1:0", "--user", "alice:secret", "--drain", "0", "--admin", "127.0.0.1:0"];

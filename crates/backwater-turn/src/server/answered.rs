@@ -1,4 +1,4 @@
-//! What requests were answered with a moment ago.
+//! The answers of the last 40 seconds, for copies of their requests.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -13,10 +13,10 @@ use crate::{FiveTuple, auth::Identity};
 /// RFC 8489, section 6.3.1: how long a server answers copies of a request alike.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(40);
 
-/// Bytes that the answers of one server take, with what they are found by. Then the oldest goes.
+/// Bytes that the answers of one server may take, keys included. The server then forgets the oldest answer.
 const MAX_BYTES: usize = 8 << 20;
 
-/// What an answer takes beside its own bytes, about.
+/// Bytes of a table entry beside those of its answer, about.
 const OVERHEAD: usize = 320;
 
 /// The answers to authenticated requests of the last 40 seconds (RFC 8656, section 5).
@@ -31,7 +31,7 @@ pub(super) struct Answered {
     bytes: usize,
 }
 
-/// What tells a request from all others but its copies.
+/// Identifies a request and its copies.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Transaction {
     pub(super) client: FiveTuple,
@@ -59,7 +59,7 @@ impl Answered {
         answer.write(reply)
     }
 
-    /// The same for a request whose user is known.
+    /// Writes the answer to a copy that is authenticated already.
     pub(super) fn again(&self, now: Instant, of: &Transaction, user: &Identity, reply: &mut [u8]) -> Option<usize> {
         self.find(now, of).filter(|answer| answer.user.name == user.name)?.write(reply)
     }

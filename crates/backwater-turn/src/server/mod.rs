@@ -54,9 +54,9 @@ pub struct Config {
     pub quotas: Arc<Quotas>,
     /// How many answers a source gets that has not authenticated; shared too. `None`: as many as it asks for.
     pub reply_limit: Option<Arc<ReplyLimit>>,
-    /// How many wrong passwords a source may send; shared too. `None`: any number.
+    /// How many wrong passwords the server verifies for a source and for a user name; shared too. `None`: any number.
     pub failure_limit: Option<Arc<FailureLimit>>,
-    /// The relayed ports of all threads: whoever comes from one of them gets no allocation.
+    /// The relayed ports of all threads. The server drops requests that come from one of them.
     pub relayed_ports: Arc<RelayedPorts>,
     /// Random. Keys the nonces, tickets and transaction ids. Servers that share it take each other's.
     pub nonce_key: [u8; 64],
@@ -209,9 +209,9 @@ drop_reasons! {
     Bandwidth "bandwidth",
     /// A request from a source that has had its share of answers and has not authenticated.
     ReplyLimit "reply_limit",
-    /// A request that would have its password looked at, from a source, or for a user name, that has had too many wrong ones.
+    /// A request whose password is not verified, since its source or its user name has had too many wrong ones.
     FailureLimit "failure_limit",
-    /// The answer to somebody who has not authenticated would be more than 4.5 times as long as the request.
+    /// An unauthenticated request whose answer would be more than 4.5 times as long.
     Amplification "amplification",
     /// The reply would not fit; or the payload would not, into an indication.
     TooLong "too_long",

@@ -111,7 +111,7 @@ impl Server {
         Action::Unauthenticated(failure)
     }
 
-    /// Remembers what an authenticated request has been answered with.
+    /// Remembers the answer to an authenticated request.
     pub(super) fn remember(&mut self, now: Instant, client: FiveTuple, answer: &Answer, action: &Action, reply: &[u8]) {
         let (Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..)) = *action else { return };
         if let (Some((user, _)), Some(reply)) = (&answer.user, reply.get(..len)) {
@@ -162,7 +162,8 @@ impl Server {
             Err(IntegrityError::Mismatch) => None,
             Err(_) => Some(Err(Refusal::Code(Code::BAD_REQUEST))),
         };
-        // Whoever has an allocation here has known the password: others behind the same address do not lock this client out.
+        // The user of this client's allocation comes before the limit: guesses of others behind the same address do not lock the
+        // client out.
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
         let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm).cloned();
         if let Some(result) = known.and_then(verify) {
@@ -314,7 +315,7 @@ impl Server {
     }
 }
 
-/// Whether an answer is so long that others would be sent more by a request with a forged source than it took to send.
+/// Returns whether an answer is more than 4.5 times as long as its request: the bound of what a forged source can redirect.
 fn amplifies(request: &Message<'_>, answer: usize) -> bool {
     2 * answer > 9 * request.as_bytes().len()
 }

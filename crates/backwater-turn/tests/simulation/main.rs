@@ -135,6 +135,8 @@ struct Count {
     refused_data: usize,
     expired: usize,
     repeated: usize,
+    /// Copies that came when the client had another allocation already.
+    overtaken: usize,
     moved: usize,
     /// Requests to move that were refused.
     unmoved: usize,
@@ -334,6 +336,7 @@ impl World {
             assert_eq!(action, Action::Reply(first.len()), "{sent:?}: a copy");
             assert_eq!(reply[..first.len()], *first, "{sent:?}: a copy");
             self.count.repeated += 1;
+            self.count.overtaken += usize::from(self.model.is_overtaken(sent));
             return;
         }
         let mut right = self.model.codes(sent, self.now);
@@ -375,7 +378,8 @@ impl World {
         assert_eq!((message.transaction_id(), message.class() == Class::SuccessResponse), (sent.id, code == 0));
         *self.count.codes.entry(code).or_default() += 1;
         if sent.signed == Signed::Well && ![401, 438].contains(&code) && !matches!(sent.ask, Ask::Binding) {
-            self.model.answered.insert((sent.from, sent.id), (reply[..len].to_vec(), self.now.instant));
+            let held = self.model.held.get(&sent.from).map(|held| held.id);
+            self.model.answered.insert((sent.from, sent.id), (reply[..len].to_vec(), self.now.instant, held));
         }
         self.reads(sent, &message, code);
         if code == 0 {
@@ -745,9 +749,20 @@ fn the_server_agrees_with_a_model_of_it() {
         for code in [0, 400, 401, 403, 437, 438, 441, 443, 486, 508] {
             assert!(total.codes.contains_key(&code), "{code} was never answered: {total:?}");
         }
-        let Count { forwarded, to_channels, to_indications, refused_data, expired, repeated, moved, unmoved, .. } =
-            total;
-        let least = [forwarded, to_channels, to_indications, refused_data, expired, repeated, moved, unmoved];
+        let Count {
+            forwarded,
+            to_channels,
+            to_indications,
+            refused_data,
+            expired,
+            repeated,
+            overtaken,
+            moved,
+            unmoved,
+            ..
+        } = total;
+        let least =
+            [forwarded, to_channels, to_indications, refused_data, expired, repeated, overtaken, moved, unmoved];
         assert!(least.into_iter().min() > Some(0), "something never happened");
         assert!(total.lost > 0 || steps < 1_000_000, "no move came to an address that was taken");
     }
@@ -762,6 +777,7 @@ impl Count {
         self.refused_data += other.refused_data;
         self.expired += other.expired;
         self.repeated += other.repeated;
+        self.overtaken += other.overtaken;
         self.moved += other.moved;
         self.unmoved += other.unmoved;
         self.lost += other.lost;

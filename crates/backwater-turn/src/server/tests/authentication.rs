@@ -133,8 +133,8 @@ fn failure(action: &Action) -> (&str, AuthFailureReason) {
     (&failure.user, failure.reason)
 }
 
-/// Whoever tries passwords from one address is not looked at any more; the user is, from elsewhere, and so is a client that is
-/// there already, though it shares the address.
+/// The server stops verifying the passwords of a source that guesses. The user gets in from other sources, and a client that
+/// shares the address goes on with its allocation.
 #[test]
 fn passwords_are_tried_at_a_limited_rate() {
     let mut b = Bench::with_limits(0, Limits::default(), Limits::default());

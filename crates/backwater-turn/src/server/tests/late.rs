@@ -4,7 +4,7 @@ use super::*;
 
 const DELETE: Fill<'_> = &|w| put(w, &Lifetime(0));
 
-/// Whatever a copy asked for in the client's last allocation, it changes nothing in the next, and its answer is the first one's.
+/// A late copy of a request for the client's last allocation changes nothing in the next one, and gets the answer of the first.
 #[test]
 fn a_late_copy_changes_nothing_in_the_next_allocation() {
     let mut b = Bench::new();
@@ -35,7 +35,7 @@ fn a_late_copy_changes_nothing_in_the_next_allocation() {
             b.allocate(CLIENT);
         }
     }
-    // Whoever does not know the password learns nothing by a transaction id, and another user's request is another request.
+    // A known transaction id alone gets no remembered answer: the copy must have the integrity too.
     let mut forged = requests[0].clone();
     *forged.last_mut().unwrap() ^= 1;
     assert_eq!(code(&b.bytes(CLIENT, &forged).1, false), 401);

@@ -2,11 +2,11 @@
 
 use super::*;
 
-/// Where datagrams of this world are: a relay that has these addresses, on two listeners.
+/// The addresses that reach the relay of this test.
 const OWN: [&str; 4] = ["5.5.5.5", "9.9.9.9", "6.6.6.6", "127.0.0.1"];
 const LISTENERS: [&str; 2] = ["0.0.0.0:3478", "5.5.5.5:5349"];
 
-/// One who has passwords and sends whatever may get around.
+/// An attacker with an account, who sends requests, data and nested requests to every address of the relay.
 struct Attacker {
     bench: Bench,
     /// The relayed addresses that there are, and their clients.
@@ -41,7 +41,7 @@ impl Attacker {
         addr(&format!("{ip}:{port}"))
     }
 
-    /// A request, signed for whoever it is to come from, or data in some framing, which may hold such a request.
+    /// Returns a request that is signed for this source, or data in some framing that may contain one.
     fn payload(&mut self, from: SocketAddr, depth: usize) -> Vec<u8> {
         let target = self.target();
         let client = from.to_string();
@@ -94,7 +94,7 @@ impl Attacker {
         }
     }
 
-    /// A datagram leaves a relayed socket. Whatever stands in between may show it the relay's external address.
+    /// A datagram leaves a relayed socket. A NAT on its way may give it the relay's external address as its source.
     fn leaves(&mut self, via: AllocationId, to: SocketAddr, bytes: Vec<u8>, passes: usize) {
         assert!(passes <= 2, "a datagram has passed the relay {passes} times");
         let (&socket, _) = self.relayed.iter().find(|(_, id)| **id == via).unwrap();
