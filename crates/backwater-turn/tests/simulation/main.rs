@@ -22,7 +22,7 @@ use backwater_turn::{
     server::{Action, AllocationId, Bound, Config, Framing, MAX_REPLY, Move, Moved, PortRequest, Server},
 };
 
-use model::{Held, MOVES, Model, granted};
+use model::{Answer, Held, MOVES, Model, granted};
 
 const REALM: &str = "example.org";
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
@@ -379,7 +379,9 @@ impl World {
         *self.count.codes.entry(code).or_default() += 1;
         if sent.signed == Signed::Well && ![401, 438].contains(&code) && !matches!(sent.ask, Ask::Binding) {
             let held = self.model.held.get(&sent.from).map(|held| held.id);
-            self.model.answered.insert((sent.from, sent.id), (reply[..len].to_vec(), self.now.instant, held));
+            self.model
+                .answered
+                .insert((sent.from, sent.id), Answer { reply: reply[..len].to_vec(), at: self.now.instant, held });
         }
         self.reads(sent, &message, code);
         if code == 0 {

@@ -49,14 +49,22 @@ impl Held {
     }
 }
 
+/// What a request was answered with.
+pub struct Answer {
+    pub reply: Vec<u8>,
+    pub at: Instant,
+    /// The client's allocation at that time.
+    pub held: Option<AllocationId>,
+}
+
 pub const FAMILIES: [AddressFamily; 2] = [AddressFamily::Ipv4, AddressFamily::Ipv6];
 
 /// The reference: everything a server has to remember.
 #[derive(Default)]
 pub struct Model {
     pub held: HashMap<FiveTuple, Held>,
-    /// Answers to authenticated requests, when they were given, and which allocation the client had then.
-    pub answered: HashMap<(FiveTuple, TransactionId), (Vec<u8>, Instant, Option<AllocationId>)>,
+    /// Answers to authenticated requests.
+    pub answered: HashMap<(FiveTuple, TransactionId), Answer>,
     /// Ports that are set aside: whose, and until when.
     pub reserved: HashMap<[u8; 8], (usize, Instant)>,
     /// On their way to their clients' new addresses: nobody's until then.
@@ -179,14 +187,14 @@ impl Model {
 
     /// What a copy of this request is answered with, whatever has come in between.
     pub fn answer_to_copy(&self, sent: &Sent, now: Instant) -> Option<&[u8]> {
-        let (reply, at, _) = self.answered.get(&(sent.from, sent.id))?;
-        (now.duration_since(*at) < REPEATED).then_some(reply)
+        let answer = self.answered.get(&(sent.from, sent.id))?;
+        (now.duration_since(answer.at) < REPEATED).then_some(&answer.reply)
     }
 
     /// Whether the client has another allocation than when this request was answered.
     pub fn is_overtaken(&self, sent: &Sent) -> bool {
-        let then = self.answered.get(&(sent.from, sent.id)).map(|(_, _, id)| *id);
-        self.held.get(&sent.from).is_some_and(|held| then.is_some_and(|then| then != Some(held.id)))
+        let now = self.held.get(&sent.from).map(|held| held.id);
+        now.is_some() && self.answered.get(&(sent.from, sent.id)).is_some_and(|answer| answer.held != now)
     }
 
     /// Where the allocation is that a client comes for with a ticket, or why it does not get it.
