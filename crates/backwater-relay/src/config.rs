@@ -21,6 +21,7 @@ use clap::{
 
 use crate::ports::{RelayIp, is_local};
 
+mod announce;
 mod file;
 mod keys;
 mod reader;
@@ -56,6 +57,8 @@ pub struct Config {
     pub drain: Duration,
     /// The filter of the logs.
     pub log_level: String,
+    /// Whether allocations are logged at `info`.
+    pub(crate) log_allocations: bool,
     /// Present when nobody was configured and a user was made up.
     pub first_run: Option<FirstRun>,
 }
@@ -273,6 +276,7 @@ impl Config {
         let breaker = r.breaker();
         let admin = r.admin();
         let log_level = r.log_level();
+        let log_allocations = r.switch("log-allocations").unwrap_or(false);
         if r.has("listen") && listen.is_empty() && r.errors.is_empty() {
             r.error("listen", "expected at least one address and port, found none");
         }
@@ -328,6 +332,7 @@ impl Config {
             file: arguments.file.clone(),
             drain,
             log_level,
+            log_allocations,
             first_run,
         })
     }

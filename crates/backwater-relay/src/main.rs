@@ -110,6 +110,7 @@ fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
 }
 
 fn announce(config: &Config, relay: &Relay) {
+    config.announce(relay.local_addrs());
     for addr in relay.local_addrs() {
         info!(listener = %addr, threads = relay.counters().len(), "listening for TURN over UDP");
     }

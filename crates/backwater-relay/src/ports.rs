@@ -36,6 +36,14 @@ pub(crate) struct RelayIp {
     pub(crate) advertise: IpAddr,
 }
 
+/// As `10.0.0.10 → 192.0.2.10`, or one address if peers know it as that.
+impl fmt::Display for RelayIp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bind, advertise } = self;
+        if bind == advertise { bind.fmt(f) } else { write!(f, "{bind} → {advertise}") }
+    }
+}
+
 impl RelayIp {
     /// Returns the address that this host reaches its own sockets at.
     fn local(&self) -> IpAddr {

@@ -25,7 +25,9 @@ use crate::{
     health::Health,
     ports::{Ports, RelayIp},
     worker::{
-        Worker, listen,
+        Worker,
+        lines::Lines,
+        listen,
         mobility::{self, Inbox, Mailbox},
     },
 };
@@ -268,7 +270,7 @@ impl Thread {
                 listeners,
                 builder,
                 self.ports.clone(),
-                self.counters.clone(),
+                (self.counters.clone(), Lines::new(self.config.log_allocations)),
                 (self.number, self.mailboxes.clone()),
                 self.health.clone(),
             ));

@@ -15,26 +15,27 @@ use std::{
 use arrayvec::ArrayVec;
 use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Icmp};
 use backwater_turn::{
-    AuthFailure, ClientAddr, Families, FiveTuple, Now, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
+    ClientAddr, Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
 use backwater_udp::{
     Builder, Ecn, Fragmentation, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket,
 };
 use tokio::task::{AbortHandle, spawn_local};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{
     counters::Counters,
     endpoint::Endpoint,
     health::Health,
-    log_limit::LogLimit,
     ports::{self, Bound, Lease, Ports, Sockets},
     runs::{MAX_TRAIN, Run, Runs},
 };
 
+pub(crate) mod lines;
 pub(crate) mod mobility;
 
+use lines::Lines;
 use mobility::Mailbox;
 
 /// Trains that one system call receives.
@@ -42,9 +43,6 @@ const BATCH: usize = 32;
 
 /// Batches that a task receives before it lets the others run.
 const BUDGET: usize = 8;
-
-/// Characters of a user name that the log shows. The client may send any name.
-const USER_LOGGED: usize = 128;
 
 /// The longest the thread sleeps before it looks for what has expired.
 const TICK: Duration = Duration::from_secs(10);
@@ -69,9 +67,7 @@ pub(crate) struct Worker {
     /// Of all threads, by their number.
     mailboxes: Vec<Mailbox>,
     health: Health,
-    refusals: LogLimit,
-    failures: LogLimit,
-    no_port: LogLimit,
+    lines: Lines,
 }
 
 struct Listener {
@@ -100,7 +96,7 @@ impl Worker {
         listeners: Vec<UdpSocket>,
         builder: Builder,
         ports: Arc<Ports>,
-        counters: Arc<Counters>,
+        (counters, lines): (Arc<Counters>, Lines),
         (number, mailboxes): (usize, Vec<Mailbox>),
         health: Health,
     ) -> Self {
@@ -122,9 +118,7 @@ impl Worker {
             number,
             mailboxes,
             health,
-            refusals: LogLimit::new(Instant::now()),
-            failures: LogLimit::new(Instant::now()),
-            no_port: LogLimit::once_a_minute(Instant::now()),
+            lines,
         }
     }
 
@@ -219,6 +213,7 @@ impl Worker {
                 start += payload.len();
             }
         }
+        self.log_events();
         let relayed = self.relayed.borrow();
         for run in runs.iter() {
             let family = AddressFamily::of(&run.to.0);
@@ -269,7 +264,6 @@ impl Worker {
             }
             Action::Unbind(id, families, len) => {
                 self.close(id, families);
-                debug!(client = %from.client, "allocation deleted");
                 self.reply(listener, now, from, reply.get(..len));
             }
             Action::Forbid(len, peer, why) => {
@@ -303,8 +297,7 @@ impl Worker {
                 let action = server.bound(now, bind.id, server::Bound { relayed, token }, reply);
                 if let Action::Reply(_) = action {
                     self.counters.allocations.add(1);
-                    for Bound { socket, lease, relayed } in sockets.v4.into_iter().chain(sockets.v6) {
-                        debug!(%relayed, "allocation made");
+                    for Bound { socket, lease, .. } in sockets.v4.into_iter().chain(sockets.v6) {
                         self.open(listener, bind.id, socket, lease);
                     }
                 }
@@ -313,7 +306,7 @@ impl Worker {
             Err(error) => {
                 self.counters.bind_failed.add(1);
                 if let Some(remedy) = ports::remedy(&error)
-                    && self.no_port.allows(now)
+                    && self.lines.no_port.allows(now)
                 {
                     warn!(%error, remedy, "no relayed port: an Allocate request is answered with 508");
                 }
@@ -377,9 +370,9 @@ impl Worker {
     fn expire(&self, now: Instant) {
         loop {
             let Some((id, families)) = self.server.borrow_mut().expire(now) else { break };
-            debug!("allocation expired");
             self.close(id, families);
         }
+        self.log_events();
         self.ports.expire(now);
     }
 
@@ -457,22 +450,6 @@ impl Worker {
                 }
                 Err(reason) => self.counters.count_drop(reason, 1),
             }
-        }
-    }
-
-    fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: &PeerRefused) {
-        if self.refusals.allows(now) {
-            info!(%client, %peer, %why, remedy = why.remedy(), "peer refused with 403");
-        }
-    }
-}
-
-impl Worker {
-    /// Logs a failed authentication, for fail2ban and the like. The nonce has proved the client's address.
-    fn log_failure(&self, now: Instant, client: ClientAddr, failure: &AuthFailure) {
-        if self.failures.allows(now) {
-            let user: String = failure.user.escape_debug().take(USER_LOGGED).collect();
-            info!(ip = %client.0.ip(), %client, user, reason = failure.reason.name(), "authentication failed");
         }
     }
 }

@@ -162,6 +162,16 @@ impl Credentials {
         self.users.is_empty() && self.secrets.is_empty()
     }
 
+    /// How many static users there are.
+    pub fn users(&self) -> usize {
+        self.users.len()
+    }
+
+    /// How many shared secrets there are.
+    pub fn secrets(&self) -> usize {
+        self.secrets.len()
+    }
+
     /// The realm.
     pub fn realm(&self) -> &str {
         &self.realm

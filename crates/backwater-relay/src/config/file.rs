@@ -58,6 +58,10 @@ impl ConfigFile {
         Some(format!("{path}: others can read the passwords in it (mode {mode:04o}): chmod 600 it"))
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// As it was when it was read. `None` for what is no file, such as a pipe: reading that again would be wrong.
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         self.stamp
@@ -139,5 +143,5 @@ fn parse(name: &str, text: &str) -> Result<HashMap<&'static str, Given>, Vec<Con
 
 fn scalar(value: &toml::Value) -> Option<String> {
     let number = value.as_integer().map(|number| number.to_string());
-    value.as_str().map(str::to_owned).or(number)
+    value.as_str().map(str::to_owned).or(number).or_else(|| value.as_bool().map(|on| on.to_string()))
 }

@@ -95,6 +95,11 @@ pub(super) const KEYS: &[Key] = &[
     one("admin", "IP:PORT", "Where to serve metrics and the policy over HTTP, on loopback [default: nowhere]"),
     one("drain", "SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]"),
     one(
+        "log-allocations",
+        "on|off",
+        "Whether allocations that are made, refreshed and ended are in the log at info, or at debug [default: off]",
+    ),
+    one(
         "log-level",
         "FILTER",
         "error, warn, info, debug, trace, or a list such as info,backwater_turn=debug [default: info]",

@@ -113,6 +113,10 @@ impl Reader<'_> {
         }
     }
 
+    pub(super) fn switch(&mut self, key: &str) -> Option<bool> {
+        self.one(key, "on or off").map(|Switch(on)| on)
+    }
+
     pub(super) fn log_level(&mut self) -> String {
         let filter = self.one("log-level", "").unwrap_or_else(|| "info".to_owned());
         if let Err(error) = Logs::check_filter(&filter) {
@@ -276,6 +280,18 @@ pub(super) struct Text(pub(super) String);
 impl Value for Text {
     fn read(text: &str) -> Option<Self> {
         Some(Self(text.to_owned()))
+    }
+}
+
+struct Switch(bool);
+
+impl Value for Switch {
+    fn read(text: &str) -> Option<Self> {
+        match text.trim() {
+            "on" | "true" => Some(Self(true)),
+            "off" | "false" => Some(Self(false)),
+            _ => None,
+        }
     }
 }
 

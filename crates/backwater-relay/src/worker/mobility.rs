@@ -120,5 +120,6 @@ impl Worker {
             None => {}
         }
         self.act(listener, now, request.to(), action, &mut reply);
+        self.log_events();
     }
 }

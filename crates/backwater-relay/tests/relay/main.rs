@@ -21,6 +21,7 @@ mod hardship;
 mod limits;
 mod mobility;
 mod nat;
+mod operator;
 mod program;
 mod proto_client;
 mod security;

@@ -263,6 +263,7 @@ fn a_port_in_use_is_one_line_and_exit_1() {
 #[test]
 fn a_403_is_explained_in_the_log() {
     let args = ["--listen", "[::1]:0", "--user", "alice:secret", "--deny-peer", "8.8.8.0/24", "--drain", "0"];
+    let args = [&args[..], &["--log-level", "backwater_relay=debug"]].concat();
     let mut relay = Program::start(&args, 0);
     let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
     let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");

@@ -9,7 +9,7 @@ use backwater_stun::{
 };
 
 use super::{
-    Action, AllocationId, Bind, Bound, DropReason, PortRequest, RESERVED_FOR, Server,
+    Action, AllocationId, Bind, Bound, DropReason, EventKind, PortRequest, RESERVED_FOR, Server,
     allocation::{Allocation, Granted},
     answer::{Answer, Refusal, replied},
     requests::Authenticated,
@@ -55,6 +55,9 @@ impl Server {
         allocation.expires = found.map(|found| until.filter(|_| found));
         allocation.granted.relayed = bound.relayed;
         allocation.granted.token = bound.token;
+        if let Some(allocation) = self.allocations.get(id.index()) {
+            self.events.push(EventKind::Made(allocation.granted.lifetime), allocation);
+        }
         self.allocated(id, reply)
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionId};
 
-use super::DropReason;
+use super::{DropReason, events::Traffic};
 use crate::{
     Families, FiveTuple, PeerAddr, PeerRules, PerFamily, RelayedAddr,
     auth::Identity,
@@ -38,6 +38,7 @@ pub(super) struct Allocation {
     pub(super) looked_at: Option<Instant>,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
+    pub(super) traffic: Traffic,
     /// By address.
     permissions: Vec<Permission>,
     /// By number.
@@ -101,6 +102,7 @@ impl Allocation {
             mobile: false,
             looked_at: None,
             granted,
+            traffic: Traffic::default(),
             permissions: Vec::new(),
             channels: Vec::new(),
         }

@@ -25,6 +25,7 @@ impl Server {
         let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
         allocation.check_peer(peer, now, &self.config.peers)?;
         self.meter(allocation, now, bytes)?;
+        allocation.traffic.to_client(bytes);
         let framing = allocation.peer_channel(peer, now).map_or(Framing::Indication, Framing::Channel);
         Ok((allocation.five_tuple, framing))
     }
@@ -85,6 +86,7 @@ impl Server {
             if let Err(reason) = self.meter(allocation, now, message.data().len()) {
                 break 'drop reason;
             }
+            allocation.traffic.to_peers(message.data().len());
             let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
             return Action::Forward { via, to, range: start..start + message.data().len(), dont_fragment: false };
         };
@@ -110,6 +112,7 @@ impl Server {
             if let Err(reason) = self.meter(allocation, now, range.len()) {
                 break 'drop reason;
             }
+            allocation.traffic.to_peers(range.len());
             let dont_fragment = message.contains(AttributeType::DONT_FRAGMENT);
             return Action::Forward { via, to, range, dont_fragment };
         };

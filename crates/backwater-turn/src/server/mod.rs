@@ -9,6 +9,7 @@ mod allocation;
 mod answer;
 mod answered;
 mod data;
+mod events;
 mod mobility;
 mod requests;
 
@@ -26,6 +27,7 @@ use slab::Slab;
 
 use allocation::Allocation;
 pub use allocation::MAX_PEERS;
+pub use events::{Ending, Event, EventKind};
 pub use mobility::{Move, Moved};
 
 use crate::{
@@ -247,6 +249,7 @@ pub struct Server {
     answered: answered::Answered,
     generation: u32,
     transaction_ids: TransactionIds,
+    events: events::Events,
     /// The client of the last ChannelData: they come in runs.
     recent: Option<(FiveTuple, AllocationId)>,
     /// Whether bytes are counted at all.
@@ -269,6 +272,7 @@ impl Server {
             expiries: BinaryHeap::new(),
             answered: answered::Answered::default(),
             generation: 0,
+            events: events::Events::default(),
             recent: None,
         }
     }
@@ -310,7 +314,7 @@ impl Server {
             allocation.looked_at = None;
             let due = allocation.expires.map(|at| at.is_some_and(|at| at <= now));
             if due.any() {
-                self.close(id, due);
+                self.close(id, due, Ending::Expired);
             }
             self.look_in_time(id);
             if due.any() {
@@ -371,10 +375,10 @@ impl Server {
     }
 
     /// Takes these families from an allocation, and removes it when that was all. Returns whether something is left.
-    fn close(&mut self, id: AllocationId, families: Families) -> bool {
+    fn close(&mut self, id: AllocationId, families: Families, why: Ending) -> bool {
         let left = self.allocation_mut(id).is_some_and(|allocation| allocation.close(families));
-        if !left {
-            self.remove(id);
+        if !left && let Some(allocation) = self.remove(id).filter(Allocation::is_bound) {
+            self.events.ended(why, &allocation);
         }
         left
     }

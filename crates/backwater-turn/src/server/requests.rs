@@ -14,7 +14,7 @@ use backwater_stun::{
 };
 
 use super::{
-    Action, AllocationId, DropReason, MAX_PEERS, Server, UNDERSTOOD,
+    Action, AllocationId, DropReason, Ending, EventKind, MAX_PEERS, Server, UNDERSTOOD,
     allocation::{Allocation, BindError, Full},
     answer::{Answer, MAX_UNKNOWN, Refusal},
 };
@@ -244,7 +244,7 @@ impl Server {
         };
         let len = success(reply)?;
         if lifetime.is_zero() {
-            self.close(id, families);
+            self.close(id, families, Ending::Deleted);
             return Ok(Action::Unbind(id, families, len));
         }
         if let Some(allocation) = self.allocation_mut(id) {
@@ -252,6 +252,9 @@ impl Server {
                 *allocation.expires.get_mut(family) = Some(now + lifetime);
             }
             allocation.purge(now);
+        }
+        if let Some(allocation) = self.allocations.get(id.index()) {
+            self.events.push(EventKind::Refreshed(lifetime), allocation);
         }
         self.look_in_time(id);
         Ok(Action::Reply(len))

@@ -1,0 +1,43 @@
+//! What a relay says of itself at its start.
+
+use std::{fmt::Display, net::SocketAddr};
+
+use backwater_turn::PeerRules;
+use tracing::{info, warn};
+
+use super::Config;
+use crate::ports::RelayIp;
+
+impl Config {
+    /// Logs what the relay was started with, on one line, and warns of what will not work.
+    pub fn announce(&self, listen: &[SocketAddr]) {
+        let relayed = || [self.relay_v4, self.relay_v6].into_iter().flatten();
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            listen = list(listen),
+            relayed = list(relayed()),
+            ports = format!("{}-{}", self.ports.start(), self.ports.end()),
+            realm = self.credentials.realm(),
+            users = self.credentials.users(),
+            secrets = self.credentials.secrets(),
+            threads = self.threads,
+            file = self.file.as_ref().map_or_else(|| "none".to_owned(), |file| file.path().display().to_string()),
+            "backwater-relay started"
+        );
+        for RelayIp { advertise, .. } in relayed().filter(|ip| !ip.advertise.is_loopback()) {
+            if let Err(why) = PeerRules::default().check_ip(advertise) {
+                warn!(
+                    relayed = %advertise,
+                    %why,
+                    remedy = "behind a NAT, give the address that the NAT has outside as external-address",
+                    "the relayed address is private or otherwise special: peers elsewhere cannot reach it, and clients of this \
+                     relay that try each other's get 403"
+                );
+            }
+        }
+    }
+}
+
+fn list<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}

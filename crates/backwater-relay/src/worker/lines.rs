@@ -1,0 +1,123 @@
+//! The lines that a thread writes about its clients.
+
+use std::{cell::RefCell, collections::HashSet, time::Instant};
+
+use backwater_turn::{
+    AuthFailure, ClientAddr, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
+    server::{Event, EventKind},
+};
+use tracing::{debug, info};
+
+use super::Worker;
+use crate::log_limit::LogLimit;
+
+/// Characters of a user name that the log shows. The client may send any name.
+const USER_LOGGED: usize = 128;
+
+/// Clients whose first refusal is remembered.
+const MAX_REFUSED: usize = 4096;
+
+/// What a thread remembers of the lines that it has written.
+pub(crate) struct Lines {
+    refusals: LogLimit,
+    /// Those at `debug`, which must not use up the others' share.
+    repeated: LogLimit,
+    /// Clients that a line at `info` was about.
+    refused: RefCell<HashSet<ClientAddr>>,
+    failures: LogLimit,
+    pub(super) no_port: LogLimit,
+    /// Whether allocations are logged at `info`.
+    allocations: bool,
+}
+
+impl Lines {
+    pub(crate) fn new(allocations: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            refusals: LogLimit::new(now),
+            repeated: LogLimit::new(now),
+            refused: RefCell::default(),
+            failures: LogLimit::new(now),
+            no_port: LogLimit::once_a_minute(now),
+            allocations,
+        }
+    }
+
+    /// Whether it is the first refusal of this client.
+    fn is_first(&self, client: ClientAddr) -> bool {
+        let mut refused = self.refused.borrow_mut();
+        if refused.len() >= MAX_REFUSED {
+            refused.clear();
+        }
+        refused.insert(client)
+    }
+}
+
+impl Worker {
+    /// Explains a 403. Browsers try each other's private candidates as a matter of course: at `info` once for each client.
+    pub(super) fn log_refusal(&self, now: Instant, client: ClientAddr, peer: PeerAddr, why: &PeerRefused) {
+        let by_default = matches!(why, PeerRefused::Default { .. });
+        let is_first = !by_default || self.lines.is_first(client);
+        let limit = if is_first { &self.lines.refusals } else { &self.lines.repeated };
+        if !limit.allows(now) {
+            return;
+        }
+        let (mut why, mut remedy) = (why.to_string(), why.remedy().to_owned());
+        if by_default && self.ports.own_port(peer).is_some() {
+            let ip = peer.0.ip();
+            why = format!("it is this relay's own relay-address or external-address, and {why}");
+            remedy = format!(
+                "for clients that are to reach each other through this relay, allow-peer = [\"{ip}\"]: it opens every UDP \
+                 service on that one address; behind a NAT, set external-address to the public one"
+            );
+        }
+        if is_first {
+            info!(%client, %peer, why, remedy, "peer refused with 403");
+        } else {
+            debug!(%client, %peer, why, remedy, "peer refused with 403");
+        }
+    }
+
+    /// Logs a failed authentication, for fail2ban and the like. The nonce has proved the client's address.
+    pub(super) fn log_failure(&self, now: Instant, client: ClientAddr, failure: &AuthFailure) {
+        if self.lines.failures.allows(now) {
+            let user: String = shown(&failure.user);
+            info!(ip = %client.0.ip(), %client, user, reason = failure.reason.name(), "authentication failed");
+        }
+    }
+
+    /// Writes what has become of allocations since the last time.
+    pub(super) fn log_events(&self) {
+        loop {
+            let Some(event) = self.server.borrow_mut().poll_event() else { return };
+            self.log_event(&event);
+        }
+    }
+
+    fn log_event(&self, Event { kind, client, user, relayed }: &Event) {
+        let PerFamily { v4, v6 } = relayed;
+        let relayed = v4.iter().chain(v6).map(RelayedAddr::to_string).collect::<Vec<_>>().join(", ");
+        let user: String = shown(user);
+        // A level is part of a line's place in the code.
+        macro_rules! line {
+            ($($line:tt)*) => {
+                if self.lines.allocations { info!($($line)*) } else { debug!($($line)*) }
+            };
+        }
+        match kind {
+            EventKind::Made(lifetime) => {
+                line!(%client, user, relayed, lifetime_seconds = lifetime.as_secs(), "allocation made");
+            }
+            EventKind::Refreshed(lifetime) => {
+                line!(%client, user, relayed, lifetime_seconds = lifetime.as_secs(), "allocation refreshed");
+            }
+            EventKind::Ended { why, bytes_to_peers, bytes_to_client } => {
+                line!(%client, user, relayed, why = why.name(), bytes_to_peers, bytes_to_client, "allocation ended");
+            }
+        }
+    }
+}
+
+fn shown(user: &str) -> String {
+    user.escape_debug().take(USER_LOGGED).collect()
+}

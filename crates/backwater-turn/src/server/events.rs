@@ -1,0 +1,109 @@
+//! What becomes of allocations, for a log.
+
+use std::{cell::Cell, collections::VecDeque, time::Duration};
+
+use super::{Server, allocation::Allocation};
+use crate::{ClientAddr, PerFamily, RelayedAddr};
+
+/// Events that wait to be read; an owner that reads them after each call never has as many.
+const MAX_EVENTS: usize = 1024;
+
+/// Something that has become of an allocation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What.
+    pub kind: EventKind,
+    /// The client's address now.
+    pub client: ClientAddr,
+    /// Its user.
+    pub user: Box<str>,
+    /// The relayed addresses that the allocation began with: one, or one of each family.
+    pub relayed: PerFamily<Option<RelayedAddr>>,
+}
+
+/// What has become of an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// It was made, for so long.
+    Made(Duration),
+    /// It, or its part of one family, was refreshed for so long.
+    Refreshed(Duration),
+    /// It is gone.
+    Ended {
+        /// Why.
+        why: Ending,
+        /// Payload bytes from the client.
+        bytes_to_peers: u64,
+        /// Payload bytes to the client.
+        bytes_to_client: u64,
+    },
+}
+
+/// Why an allocation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// A Refresh request with a LIFETIME of zero.
+    Deleted,
+    /// It was not refreshed in time.
+    Expired,
+}
+
+impl Ending {
+    /// The word in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// The payload bytes of an allocation.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    to_peers: Cell<u64>,
+    to_client: Cell<u64>,
+}
+
+impl Traffic {
+    #[inline]
+    pub(super) fn to_peers(&self, bytes: usize) {
+        self.to_peers.set(self.to_peers.get() + bytes as u64);
+    }
+
+    #[inline]
+    pub(super) fn to_client(&self, bytes: usize) {
+        self.to_client.set(self.to_client.get() + bytes as u64);
+    }
+}
+
+/// Events that the owner has not read yet.
+#[derive(Default)]
+pub(super) struct Events(VecDeque<Event>);
+
+impl Events {
+    pub(super) fn push(&mut self, kind: EventKind, allocation: &Allocation) {
+        if self.0.len() >= MAX_EVENTS {
+            self.0.pop_front();
+        }
+        self.0.push_back(Event {
+            kind,
+            client: allocation.five_tuple.client,
+            user: allocation.user.name.clone(),
+            relayed: allocation.granted.relayed,
+        });
+    }
+
+    pub(super) fn ended(&mut self, why: Ending, allocation: &Allocation) {
+        let Traffic { to_peers, to_client } = &allocation.traffic;
+        let kind = EventKind::Ended { why, bytes_to_peers: to_peers.get(), bytes_to_client: to_client.get() };
+        self.push(kind, allocation);
+    }
+}
+
+impl Server {
+    /// The next event, in their order. 1,024 are kept, the latest.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.0.pop_front()
+    }
+}
