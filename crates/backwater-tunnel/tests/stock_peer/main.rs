@@ -12,6 +12,7 @@ mod across_minutes;
 mod bad_input;
 mod close;
 mod control;
+mod exit_node;
 mod memory;
 mod moves;
 mod names;
