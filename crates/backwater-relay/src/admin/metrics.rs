@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use backwater_ops::{MetricKind, Metrics};
 use backwater_turn::{AuthFailureReason, server::DropReason};
-use backwater_udp::{Policy, Sample};
+use backwater_udp::{Policy, Sample, StatsSnapshot};
 
 use super::Control;
 use crate::counters::{Counter, Counters};
@@ -19,10 +19,9 @@ pub(super) fn render(control: &Control) -> String {
     );
     policy(&mut m, control.backpressure.get());
     relay(&mut m, control);
-    let of_threads = control.stats.iter().map(|stats| stats.snapshot().samples());
-    for sample in of_threads.reduce(sum).unwrap_or_default() {
-        socket(&mut m, &sample);
-    }
+    let mut sockets = StatsSnapshot::default();
+    control.stats.iter().for_each(|stats| sockets += stats.snapshot());
+    sockets.samples().iter().for_each(|sample| socket(&mut m, sample));
     m.to_string()
 }
 
@@ -88,15 +87,6 @@ const QUEUE_DROPS: &[(&str, Field)] = &[
     ("no_room", |c| &c.no_room),
 ];
 
-/// Adds up the samples of two sockets; all have the same ones in the same order.
-fn sum(mut all: Vec<Sample>, more: Vec<Sample>) -> Vec<Sample> {
-    for (sample, more) in all.iter_mut().zip(more) {
-        debug_assert_eq!((sample.name, &sample.labels), (more.name, &more.labels));
-        sample.value += more.value;
-    }
-    all
-}
-
 fn socket(m: &mut Metrics, sample: &Sample) {
     let suffix = ["_bucket", "_sum", "_count"].into_iter().find(|suffix| sample.name.ends_with(suffix));
     let base = sample.name.strip_suffix(suffix.unwrap_or_default()).unwrap_or(sample.name);
@@ -105,32 +95,9 @@ fn socket(m: &mut Metrics, sample: &Sample) {
         None if base.ends_with("_total") => MetricKind::Counter,
         None => MetricKind::Gauge,
     };
-    let help = HELP.iter().find(|(name, _)| *name == base).map_or("", |(_, help)| help);
     let labels: Vec<_> = sample.labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    m.family(&format!("backwater_{base}"), kind, help).add(suffix.unwrap_or_default(), &labels, sample.value);
+    m.family(&format!("backwater_{base}"), kind, sample.help).add(suffix.unwrap_or_default(), &labels, sample.value);
 }
-
-const HELP: &[(&str, &str)] = &[
-    ("accepted_total", "Datagrams handed to a sender: sent, dropped or held."),
-    ("sent_total", "Datagrams the kernel took."),
-    ("received_total", "Datagrams received."),
-    ("held", "Datagrams that a sender holds now."),
-    ("drops_total", "Datagrams that a sender dropped."),
-    ("parked_total", "Times that a sender had to wait."),
-    ("send_attempts_total", "System calls that send."),
-    ("enobufs_total", "ENOBUFS seen: advised, a readiness event is promised; silent, none is."),
-    ("wake_total", "Wake-ups of senders that wait, by what woke them."),
-    ("recovery_seconds", "From a refusal to the next success, by what woke the sender."),
-    ("lost_edge_total", "Promised readiness events that did not come."),
-    ("spurious_wake_total", "Readiness events after which the system refused all the same."),
-    ("partial_batch_total", "Transmits of which a part was sent before the rest had to wait."),
-    ("blocked_seconds_total", "Time that senders have waited."),
-    ("stuck_total", "Times that a sender found its socket blocked for seconds."),
-    ("possible_duplicate_total", "Datagrams offered again although the system may have queued them."),
-    ("icmp_errors_total", "ICMP messages read from the error queue."),
-    ("icmp_errors_lost_total", "Of those, the ones that nobody fetched in time."),
-    ("receive_errors_total", "Receives that failed for a reason other than an ICMP message."),
-];
 
 #[cfg(test)]
 mod tests {
@@ -186,7 +153,7 @@ mod tests {
         for sample in Stats::default().snapshot().samples() {
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|s| sample.name.strip_suffix(s));
             let base = base.unwrap_or(sample.name);
-            assert!(HELP.iter().any(|(name, _)| *name == base), "{base} has no help");
+            assert!(!sample.help.is_empty(), "{base} has no help");
             assert_eq!(text.matches(&format!("# TYPE backwater_{base} ")).count(), 1, "{base}");
         }
         assert!(text.contains("# TYPE backwater_recovery_seconds histogram\n"));

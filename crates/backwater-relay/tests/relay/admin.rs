@@ -79,7 +79,9 @@ fn metrics(admin: SocketAddr) -> HashMap<String, f64> {
 
 /// All with this name, whatever the labels.
 fn total(samples: &HashMap<String, f64>, name: &str) -> f64 {
-    samples.iter().filter(|(key, _)| key.split('{').next() == Some(name)).map(|(_, value)| value).sum()
+    let named: Vec<_> = samples.iter().filter(|(key, _)| key.split('{').next() == Some(name)).collect();
+    assert!(!named.is_empty(), "there is no {name}");
+    named.into_iter().map(|(_, value)| value).sum()
 }
 
 /// Waits until it holds, for ten times as long as anything here takes on an idle machine.

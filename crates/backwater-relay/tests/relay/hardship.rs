@@ -83,7 +83,9 @@ impl Relay {
     /// All with this name, whatever the labels.
     fn metric(&self, name: &str) -> u64 {
         let all = self.metrics();
-        all.iter().filter(|(key, _)| key.split('{').next() == Some(name)).map(|(_, value)| *value as u64).sum()
+        let named: Vec<_> = all.iter().filter(|(key, _)| key.split('{').next() == Some(name)).collect();
+        assert!(!named.is_empty(), "there is no {name}");
+        named.into_iter().map(|(_, value)| *value as u64).sum()
     }
 }
 
