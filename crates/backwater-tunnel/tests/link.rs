@@ -161,6 +161,39 @@ fn all_goes_into_the_tunnel_but_what_it_sends() {
 }
 
 #[test]
+fn the_mtu_is_that_of_the_routes_by_which_datagrams_go() {
+    in_namespace("the_mtu_is_that_of_the_routes_by_which_datagrams_go", &[], || {
+        uplink();
+        ip("link set up0 mtu 1480");
+        ip("route add 198.51.100.0/24 via 192.0.2.1 mtu 1400");
+        ip("-6 route add 2001:db8:1::/48 via 2001:db8::1 mtu 1390");
+        // Longer than the device takes.
+        ip("route add 203.0.113.0/24 via 192.0.2.1 mtu 9000");
+        ip("route add table 7 198.51.100.0/24 via 192.0.2.1 mtu 1300");
+        ip("rule add fwmark 7 table 7");
+        block_on(async {
+            // The routes of the tunnel's own are not those of its datagrams.
+            let mut config = config(&["10.1.0.1/32", "fd01::1/128"], &["0.0.0.0/0", "::/0"]);
+            config.peers[0].endpoint = Some("203.0.113.1:9".parse().unwrap());
+            let link = Link::open(&config, "bw0").unwrap();
+            assert_eq!(link.mtu(), 1400);
+            let mtu = |to: &str| link.route_mtu(to.parse().unwrap()).ok();
+            let routes = ["198.51.100.1", "203.0.113.1", "192.0.2.9", "8.8.8.8", "2001:db8:1::1", "2001:db8::9"];
+            assert_eq!(routes.map(mtu), [1400, 1480, 1480, 1480, 1390, 1480].map(Some));
+            link.close().unwrap();
+
+            config.interface.fwmark = 7;
+            config.peers[0].endpoint = Some("198.51.100.1:9".parse().unwrap());
+            let mut link = Link::open(&config, "bw0").unwrap();
+            assert_eq!((link.mtu(), link.route_mtu("198.51.100.1".parse().unwrap()).unwrap()), (1280, 1300));
+            link.set_mtu(1333).unwrap();
+            assert_eq!((link.mtu(), &show("link show dev bw0")[0]["mtu"]), (1333, &1333.into()));
+            link.close().unwrap();
+        });
+    });
+}
+
+#[test]
 fn two_tunnels_do_not_disturb_each_other() {
     in_namespace("two_tunnels_do_not_disturb_each_other", &[], || {
         uplink();

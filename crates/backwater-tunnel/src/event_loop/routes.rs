@@ -78,13 +78,20 @@ impl EventLoop {
             }
             match (side.socket.set_fragmentation(wanted), needs) {
                 (Ok(()), Some(peer)) => {
-                    let (peer, fits) = (name_of(&peer.public_key), peer.path_mtu.fits(now));
-                    warn!(
-                        peer,
-                        mtu,
-                        fits,
-                        "the path to the peer carries shorter packets than the device's MTU: datagrams are fragmented"
-                    );
+                    let (fits, peer) = (peer.path_mtu.fits(now), name_of(&peer.public_key));
+                    if fits < mtu {
+                        warn!(
+                            peer,
+                            mtu,
+                            fits,
+                            "datagrams are fragmented: the device's MTU is more than fits the path to the peer"
+                        );
+                    } else {
+                        debug!(
+                            peer,
+                            mtu, "datagrams may be fragmented: they are longer than the Internet's 1,500 bytes"
+                        );
+                    }
                 }
                 (Ok(()), None) => info!("datagrams are no longer fragmented"),
                 (Err(error), _) => warn!(%error, "the socket's fragmentation cannot be set"),

@@ -1,7 +1,7 @@
 //! The path to the peer carries shorter packets than the device's MTU promises.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::support::{
     Network, in_namespace,
-    traffic::{Echo, transfer, until_answered},
+    traffic::{Echo, packets_of, transfer, until_answered},
     tunnel::{HERE, NAME, PROGRAMS, Sides, THERE},
 };
 
@@ -38,11 +38,12 @@ fn mtu(sides: &Sides) -> u16 {
     sides.here.run(&format!("cat /sys/class/net/{NAME}/mtu")).trim().parse().unwrap()
 }
 
-/// Each of 20 packets of `len` bytes, IP header included, is echoed within the tunnel.
-fn all_are_echoed(from: &Network, to: IpAddr, len: u16) {
-    let payload = len - if to.is_ipv4() { 28 } else { 48 };
-    let output = from.run(&format!("ping -c 20 -i 0.01 -W 10 -M do -s {payload} {to}"));
-    assert!(output.contains("20 received, 0% packet loss"), "{len} bytes to {to}: {output}");
+fn until_mtu(sides: &Sides, expected: u16) {
+    let begin = Instant::now();
+    while mtu(sides) != expected {
+        assert!(begin.elapsed() < SOON, "the device's MTU is {}", mtu(sides));
+        sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]
@@ -64,13 +65,13 @@ fn ipv6_inside_has_1280_bytes_on_a_path_of_1280() {
     in_namespace("path_mtu::ipv6_inside_has_1280_bytes_on_a_path_of_1280", PROGRAMS, || {
         for endpoint in ["10.9.2.2", "[fd09:2::2]"] {
             let (sides, _router) = routed(1280);
-            let _stock = sides.stock("");
+            let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
             let tunnel = sides.up("", &format!("Endpoint = {endpoint}:51820"));
             // The path's MTU is learnt.
             transfer(&sides.here, &sides.there, THERE[0], 1);
             assert!(tunnel.device("too_big") > 0, "{:#}", tunnel.status());
             transfer(&sides.here, &sides.there, THERE[1], 3);
-            all_are_echoed(&sides.here, THERE[1], 1280);
+            packets_of(&sides.here, THERE[1], 1280);
         }
     });
 }
@@ -94,9 +95,15 @@ fn a_forged_icmp_message_changes_nothing() {
             });
         }
         for to in THERE {
-            all_are_echoed(&sides.here, to, 1420);
+            packets_of(&sides.here, to, 1420);
         }
         assert_eq!(tunnel.device("too_big"), 0);
+
+        // The kernel has believed it. A change of the routes has all of them looked up again.
+        let cached = sides.here.run("ip route get 10.9.1.2 sport 40000 dport 51820 ipproto udp");
+        assert!(cached.contains("mtu 1280"), "{cached}");
+        sides.here.run("ip link set fe1 mtu 1490");
+        until_mtu(&sides, 1410);
     });
 }
 
@@ -122,12 +129,12 @@ fn the_default_mtu_is_that_of_the_route_less_80() {
             let sides = Sides::new();
             sides.here.run(&format!("ip link set fe1 mtu {outside}"));
             sides.there.run(&format!("ip link set fe1 mtu {outside}"));
-            let _stock = sides.stock("");
+            let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
             let tunnel = sides.up("", &format!("Endpoint = {endpoint}:51820"));
             assert_eq!(mtu(&sides), inside, "{endpoint} by {outside}");
             let fits = inside.min(outside - 60);
-            all_are_echoed(&sides.here, THERE[0], fits);
-            all_are_echoed(&sides.here, THERE[1], inside);
+            packets_of(&sides.here, THERE[0], fits);
+            packets_of(&sides.here, THERE[1], inside);
             for to in THERE {
                 transfer(&sides.here, &sides.there, to, 5);
             }
@@ -141,11 +148,11 @@ fn a_configured_mtu_that_the_route_does_not_carry_is_fragmented_outside() {
     in_namespace("path_mtu::a_configured_mtu_that_the_route_does_not_carry_is_fragmented_outside", PROGRAMS, || {
         for endpoint in ["10.9.1.2", "[fd09:1::2]"] {
             let sides = Sides::new();
-            let _stock = sides.stock("");
+            let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
             sides.there.run("ip link set wg0 mtu 1500");
             let tunnel = sides.up("MTU = 1500", &format!("Endpoint = {endpoint}:51820"));
             for to in THERE {
-                all_are_echoed(&sides.here, to, 1500);
+                packets_of(&sides.here, to, 1500);
                 transfer(&sides.here, &sides.there, to, 5);
                 transfer(&sides.there, &sides.here, HERE[usize::from(to.is_ipv6())], 5);
             }
@@ -164,13 +171,9 @@ fn the_mtu_follows_the_route_while_the_tunnel_runs() {
         assert_eq!(mtu(&sides), 1420);
         for (outside, inside) in [(1400, 1320), (1500, 1420)] {
             sides.here.run(&format!("ip link set fe1 mtu {outside}"));
-            let begin = Instant::now();
-            while mtu(&sides) != inside {
-                assert!(begin.elapsed() < SOON, "the device's MTU is {}", mtu(&sides));
-                sleep(Duration::from_millis(50));
-            }
+            until_mtu(&sides, inside);
             for to in THERE {
-                all_are_echoed(&sides.here, to, inside);
+                packets_of(&sides.here, to, inside);
             }
         }
         assert!(tunnel.log().contains("1320"), "{}", tunnel.log());

@@ -107,6 +107,21 @@ pub fn datagrams(from: &Network, to: IpAddr) {
     });
 }
 
+/// Sends 20 datagrams that are packets of `len` bytes, one after the other, to the echo there, and has each back.
+pub fn packets_of(from: &Network, to: IpAddr, len: u16) {
+    from.within(move || {
+        let socket = socket(to);
+        let mut back = vec![0; 65_536];
+        for number in 0..20 {
+            let sent = vec![number; usize::from(len) - if to.is_ipv4() { 28 } else { 48 }];
+            socket.send(&sent).unwrap();
+            let received =
+                socket.recv(&mut back).unwrap_or_else(|error| panic!("{number}, {len} bytes to {to}: {error}"));
+            assert!(back[..received] == sent, "{number} came back as {received} bytes");
+        }
+    });
+}
+
 /// How long it takes until a datagram gets to the echo there and back. One is sent every 20 ms. `idle` is how long an idle
 /// machine takes at most: ten times as long is a failure, so that a busy one does not fail.
 pub fn until_answered(from: &Network, to: IpAddr, idle: Duration) -> Duration {
