@@ -11,6 +11,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_core::{FusedStream, Stream};
 use futures_sink::Sink;
+use tokio::task::coop;
 
 use crate::{
     receiver::{Receiver, RecvBatch, Train},
@@ -117,6 +118,8 @@ impl Sink<OwnedDatagram> for DatagramSink {
     type Error = io::Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A task that sends in a loop lets others run, as with tokio's sockets.
+        ready!(coop::poll_proceed(cx)).made_progress();
         self.get_mut().poll_held(cx)
     }
 

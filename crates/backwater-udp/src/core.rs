@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -12,18 +12,26 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     Policy,
-    decision::{Errno, Os, Refusal, Verdict},
-    io::{Drained, Io},
+    decision::{Errno, Os},
+    io::Io,
     park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::{DropReason, Report},
     sys::errno,
-    transmit::{Next, Scratch, Transmit},
+    transmit::{Hold, Transmit},
 };
+
+mod attempt;
+
+use attempt::{Budget, attempt, attempt_one, drop_rest, fail, pass};
 
 pub(crate) struct Core<I: Io> {
     io: I,
-    /// Names it among those who wait; 0 until it has to.
-    id: u64,
+    /// Names it among those who wait and in what it holds; 0 until it has to.
+    id: u32,
+    /// Counts what it has held: the transmits of one call have the same number.
+    generation: u32,
+    /// The last turn of another sender that it has yielded to.
+    yielded_to: u32,
     /// Datagrams accepted from transmits that are not done.
     held: usize,
     wait: Option<Box<Wait<I::Registration>>>,
@@ -33,7 +41,8 @@ pub(crate) struct Core<I: Io> {
 struct Wait<R> {
     /// Made by the first wait that listens.
     registration: Option<R>,
-    timer: Pin<Box<Sleep>>,
+    /// Made by the first wait that needs it.
+    timer: Option<Pin<Box<Sleep>>>,
     parked: Option<Parked>,
     /// Whether the next poll is to try at once.
     yielded: bool,
@@ -42,7 +51,7 @@ struct Wait<R> {
     /// How long it took until there was room, smoothed.
     recovery: Option<Duration>,
     last_used: Instant,
-    /// Since when the socket has taken nothing.
+    /// Since when the system has taken nothing, though offered.
     blocked_since: Option<Instant>,
     stuck: bool,
     /// When a timer won although an edge was promised, and the socket had room; the first time since the last edge.
@@ -57,6 +66,8 @@ enum Attempt {
     Refused(Class),
     /// There may be room, but each call reports another error about an earlier datagram.
     Crowded,
+    /// There may be more room, but others have to run.
+    Paused,
     Fatal(io::Error),
 }
 
@@ -66,24 +77,22 @@ struct Failed {
     datagrams: usize,
 }
 
-/// Calls in a row that may end in `EINTR`, and in somebody else's error.
-const MAX_INTERRUPTED: u32 = 16;
-const MAX_OTHERS_ERRORS: u32 = 3;
-
 /// A registration that has not been needed for this long is given back.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// A socket that has taken nothing for this long is stuck.
+/// A sender of which the system has taken nothing for this long is stuck. XNU's flow control holds a sender until its own
+/// packets have left, which are at most 2,048: 20 s on a link that sends a hundred of them a second.
 const STUCK: Duration = Duration::from_secs(5);
+const STUCK_APPLE: Duration = Duration::from_secs(30);
 
 /// How late a promised event may be before it counts as lost.
 const LOST_EDGE: Duration = Duration::from_millis(250);
 
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
 impl<I: Io> Core<I> {
     pub(crate) fn new(io: I) -> Self {
-        Self { io, id: 0, held: 0, wait: None }
+        Self { io, id: 0, generation: 0, yielded_to: 0, held: 0, wait: None }
     }
 
     pub(crate) fn io(&self) -> &I {
@@ -92,6 +101,10 @@ impl<I: Io> Core<I> {
 
     pub(crate) fn is_stuck(&self) -> bool {
         self.wait.as_ref().is_some_and(|wait| wait.stuck)
+    }
+
+    pub(crate) fn blocked_for(&self) -> Option<Duration> {
+        self.wait.as_ref().and_then(|wait| wait.blocked_since).map(|since| since.elapsed())
     }
 
     pub(crate) fn poll_send_batch(
@@ -112,17 +125,24 @@ impl<I: Io> Core<I> {
             return Poll::Ready(Ok(total(ts)));
         }
         if !self.is_parked() {
-            if failed.is_none() && self.io.contention().is_anothers_turn(self.id) {
+            if failed.is_none() && self.yields() {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            match attempt_after(failed, &self.io, self.id, ts) {
+            let before = sent(ts);
+            let ended = attempt(&self.io, self.id, ts, failed, Budget::of_a_poll());
+            if sent(ts) > before {
+                self.made_progress();
+            }
+            match ended {
                 Attempt::Refused(_) if self.io.backpressure().get() == Policy::Drop => {
                     drop_rest(&self.io, ts, DropReason::NoBuffers);
+                    self.was_blocked();
                     return Poll::Ready(self.finish(ts, Attempt::Done));
                 }
                 Attempt::Crowded => self.park(ts, Class::Silent, true),
                 Attempt::Refused(class) => self.park(ts, class, false),
+                Attempt::Paused => return self.pause(cx, ts),
                 ended @ (Attempt::Done | Attempt::Fatal(_)) => return Poll::Ready(self.finish(ts, ended)),
             }
         }
@@ -132,10 +152,13 @@ impl<I: Io> Core<I> {
         match ended {
             Poll::Ready(ended) => {
                 self.unpark();
+                if matches!(ended, Attempt::Paused) {
+                    return self.pause(cx, ts);
+                }
                 Poll::Ready(self.finish(ts, ended))
             }
             Poll::Pending => {
-                self.held = ts.iter().map(Transmit::remaining).sum();
+                self.held = remaining(ts);
                 Poll::Pending
             }
         }
@@ -143,19 +166,38 @@ impl<I: Io> Core<I> {
 
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
         let failed = match pass(&self.io, self.id, std::slice::from_mut(t)) {
-            Ok(Some(sent)) => return Ok(Report { sent, ..Report::default() }),
+            Ok(Some(sent)) => {
+                self.made_progress();
+                return Ok(Report { sent, ..Report::default() });
+            }
             Ok(None) => None,
             Err(failed) => Some(failed),
         };
-        let before = t.remaining();
-        let ended = attempt_one(&self.io, self.id, t, failed);
-        if t.cursor.accepted {
-            self.held -= (before - t.remaining()).min(self.held);
+        if !self.holds(t) {
+            t.cursor.hold = Hold::default();
+        }
+        let (before, sent) = (t.remaining(), t.cursor.report.sent);
+        let ended = attempt_one(&self.io, self.id, t, failed, &mut Budget::unlimited());
+        if t.is_accepted() {
+            self.held = self.held.saturating_sub(before - t.remaining());
+        }
+        if t.cursor.report.sent > sent {
+            self.made_progress();
         }
         match ended {
             Attempt::Done => Ok(t.cursor.report),
-            Attempt::Refused(_) | Attempt::Crowded => Err(io::ErrorKind::WouldBlock.into()),
+            Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Err(io::ErrorKind::WouldBlock.into()),
             Attempt::Fatal(e) => Err(e),
+        }
+    }
+
+    /// Counts what is held of `ts` as given up: they may be offered again, to any sender.
+    pub(crate) fn give_up(&mut self, ts: &mut [Transmit<'_>]) {
+        if self.held > 0 {
+            self.cancel();
+            for t in ts.iter_mut() {
+                t.cursor.hold = Hold::default();
+            }
         }
     }
 
@@ -163,18 +205,54 @@ impl<I: Io> Core<I> {
         self.wait.as_ref().is_some_and(|wait| wait.parked.is_some())
     }
 
+    /// Whether it holds `t`, rather than another sender, or none any more.
+    fn holds(&self, t: &Transmit<'_>) -> bool {
+        self.held > 0 && t.cursor.hold == Hold { sender: self.id, generation: self.generation }
+    }
+
+    /// Holds `ts` instead of what it has held until now: what of that is not among them is given up.
     fn accept(&mut self, ts: &mut [Transmit<'_>]) {
-        let resumed = ts.iter().any(|t| t.cursor.accepted && !t.is_done());
-        if !resumed {
+        let kept: usize = ts.iter().filter(|t| self.holds(t)).map(Transmit::remaining).sum();
+        let all = remaining(ts);
+        if kept == 0 {
             self.cancel();
+        } else if kept < self.held {
+            self.io.stats().dropped(DropReason::Cancelled, self.held - kept);
         }
-        let mut accepted = 0;
-        for t in ts.iter_mut().filter(|t| !t.cursor.accepted) {
-            t.cursor.accepted = true;
-            accepted += t.remaining();
+        if all != kept || all != self.held {
+            // A copy of a cursor may have been offered along with it.
+            self.io.stats().accept(all - kept.min(self.held));
+            self.name();
+            self.generation = self.generation.wrapping_add(1);
+            let hold = Hold { sender: self.id, generation: self.generation };
+            for t in ts.iter_mut().filter(|t| !t.is_done()) {
+                t.cursor.hold = hold;
+            }
         }
-        self.held += accepted;
-        self.io.stats().accept(accepted);
+        self.held = all;
+    }
+
+    /// Lets a sender go first that has waited, and was called, but once each time.
+    fn yields(&mut self) -> bool {
+        let Some(turn) = self.io.contention().turn_of_another(self.id) else { return false };
+        if std::mem::replace(&mut self.yielded_to, turn) == turn {
+            self.io.contention().dismiss(turn);
+            return false;
+        }
+        true
+    }
+
+    /// The rest goes on when others have run.
+    fn pause(&mut self, cx: &mut Context<'_>, ts: &[Transmit<'_>]) -> Poll<io::Result<Report>> {
+        self.held = remaining(ts);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn name(&mut self) {
+        while self.id == 0 {
+            self.id = NEXT_ID.fetch_add(1, Relaxed);
+        }
     }
 
     /// Counts what is held as given up.
@@ -191,7 +269,7 @@ impl<I: Io> Core<I> {
         self.look_after();
         match ended {
             Attempt::Fatal(e) => Err(e),
-            Attempt::Done | Attempt::Refused(_) | Attempt::Crowded => Ok(total(ts)),
+            Attempt::Done | Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Ok(total(ts)),
         }
     }
 
@@ -210,19 +288,11 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn park(&mut self, ts: &[Transmit<'_>], class: Class, crowded: bool) {
-        let now = Instant::now();
-        if self.id == 0 {
-            self.id = NEXT_ID.fetch_add(1, Relaxed);
-        }
-        self.io.stats().park();
-        if ts.iter().any(|t| t.cursor.report.sent > 0) {
-            self.io.stats().partial();
-        }
-        let wait = self.wait.get_or_insert_with(|| {
+    fn wait_mut(&mut self, now: Instant) -> &mut Wait<I::Registration> {
+        self.wait.get_or_insert_with(|| {
             Box::new(Wait {
                 registration: None,
-                timer: Box::pin(tokio::time::sleep_until(now)),
+                timer: None,
                 parked: None,
                 yielded: false,
                 crowded: false,
@@ -232,15 +302,48 @@ impl<I: Io> Core<I> {
                 stuck: false,
                 suspect: None,
             })
-        });
+        })
+    }
+
+    fn park(&mut self, ts: &[Transmit<'_>], class: Class, crowded: bool) {
+        let now = Instant::now();
+        self.io.stats().park();
+        if ts.iter().any(|t| t.cursor.report.sent > 0) {
+            self.io.stats().partial();
+        }
+        let id = self.id;
+        self.wait_mut(now);
+        let Some(wait) = &mut self.wait else { return };
         wait.last_used = now;
         look_for_edge(&self.io, wait, now);
         wait.blocked_since.get_or_insert(now);
-        let mut parked = Parked::new(class, now, wait.recovery, random(self.id));
+        if let Some(timer) = &mut wait.timer {
+            // Of this runtime: the sender may have come from another one.
+            timer.as_mut().set(tokio::time::sleep_until(now));
+        }
+        let mut parked = Parked::new(class, now, wait.recovery, random(id));
         self.io.schedule(&mut parked);
         wait.yielded = false;
         wait.crowded = crowded;
         wait.parked = Some(parked);
+    }
+
+    /// The system has taken something.
+    fn made_progress(&mut self) {
+        if let Some(wait) = &mut self.wait {
+            clear_blocked(&self.io, wait);
+        }
+    }
+
+    /// The system has taken nothing, and what it was offered is dropped.
+    fn was_blocked(&mut self) {
+        let now = Instant::now();
+        let wait = self.wait_mut(now);
+        wait.last_used = now;
+        wait.blocked_since.get_or_insert(now);
+        if let Some(wait) = &mut self.wait {
+            see_whether_stuck(&self.io, wait, now);
+        }
     }
 
     fn unpark(&mut self) {
@@ -263,7 +366,7 @@ impl<I: Io> Core<I> {
     ) -> Poll<Attempt> {
         // First to be woken by a switch, then to read the policy: a switch in between is not missed.
         self.io.backpressure().wait(self.id, cx.waker());
-        self.io.contention().wait(self.id, cx.waker());
+        let mut called = self.io.contention().wait(self.id, cx.waker());
         loop {
             let Some(parked) = &mut wait.parked else { return Poll::Ready(Attempt::Done) };
             let now = Instant::now();
@@ -272,22 +375,25 @@ impl<I: Io> Core<I> {
                 Policy::Drop if wait.crowded => (parked.since + LAST_BACKSTOP, DropReason::Deadline),
                 Policy::Drop => (now, DropReason::NoBuffers),
             };
-            let class = parked.class;
+            let (class, before) = (parked.class, sent(ts));
             let (ended, by) = if now >= until {
                 let by = if reason == DropReason::Deadline { By::Timer } else { By::Call };
-                let ended = match attempt(&self.io, self.id, ts) {
+                let ended = match self.attempt(ts) {
                     Attempt::Refused(_) | Attempt::Crowded => {
+                        if sent(ts) > before {
+                            clear_blocked(&self.io, wait);
+                        }
                         drop_rest(&self.io, ts, reason);
-                        self.see_whether_stuck(wait, now);
+                        see_whether_stuck(&self.io, wait, now);
                         return Poll::Ready(Attempt::Done);
                     }
-                    ended @ (Attempt::Done | Attempt::Fatal(_)) => ended,
+                    ended @ (Attempt::Done | Attempt::Paused | Attempt::Fatal(_)) => ended,
                 };
                 (ended, by)
+            } else if std::mem::take(&mut called) && parked.may_attempt(now) {
+                (self.attempt(ts), By::Call)
             } else if std::mem::take(&mut wait.yielded) {
-                (attempt(&self.io, self.id, ts), By::Timer)
-            } else if self.io.contention().take_turn(self.id) && parked.may_attempt(now) {
-                (attempt(&self.io, self.id, ts), By::Call)
+                (self.attempt(ts), By::Timer)
             } else if parked.yielding {
                 wait.yielded = true;
                 cx.waker().wake_by_ref();
@@ -300,21 +406,19 @@ impl<I: Io> Core<I> {
             };
             self.io.stats().wake(class, by);
             wait.crowded = matches!(ended, Attempt::Crowded);
+            let progress = sent(ts) > before;
+            if progress {
+                self.recovered(wait, class, by, now);
+            }
             match ended {
                 Attempt::Refused(_) | Attempt::Crowded => {
                     let class = if let Attempt::Refused(class) = ended { class } else { Class::Silent };
-                    if by == By::Readiness {
+                    if by == By::Readiness && !progress {
                         self.io.stats().spurious_wake();
                     }
-                    if let Err(e) = self.wait_on(wait, class, by, now) {
-                        drop_rest(&self.io, ts, DropReason::Socket);
-                        return Poll::Ready(Attempt::Fatal(e));
-                    }
+                    self.wait_on(wait, class, by, progress, now);
                 }
-                ended @ (Attempt::Done | Attempt::Fatal(_)) => {
-                    self.recovered(wait, class, by, now);
-                    return Poll::Ready(ended);
-                }
+                ended @ (Attempt::Done | Attempt::Paused | Attempt::Fatal(_)) => return Poll::Ready(ended),
             }
         }
     }
@@ -333,14 +437,17 @@ impl<I: Io> Core<I> {
                 Some(registration) => registration,
                 none => match self.io.register() {
                     Ok(registration) => none.insert(registration),
-                    Err(e) => return Poll::Ready((fail(&self.io, ts, e), By::Call)),
+                    Err(e) if errno(&e) == Errno::Socket => return Poll::Ready((fail(&self.io, ts, e), By::Call)),
+                    Err(e) => {
+                        self.io.stats().no_registration(&e);
+                        return self.poll_timer(cx, wait, until, ts);
+                    }
                 },
             };
             // The call is made inside the reactor's `try_io`, so that a wake-up which arrives meanwhile is not erased.
             let mut ended = None;
             let polled = self.io.poll_write(registration, cx, || {
-                let blocked =
-                    matches!(ended.insert(attempt(&self.io, self.id, ts)), Attempt::Refused(_) | Attempt::Crowded);
+                let blocked = matches!(ended.insert(self.attempt(ts)), Attempt::Refused(_) | Attempt::Crowded);
                 if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             if ended.is_some() {
@@ -352,48 +459,60 @@ impl<I: Io> Core<I> {
                 (Poll::Ready(Ok(())), None) | (Poll::Pending, _) => {}
             }
         }
-        let at = parked.at.min(until);
-        if wait.timer.deadline() != at {
-            wait.timer.as_mut().reset(at);
+        self.poll_timer(cx, wait, until, ts)
+    }
+
+    fn poll_timer(
+        &self,
+        cx: &mut Context<'_>,
+        wait: &mut Wait<I::Registration>,
+        until: Instant,
+        ts: &mut [Transmit<'_>],
+    ) -> Poll<(Attempt, By)> {
+        let at = wait.parked.as_ref().map_or(until, |parked| parked.at.min(until));
+        let timer = wait.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
         }
-        match wait.timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready((attempt(&self.io, self.id, ts), By::Timer)),
-            Poll::Pending => Poll::Pending,
-        }
+        timer.as_mut().poll(cx).map(|()| (self.attempt(ts), By::Timer))
+    }
+
+    fn attempt(&self, ts: &mut [Transmit<'_>]) -> Attempt {
+        attempt(&self.io, self.id, ts, None, Budget::of_a_poll())
     }
 
     /// After another refusal: how to go on waiting.
-    fn wait_on(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) -> io::Result<()> {
-        let Some(parked) = &mut wait.parked else { return Ok(()) };
+    fn wait_on(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, progress: bool, now: Instant) {
+        let Some(parked) = &mut wait.parked else { return };
+        if progress {
+            parked.made_progress(now);
+        }
+        // A call that found room for a part is the beginning of another wait.
+        let by = if progress && by == By::Call { By::Timer } else { by };
         let renew = parked.refused(class, by, now, wait.recovery, random(self.id));
         self.io.schedule(parked);
+        wait.blocked_since.get_or_insert(now);
         if renew == Renew::Yes {
             // A new registration knows nothing of an edge that came.
             look_for_edge(&self.io, wait, now);
-            if let Some(registration) = &mut wait.registration {
-                self.io.renew(registration)?;
+            if let Some(registration) = &mut wait.registration
+                && let Err(e) = self.io.renew(registration)
+            {
+                // The timer serves, and the next wait registers.
+                self.io.stats().no_registration(&e);
+                wait.registration = None;
             }
         }
-        self.see_whether_stuck(wait, now);
-        Ok(())
+        see_whether_stuck(&self.io, wait, now);
     }
 
-    fn see_whether_stuck(&self, wait: &mut Wait<I::Registration>, now: Instant) {
-        if !wait.stuck && wait.blocked_since.is_some_and(|since| now - since >= STUCK) {
-            wait.stuck = true;
-            self.io.stats().stuck();
-        }
-    }
-
+    /// There was room, if only for a part.
     fn recovered(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) {
+        clear_blocked(&self.io, wait);
         let Some(parked) = &wait.parked else { return };
-        let after = now - parked.since;
+        let after = now - parked.blocked_since;
         self.io.stats().recover(class, by, after);
         wait.recovery = Some(wait.recovery.map_or(after, |known| (known * 7 + after) / 8));
-        wait.blocked_since = None;
-        if std::mem::take(&mut wait.stuck) {
-            self.io.stats().unstuck();
-        }
         if class == Class::Advised && by == By::Timer && self.io.writable() {
             wait.suspect.get_or_insert(now);
         }
@@ -403,6 +522,21 @@ impl<I: Io> Core<I> {
 impl<I: Io> Drop for Core<I> {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+fn clear_blocked<I: Io>(io: &I, wait: &mut Wait<I::Registration>) {
+    wait.blocked_since = None;
+    if std::mem::take(&mut wait.stuck) {
+        io.stats().unstuck();
+    }
+}
+
+fn see_whether_stuck<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) {
+    let after = if io.os() == Os::Apple { STUCK_APPLE } else { STUCK };
+    if !wait.stuck && wait.blocked_since.is_some_and(|since| now - since >= after) {
+        wait.stuck = true;
+        io.stats().stuck();
     }
 }
 
@@ -417,240 +551,6 @@ fn look_for_edge<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) 
     }
     if late && !came {
         io.stats().lost_edge();
-    }
-}
-
-/// Sends transmits that no sender has accepted before, as nearly all are: whole, in one call. How many datagrams went if that
-/// was all.
-fn pass<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Result<Option<u32>, Failed> {
-    if ts.iter().any(|t| t.cursor.accepted) {
-        return Ok(None);
-    }
-    let all = ts.len();
-    let (went, datagrams) = match ts {
-        [t] => {
-            let Some(chunk) = t.whole(io.limits()) else { return Ok(None) };
-            io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams: chunk.datagrams })?;
-            (1, went(io, t, t.remaining(), t.cursor.bytes_left))
-        }
-        ts => send_together(io, ts)?,
-    };
-    if went > 0 {
-        io.stats().passed(datagrams);
-        io.stats().attempt(1);
-        io.contention().found_room(id);
-    }
-    Ok((went == all).then_some(datagrams as u32))
-}
-
-/// Tries each transmit that is not done. What is refused is advised only if all of it is.
-fn attempt<I: Io>(io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
-    attempt_after(None, io, id, ts)
-}
-
-/// The same, without the first system call if that is known to have failed.
-fn attempt_after<I: Io>(mut failed: Option<Failed>, io: &I, id: u64, ts: &mut [Transmit<'_>]) -> Attempt {
-    if let [t] = ts {
-        return attempt_one(io, id, t, failed);
-    }
-    let (mut refused, mut crowded) = (None, false);
-    let mut i = ts.iter().take_while(|t| t.is_done()).count();
-    while i < ts.len() {
-        let together = match failed.take() {
-            Some(failed) => Err(failed),
-            None => send_together(io, ts.get_mut(i..).unwrap_or_default()),
-        };
-        let failed = match together {
-            Ok((went, datagrams)) => {
-                if went > 0 {
-                    io.stats().attempt(1);
-                    io.stats().sent(datagrams);
-                    io.contention().found_room(id);
-                }
-                i += went;
-                None
-            }
-            Err(failed) => Some(failed),
-        };
-        let Some(t) = ts.get_mut(i) else { break };
-        i += 1;
-        match attempt_one(io, id, t, failed) {
-            Attempt::Done => {}
-            Attempt::Crowded => crowded = true,
-            Attempt::Refused(class) => {
-                refused = Some(if refused == Some(Class::Silent) { Class::Silent } else { class });
-            }
-            Attempt::Fatal(e) => return fail(io, ts, e),
-        }
-    }
-    refused.map_or(if crowded { Attempt::Crowded } else { Attempt::Done }, Attempt::Refused)
-}
-
-/// Sends those at the front that can go out whole, if there are several of them, in one call: how many went, and of how
-/// many datagrams.
-fn send_together<I: Io>(io: &I, ts: &mut [Transmit<'_>]) -> Result<(usize, usize), Failed> {
-    let limits = io.limits();
-    let [first, second, ..] = ts else { return Ok((0, 0)) };
-    if first.whole(limits).is_none() || second.whole(limits).is_none() {
-        return Ok((0, 0));
-    }
-    let datagrams = first.remaining();
-    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(limits)?)));
-    let sent = io.send_several(outs).map_err(|error| Failed { error, datagrams })?;
-    let datagrams = ts.iter_mut().take(sent).map(|t| went(io, t, t.remaining(), t.cursor.bytes_left)).sum();
-    Ok((sent, datagrams))
-}
-
-/// The loop of system calls, the first of which may be known to have failed.
-fn attempt_one<I: Io>(io: &I, id: u64, t: &mut Transmit<'_>, mut failed: Option<Failed>) -> Attempt {
-    let (mut calls, mut interrupted, mut others) = (0, 0, 0);
-    let mut seen = io.icmp_errors();
-    let ended = loop {
-        if t.is_done() {
-            break Attempt::Done;
-        }
-        let mut scratch = Scratch::new();
-        let (max_datagrams, max_bytes) = io.limits();
-        let chunk = t.chunk(max_datagrams, max_bytes, &mut scratch);
-        let (datagrams, bytes) = (chunk.datagrams, chunk.bytes);
-        if datagrams == 0 {
-            // The next one consists of more slices than fit in a call.
-            let bytes = t.datagram_len().min(t.cursor.bytes_left);
-            give_up(io, t, 1, bytes, DropReason::Invalid);
-            continue;
-        }
-        if datagrams == 1 && bytes > t.max_payload() {
-            // On loopback the kernel answers with an ICMP message, which looks like one about an earlier datagram.
-            failed = None;
-            give_up(io, t, 1, bytes, DropReason::TooLarge);
-            continue;
-        }
-        calls += 1;
-        let known = failed.is_some();
-        // Segmentation may have been turned off since the call that is known.
-        let call = || io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams });
-        let Err(Failed { error, datagrams: tried }) = failed.take().map_or_else(call, Err) else {
-            (interrupted, others) = (0, 0);
-            went(io, t, datagrams, bytes);
-            if t.cursor.accepted {
-                io.stats().sent(datagrams);
-            } else {
-                io.stats().passed(datagrams);
-            }
-            io.contention().found_room(id);
-            continue;
-        };
-        // What was read before a call that is known is not, and a system without an error queue tells nothing at all.
-        let maybe_earlier = others == 0 && (known || io.os() != Os::Linux && io.is_connected());
-        let refusal = classify(io, t, &error, tried > 1, seen, maybe_earlier);
-        seen = io.icmp_errors();
-        match refusal {
-            Verdict::Again if errno(&error) == Errno::Interrupted && interrupted < MAX_INTERRUPTED => interrupted += 1,
-            Verdict::Again if others < MAX_OTHERS_ERRORS => others += 1,
-            // A flood of them: hold the datagram, which they do not concern.
-            Verdict::Again => break Attempt::Crowded,
-            Verdict::WhenReady => break Attempt::Refused(Class::Advised),
-            Verdict::OnTimer => break Attempt::Refused(Class::Silent),
-            Verdict::OnTimerSmaller => {
-                t.cursor.at_most = (tried as u8 / 2).max(1);
-                break Attempt::Refused(Class::Silent);
-            }
-            Verdict::Drop(reason) => {
-                if reason == DropReason::Other {
-                    io.stats().unknown_error(&error);
-                }
-                give_up(io, t, datagrams, bytes, reason);
-            }
-            Verdict::Split => t.cursor.at_most = 1,
-            Verdict::SplitAll => {
-                io.segmentation_failed();
-                io.stats().segmentation_off();
-                t.cursor.at_most = 1;
-            }
-            Verdict::Fatal => {
-                drop_rest(io, std::slice::from_mut(t), DropReason::Socket);
-                break Attempt::Fatal(error);
-            }
-        }
-    };
-    io.stats().attempt(calls);
-    ended
-}
-
-/// The kernel has taken these, the next of the transmit. How many datagrams they are.
-fn went<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize) -> usize {
-    if t.cursor.next == Next::MaybeQueued {
-        io.stats().possible_duplicates(datagrams);
-    }
-    t.sent(datagrams, bytes);
-    datagrams
-}
-
-/// These, the next of the transmit, are not sent.
-fn give_up<I: Io>(io: &I, t: &mut Transmit<'_>, datagrams: usize, bytes: usize, reason: DropReason) {
-    if !t.cursor.accepted {
-        io.stats().accept(datagrams);
-    }
-    t.dropped(datagrams, bytes, reason);
-    io.stats().dropped(reason, datagrams);
-}
-
-/// Gathers what the decision depends on, each thing only where it does.
-fn classify<I: Io>(
-    io: &I,
-    t: &mut Transmit<'_>,
-    error: &io::Error,
-    train: bool,
-    seen: u64,
-    maybe_earlier: bool,
-) -> Verdict {
-    let errno = errno(error);
-    let no_buffers = errno == Errno::NoBuffers;
-    let drained = match errno {
-        Errno::WouldBlock | Errno::NoBuffers | Errno::Interrupted => Drained::default(),
-        // Whatever its number: one that is unknown may be an ICMP message's too.
-        Errno::MessageSize
-        | Errno::Invalid
-        | Errno::Io
-        | Errno::NotPermitted
-        | Errno::Prohibited
-        | Errno::Unreachable
-        | Errno::Refused
-        | Errno::Socket
-        | Errno::Other => io.drain_errors(t.destination, seen),
-    };
-    let refusal = Refusal {
-        os: io.os(),
-        errno,
-        connected: io.is_connected(),
-        writable: !no_buffers || !io.is_connected() || io.writable(),
-        earlier_errors: drained.icmp,
-        maybe_earlier: maybe_earlier && !drained.too_large,
-        train,
-        again: t.cursor.next != Next::Fresh,
-    };
-    let verdict = io.decide(&refusal);
-    if no_buffers {
-        let class = if verdict == Verdict::WhenReady { Class::Advised } else { Class::Silent };
-        io.stats().no_buffers(refusal.connected, class);
-        // XNU may refuse with this advice what it has queued (`FLOWADV_FLOW_CONTROLLED` set behind `ip_output`).
-        if verdict == Verdict::WhenReady {
-            t.cursor.next = Next::MaybeQueued;
-        } else if t.cursor.next == Next::Fresh {
-            t.cursor.next = Next::Refused;
-        }
-    }
-    verdict
-}
-
-fn fail<I: Io>(io: &I, ts: &mut [Transmit<'_>], error: io::Error) -> Attempt {
-    drop_rest(io, ts, DropReason::Socket);
-    Attempt::Fatal(error)
-}
-
-fn drop_rest<I: Io>(io: &I, ts: &mut [Transmit<'_>], reason: DropReason) {
-    for t in ts {
-        give_up(io, t, t.remaining(), t.cursor.bytes_left, reason);
     }
 }
 
@@ -669,10 +569,20 @@ fn total(ts: &[Transmit<'_>]) -> Report {
     total
 }
 
+/// Datagrams that are neither sent nor dropped.
+fn remaining(ts: &[Transmit<'_>]) -> usize {
+    ts.iter().map(Transmit::remaining).sum()
+}
+
+/// Datagrams that the system has taken.
+fn sent(ts: &[Transmit<'_>]) -> u64 {
+    ts.iter().map(|t| u64::from(t.cursor.report.sent)).sum()
+}
+
 /// Differs between senders and from call to call; that is all that jitter needs.
-fn random(id: u64) -> u32 {
+fn random(id: u32) -> u32 {
     static STATE: AtomicU64 = AtomicU64::new(0x9E37_79B9_7F4A_7C15);
-    let mut x = STATE.fetch_add(id.wrapping_mul(0xA076_1D64_78BD_642F), Relaxed);
+    let mut x = STATE.fetch_add(u64::from(id).wrapping_mul(0xA076_1D64_78BD_642F), Relaxed);
     x ^= x >> 32;
     (x.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 32) as u32
 }

@@ -87,6 +87,8 @@ pub(crate) enum Verdict {
 pub(crate) fn decide(r: &Refusal) -> Verdict {
     match r.errno {
         Errno::Interrupted => Verdict::Again,
+        // XNU says so too while another thread sends, or of what is larger than the send buffer: no event follows.
+        Errno::WouldBlock if r.os == Os::Apple && r.writable => Verdict::OnTimer,
         Errno::WouldBlock => Verdict::WhenReady,
         Errno::NoBuffers if r.os == Os::Apple && r.connected && !r.writable => Verdict::WhenReady,
         Errno::NoBuffers if r.train && r.again => Verdict::OnTimerSmaller,
@@ -137,7 +139,6 @@ mod tests {
                 (Errno::Io, V::Drop(D::Other), V::SplitAll, V::Again),
                 (Errno::Other, V::Drop(D::Other), V::Drop(D::Other), V::Again),
                 (Errno::Socket, V::Fatal, V::Fatal, V::Fatal),
-                (Errno::WouldBlock, V::WhenReady, V::WhenReady, V::WhenReady),
             ] {
                 let r = Refusal { os, errno, ..BASE };
                 assert_eq!(decide(&r), single, "{r:?}");
@@ -150,6 +151,19 @@ mod tests {
                 let maybe = Refusal { maybe_earlier: true, train: true, ..r };
                 let splits = matches!(train, V::Split | V::SplitAll);
                 assert_eq!(decide(&maybe), if splits { train } else { earlier }, "{r:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_send_buffer_is_advised_but_on_apple_only_if_poll_agrees() {
+        for os in [Os::Linux, Os::Apple, Os::Other] {
+            for connected in [false, true] {
+                for writable in [false, true] {
+                    let r = Refusal { os, errno: Errno::WouldBlock, connected, writable, ..BASE };
+                    let silent = os == Os::Apple && writable;
+                    assert_eq!(decide(&r), if silent { Verdict::OnTimer } else { Verdict::WhenReady }, "{r:?}");
+                }
             }
         }
     }

@@ -23,6 +23,7 @@ pub(crate) struct Notices {
     icmp_errors_lost: News,
     unknown_error: News,
     receive_error: News,
+    no_registration: News,
 }
 
 impl Notices {
@@ -65,6 +66,12 @@ impl Notices {
     pub(crate) fn unknown_error(&self, error: &io::Error) {
         if self.unknown_error.is_news() {
             warn!(%error, "the system refuses to send a datagram: it is dropped");
+        }
+    }
+
+    pub(crate) fn no_registration(&self, error: &io::Error) {
+        if self.no_registration.is_news() {
+            warn!(%error, "a sender cannot wait for readiness: it waits by the timer");
         }
     }
 

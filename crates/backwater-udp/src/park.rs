@@ -47,6 +47,8 @@ const MAX_PER_TICK: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Parked {
     pub(crate) since: Instant,
+    /// Since when there was no room for anything of it.
+    pub(crate) blocked_since: Instant,
     pub(crate) class: Class,
     /// When to try without being called.
     pub(crate) at: Instant,
@@ -76,6 +78,7 @@ impl Parked {
     pub(crate) fn new(class: Class, now: Instant, recovery: Option<Duration>, random: u32) -> Self {
         let mut parked = Self {
             since: now,
+            blocked_since: now,
             class,
             at: now,
             listening: false,
@@ -140,6 +143,13 @@ impl Parked {
                 Renew::Yes
             }
         }
+    }
+
+    /// There was room for a part: the queue empties, and there will be more soon.
+    pub(crate) fn made_progress(&mut self, now: Instant) {
+        self.blocked_since = now;
+        self.backstop = FIRST_BACKSTOP;
+        self.silent_attempts = self.silent_attempts.min(YIELDS);
     }
 
     /// Whether an attempt that no timer asked for is not one too many.

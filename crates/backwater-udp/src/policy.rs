@@ -38,7 +38,7 @@ pub struct Backpressure(Arc<Shared>);
 struct Shared {
     /// A deadline in microseconds, or [`DROP`].
     policy: AtomicU64,
-    waiting: Mutex<HashMap<u64, Waker>>,
+    waiting: Mutex<HashMap<u32, Waker>>,
 }
 
 const DROP: u64 = u64::MAX;
@@ -60,21 +60,21 @@ impl Backpressure {
     /// Switches the policy of everyone who shares this handle, and wakes the senders that wait.
     pub fn set(&self, policy: Policy) {
         self.0.policy.store(encode(policy), SeqCst);
-        for waker in self.waiting().values() {
-            waker.wake_by_ref();
-        }
+        // A waker may poll, and a poll takes the lock.
+        let wakers: Vec<_> = self.waiting().values().cloned().collect();
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// To be woken by a switch. Read the policy after this, not before: a switch in between would be missed.
-    pub(crate) fn wait(&self, id: u64, waker: &Waker) {
+    pub(crate) fn wait(&self, id: u32, waker: &Waker) {
         self.waiting().entry(id).and_modify(|known| known.clone_from(waker)).or_insert_with(|| waker.clone());
     }
 
-    pub(crate) fn leave(&self, id: u64) {
+    pub(crate) fn leave(&self, id: u32) {
         self.waiting().remove(&id);
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, Waker>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u32, Waker>> {
         self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

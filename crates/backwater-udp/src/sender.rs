@@ -1,8 +1,11 @@
 use std::{
     future::poll_fn,
     io,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
+
+use tokio::task::coop;
 
 use crate::{UdpSocket, core::Core, stats::Report, transmit::Transmit};
 
@@ -23,15 +26,26 @@ impl Sender {
         self.0.io()
     }
 
-    /// Whether the socket has taken nothing for five seconds, though offered: the owner may want to bind a new one.
+    /// Whether the system has taken nothing of what this sender offered for five seconds (Apple's systems: 30, since their
+    /// flow control may take 20 on a slow link): the owner may want to bind a new socket. Any datagram that is taken ends it. True
+    /// under either policy; [`try_send`](Self::try_send) alone never makes it true.
     pub fn is_stuck(&self) -> bool {
         self.0.is_stuck()
+    }
+
+    /// How long the system has taken nothing of what this sender offered; `None` if it took the last.
+    pub fn blocked_for(&self) -> Option<Duration> {
+        self.0.blocked_for()
     }
 
     /// Sends what is left of `t`, or drops it for a reason, or holds it: `Pending` until there is room.
     ///
     /// Offer the same `t` again after a wake-up. What was held of another one is given up, and counted as
-    /// [`Cancelled`](crate::DropReason::Cancelled); so is what is held when the sender is dropped.
+    /// [`Cancelled`](crate::DropReason::Cancelled); so is what is held when the sender is dropped. A transmit that was given up
+    /// may be offered again, to any sender, and what is left of it is then accepted anew.
+    ///
+    /// One poll makes at most 64 system calls: a transmit that takes more is `Pending`, with the task woken. Calling it in a loop
+    /// takes nothing of tokio's cooperative budget, unlike [`send`](Self::send).
     ///
     /// # Errors
     /// Only when the socket has failed; what was left of `t` is then dropped. A destination that cannot be reached, a
@@ -41,7 +55,7 @@ impl Sender {
     }
 
     /// As [`poll_send`](Self::poll_send), for transmits to several destinations. One that is refused or broken does not
-    /// stop those after it. The report is of all of them.
+    /// stop those after it, unless they go to the same destination: its datagrams stay in order. The report is of all of them.
     ///
     /// # Errors
     /// As [`poll_send`](Self::poll_send).
@@ -49,15 +63,20 @@ impl Sender {
         self.0.poll_send_batch(cx, ts)
     }
 
-    /// Sends `t`; waits while there is no room.
+    /// Sends `t`; waits while there is no room. A task that sends in a loop yields now and then (tokio's cooperative budget).
     ///
-    /// Cancel safe: a future that is dropped leaves `t` where it is. Send it again, or let go of it; what was held is
-    /// counted as cancelled with the next datagram, or with the sender.
+    /// Cancel safe: a future that is dropped leaves `t` where it is, and what was held of it is counted as cancelled at once. Send
+    /// it again, or let go of it.
     ///
     /// # Errors
     /// As [`poll_send`](Self::poll_send).
     pub async fn send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
-        poll_fn(|cx| self.poll_send(cx, t)).await
+        let sending = Sending { sender: self, t };
+        poll_fn(|cx| {
+            ready!(coop::poll_proceed(cx)).made_progress();
+            sending.sender.poll_send(cx, sending.t)
+        })
+        .await
     }
 
     /// Sends as much of `t` as the system takes now. Nothing is held: what is left stays the caller's, and only what is
@@ -68,5 +87,17 @@ impl Sender {
     /// [`poll_send`](Self::poll_send).
     pub fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
         self.0.try_send(t)
+    }
+}
+
+/// A send that nobody waits for any more holds nothing, and has no turn.
+struct Sending<'s, 't, 'a> {
+    sender: &'s mut Sender,
+    t: &'t mut Transmit<'a>,
+}
+
+impl Drop for Sending<'_, '_, '_> {
+    fn drop(&mut self) {
+        self.sender.0.give_up(std::slice::from_mut(self.t));
     }
 }

@@ -276,6 +276,10 @@ impl Stats {
         self.notices.unknown_error(error);
     }
 
+    pub(crate) fn no_registration(&self, error: &io::Error) {
+        self.notices.no_registration(error);
+    }
+
     pub(crate) fn receive_error(&self, error: &io::Error) {
         add(&self.receive_errors, 1);
         self.notices.receive_error(error);

@@ -79,9 +79,15 @@ pub struct Cursor {
     /// Whether any of it is done.
     begun: bool,
     pub(crate) next: Next,
-    /// Whether a sender has counted it as accepted.
-    pub(crate) accepted: bool,
+    pub(crate) hold: Hold,
     pub(crate) report: Report,
+}
+
+/// Which sender has counted it as accepted, and in which of its calls. Zeroes: none has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) sender: u32,
+    pub(crate) generation: u32,
 }
 
 /// What has become of the datagrams that are next.
@@ -110,7 +116,7 @@ impl<'a> Transmit<'a> {
                 at_most: MAX_SEGMENTS as u8,
                 begun: false,
                 next: Next::Fresh,
-                accepted: false,
+                hold: Hold::default(),
                 report: Report::default(),
             },
         }
@@ -204,6 +210,11 @@ impl<'a> Transmit<'a> {
         self.segment_size
     }
 
+    /// Whether a sender has counted what is left as accepted.
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.cursor.hold.sender != 0
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.cursor.datagrams_left == 0
     }
@@ -222,6 +233,9 @@ impl<'a> Transmit<'a> {
 
     /// All of it, if that is what the next call may take and nothing of it was sent before.
     pub(crate) fn whole(&self, (max_datagrams, max_bytes): (usize, usize)) -> Option<Chunk<'a, 'a>> {
+        if self.cursor.bytes_left > self.max_payload() {
+            return None;
+        }
         self.all_at_once(self.fitting(max_datagrams, max_bytes))
     }
 
@@ -238,7 +252,11 @@ impl<'a> Transmit<'a> {
 
     /// The longest datagram that UDP can carry to its destination.
     pub(crate) fn max_payload(&self) -> usize {
-        if self.destination.is_ipv4() { MAX_PAYLOAD_V4 } else { MAX_PAYLOAD_V6 }
+        match self.destination.ip() {
+            IpAddr::V4(_) => MAX_PAYLOAD_V4,
+            IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => MAX_PAYLOAD_V4,
+            IpAddr::V6(_) => MAX_PAYLOAD_V6,
+        }
     }
 
     fn all_at_once(&self, datagrams: usize) -> Option<Chunk<'a, 'a>> {

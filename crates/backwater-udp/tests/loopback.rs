@@ -4,10 +4,17 @@
 use std::{
     io::IoSlice,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use backwater_udp::{DropReason, Ecn, Policy, RecvBatch, Sender, Transmit, UdpSocket};
+use backwater_udp::{DatagramSink, DropReason, Ecn, Policy, RecvBatch, Sender, Transmit, UdpSocket};
+use bytes::Bytes;
+use futures_util::Sink as _;
 use tokio::time::timeout;
 
 const V4: &str = "127.0.0.1:0";
@@ -214,8 +221,34 @@ async fn buffers_are_what_was_asked_or_what_the_system_allows() {
     UdpSocket::builder().receive_buffer(1 << 30).send_buffer(1 << 30).bind(V4.parse().unwrap()).unwrap();
 }
 
+/// Of tokio's cooperative budget, which is 128 of such steps, sending takes its part.
+#[tokio::test]
+async fn a_task_that_sends_in_a_loop_lets_others_run() {
+    let (a, to) = (bind(V4), "127.0.0.1:9".parse().unwrap());
+    let turns = Arc::new(AtomicU32::new(0));
+    let count = turns.clone();
+    let other = tokio::spawn(async move {
+        loop {
+            count.fetch_add(1, Relaxed);
+            tokio::task::yield_now().await;
+        }
+    });
+    let mut sender = a.sender();
+    for _ in 0..12_800 {
+        sender.send(&mut Transmit::new(to, &[])).await.unwrap();
+    }
+    assert!(turns.swap(0, Relaxed) >= 90);
+    let mut sink = DatagramSink::new(sender);
+    for _ in 0..12_800 {
+        std::future::poll_fn(|cx| Pin::new(&mut sink).poll_ready(cx)).await.unwrap();
+        Pin::new(&mut sink).start_send((to, Bytes::new()).into()).unwrap();
+    }
+    assert!(turns.load(Relaxed) >= 90);
+    other.abort();
+}
+
 #[test]
 fn a_sender_is_small() {
-    assert!(size_of::<Sender>() <= 32);
+    assert!(size_of::<Sender>() <= 40);
     assert_eq!(Policy::default(), Policy::Wait { deadline: Duration::from_millis(100) });
 }

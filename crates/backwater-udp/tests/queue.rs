@@ -7,6 +7,7 @@ mod support;
 
 use std::{
     io::IoSlice,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -74,14 +75,17 @@ fn what_is_given_up_or_too_old_is_counted() {
             }
             let stats = a.stats().snapshot();
             assert_eq!((stats.accepted, stats.sent), (accepted + 64, accepted));
-            assert_eq!(stats.held(), 64, "held until it is replaced or the sender goes");
+            assert_eq!(
+                (stats.held(), stats.dropped(DropReason::Cancelled)),
+                (0, 64),
+                "with the future that is dropped"
+            );
 
             a.backpressure().set(Policy::Wait { deadline: Duration::from_millis(40) });
             let start = Instant::now();
             let report = sender.send(&mut train()).await.unwrap();
             assert_eq!(report.dropped.get(DropReason::Deadline), 64);
             assert!(start.elapsed() >= Duration::from_millis(40), "{:?}: before its deadline", start.elapsed());
-            assert_eq!(a.stats().snapshot().dropped(DropReason::Cancelled), 64);
 
             a.backpressure().set(Policy::Drop);
             let report = sender.send(&mut train()).await.unwrap();
@@ -93,10 +97,15 @@ fn what_is_given_up_or_too_old_is_counted() {
 
             a.backpressure().set(Policy::default());
             tokio::time::timeout(Duration::from_millis(10), sender.send(&mut train())).await.unwrap_err();
-            assert_eq!(a.stats().snapshot().held(), 64);
-            drop(sender);
             let stats = a.stats().snapshot();
             assert_eq!((stats.held(), stats.dropped(DropReason::Cancelled)), (0, 128));
+            let mut t = train();
+            let held = std::future::poll_fn(|cx| Poll::Ready(sender.poll_send(cx, &mut t).is_pending())).await;
+            assert!(held);
+            assert_eq!(a.stats().snapshot().held(), 64, "held until it is replaced or the sender goes");
+            drop(sender);
+            let stats = a.stats().snapshot();
+            assert_eq!((stats.held(), stats.dropped(DropReason::Cancelled)), (0, 192));
         });
     });
 }

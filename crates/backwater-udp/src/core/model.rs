@@ -20,11 +20,15 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
 
+mod holds;
+mod waits;
+
 use super::*;
 use crate::{
     Backpressure, Stats,
     contention::Contention,
-    decision::{Os, decide},
+    decision::{Os, Refusal, Verdict, decide},
+    io::Drained,
     sys::Outgoing,
 };
 
@@ -217,6 +221,39 @@ struct Model {
     driver: Rc<Cell<Driver>>,
     /// What the next calls fail with.
     failures: Rc<RefCell<VecDeque<i32>>>,
+    /// A queue in front of a link, instead of the row's episodes.
+    link: Rc<Cell<Option<Link>>>,
+    /// Where datagrams went, and their first bytes.
+    log: Rc<RefCell<Vec<(SocketAddr, u8)>>>,
+    /// There is no descriptor left.
+    no_descriptor: Rc<Cell<bool>>,
+}
+
+/// A queue that datagrams leave at a rate, and that refuses those that do not fit, silently.
+#[derive(Clone, Copy)]
+struct Link {
+    /// What each takes.
+    each: Duration,
+    /// Datagrams that fit.
+    limit: u32,
+    /// When it is empty.
+    busy_until: Instant,
+}
+
+impl Link {
+    fn new(each: Duration, limit: u32) -> Self {
+        Self { each, limit, busy_until: Instant::now() }
+    }
+
+    fn take(&mut self, datagrams: u32) -> bool {
+        let now = Instant::now();
+        let begin = self.busy_until.max(now);
+        let fits = begin - now + self.each * datagrams <= self.each * self.limit;
+        if fits {
+            self.busy_until = begin + self.each * datagrams;
+        }
+        fits
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -256,6 +293,14 @@ impl Io for Model {
             self.driver.set(Driver::HasRefused);
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
+        if let Some(mut link) = self.link.get() {
+            if !link.take(datagrams as u32) {
+                return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+            }
+            self.link.set(Some(link));
+            world.delivered += datagrams;
+            return Ok(());
+        }
         let row = world.row;
         if row == Row::Others {
             // Each error is reported once, by whoever calls; and another may have arrived.
@@ -271,6 +316,7 @@ impl Io for Model {
             return Ok(());
         }
         let Some(end) = world.blocked(now) else {
+            self.log.borrow_mut().push((*out.destination, out.slices.first().map_or(0, |slice| slice[0])));
             world.delivered += datagrams;
             world.refused.clear();
             return Ok(());
@@ -312,6 +358,9 @@ impl Io for Model {
     fn segmentation_failed(&self) {}
 
     fn register(&self) -> io::Result<usize> {
+        if self.no_descriptor.get() {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         let world = &mut *self.world.borrow_mut();
         let registration = world.registrations.len();
         let latched = world.row == Row::Latched;
@@ -331,6 +380,9 @@ impl Io for Model {
     fn renew(&self, registration: &mut usize) -> io::Result<()> {
         if self.naive {
             return Ok(());
+        }
+        if self.no_descriptor.get() {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         let world = &mut *self.world.borrow_mut();
         if let Some(state) = world.registrations.get_mut(*registration) {
@@ -436,6 +488,9 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         lossy: false,
         driver: Rc::default(),
         failures: Rc::default(),
+        link: Rc::default(),
+        log: Rc::default(),
+        no_descriptor: Rc::default(),
     }
 }
 

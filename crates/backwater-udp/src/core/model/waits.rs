@@ -1,0 +1,186 @@
+//! How long a sender waits, for what, and what it does meanwhile.
+
+use super::*;
+
+async fn send(core: &mut Core<Model>, ts: &mut [Transmit<'_>]) -> Report {
+    poll_fn(|cx| core.poll_send_batch(cx, ts)).await.unwrap()
+}
+
+async fn send_one(core: &mut Core<Model>) -> Report {
+    let slices = [IoSlice::new(b"x")];
+    send(core, &mut [Transmit::new(TO, &slices)]).await
+}
+
+fn wait(ms: u64) -> Policy {
+    Policy::Wait { deadline: Duration::from_millis(ms) }
+}
+
+/// Blocks it from now on for so long.
+fn block(model: &Model, time: Duration) {
+    model.world.borrow_mut().episodes = vec![(Instant::now(), Instant::now() + time)];
+}
+
+#[test]
+fn a_sender_is_stuck_only_while_nothing_is_taken() {
+    runtime().block_on(async {
+        let model = model(Row::FreeBsd, 1, wait(10));
+        let mut core = Core::new(model.clone());
+        let second = Duration::from_secs(1);
+        // Two drops that are six seconds apart, and datagrams that go at once between them.
+        for _ in 0..2 {
+            block(&model, second / 50);
+            assert_eq!(send_one(&mut core).await.dropped.get(DropReason::Deadline), 1);
+            tokio::time::sleep(second).await;
+            for _ in 0..5 {
+                assert_eq!(send_one(&mut core).await.sent, 1);
+                tokio::time::sleep(second).await;
+            }
+        }
+        assert!(!core.is_stuck() && core.blocked_for().is_none());
+
+        block(&model, second * 8);
+        let began = Instant::now();
+        while began.elapsed() < second * 4 {
+            send_one(&mut core).await;
+        }
+        assert!(!core.is_stuck());
+        assert!((3..=4).contains(&core.blocked_for().unwrap().as_secs()));
+        while began.elapsed() < second * 6 {
+            send_one(&mut core).await;
+        }
+        assert!(core.is_stuck());
+        sleep_until(began + second * 9).await;
+        assert_eq!(send_one(&mut core).await.sent, 1);
+        assert!(!core.is_stuck() && core.blocked_for().is_none(), "it went at once");
+        assert_eq!(model.stats.snapshot().stuck, 1);
+    });
+}
+
+#[test]
+fn a_sender_that_drops_is_stuck_too() {
+    runtime().block_on(async {
+        for (row, seconds) in [(Row::FreeBsd, 5), (Row::LinuxQueue, 5), (Row::XnuAdvised, 30)] {
+            let model = model(row, 1, Policy::Drop);
+            let mut core = Core::new(model.clone());
+            block(&model, NEVER);
+            for second in 0..seconds + 2 {
+                assert_eq!(send_one(&mut core).await.dropped.get(DropReason::NoBuffers), 1);
+                assert_eq!(core.is_stuck(), second >= seconds, "{row:?} {second}");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            model.world.borrow_mut().episodes.clear();
+            assert_eq!(send_one(&mut core).await.sent, 1);
+            assert!(!core.is_stuck());
+        }
+    });
+}
+
+/// Of each poll, and of a batch as well as of a long transmit.
+#[test]
+fn a_poll_makes_a_bounded_number_of_system_calls() {
+    runtime().block_on(async {
+        let payload = vec![0; 20_000];
+        let slices = [IoSlice::new(&payload)];
+        let long = || Transmit::new(TO, &slices).segment_size(1);
+        let (mut one, mut several) = ([long()], [(); 3].map(|()| long()));
+        for ts in [&mut one[..], &mut several[..]] {
+            let model = model(Row::SendBuffer, 1, Policy::default());
+            model.world.borrow_mut().episodes.clear();
+            let mut core = Core::new(model.clone());
+            let (all, mut calls) = (20_000 * ts.len() as u64, 0);
+            let mut polls = 0;
+            poll_fn(|cx| {
+                let polled = core.poll_send_batch(cx, ts);
+                let counted = model.stats.snapshot();
+                assert!(counted.attempts - calls <= 64, "{} system calls in a poll", counted.attempts - calls);
+                assert_eq!((counted.accepted, counted.sent + counted.held()), (all, all));
+                (calls, polls) = (counted.attempts, polls + 1);
+                polled
+            })
+            .await
+            .unwrap();
+            assert_eq!((model.world.borrow().delivered, polls), (all, all.div_ceil(64).div_ceil(64)));
+        }
+    });
+}
+
+/// The timers are exact to a millisecond, and the queues hold from one to twenty-four of them.
+#[test]
+fn a_queue_that_is_smaller_than_a_batch_keeps_the_link_busy() {
+    let each = Duration::from_micros(96);
+    for (datagrams, train, limit) in [(64, 1, 32), (256, 1, 32), (256, 1, 64), (64, 1, 64), (64, 1, 256), (20, 20, 40)]
+    {
+        runtime().block_on(async {
+            let model = model(Row::FreeBsd, 1, wait(100));
+            model.link.set(Some(Link::new(each, limit)));
+            let mut core = Core::new(model.clone());
+            let payload = vec![0; train];
+            let slices = [IoSlice::new(&payload)];
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_secs(2) {
+                let t = || Transmit::new(TO, &slices).segment_size(1);
+                let mut ts: Vec<_> = std::iter::repeat_with(t).take(datagrams / train).collect();
+                assert_eq!(send(&mut core, &mut ts).await.dropped.total(), 0, "{datagrams} into {limit}");
+            }
+            let took = began.elapsed();
+            let counted = model.stats.snapshot();
+            let share = (each * counted.sent as u32).as_secs_f64() / took.as_secs_f64();
+            let calls = counted.attempts as f64 / took.as_millis() as f64;
+            eprintln!("{datagrams} in trains of {train} into {limit}: {share:.2} of the link, {calls:.2} calls/ms");
+            assert!(share >= 0.9, "{datagrams} in trains of {train} into {limit}: {share}");
+        });
+    }
+}
+
+/// One refusal, then room: what goes to the same destination stays behind what was refused, and the rest does not wait.
+#[test]
+fn a_batch_keeps_the_order_within_a_destination() {
+    runtime().block_on(async {
+        let other = SocketAddr::from(([127, 0, 0, 1], 10));
+        for errno in [libc::ENOBUFS, libc::EWOULDBLOCK] {
+            let model = model(Row::SendBuffer, 1, Policy::default());
+            model.world.borrow_mut().episodes.clear();
+            model.failures.borrow_mut().push_back(errno);
+            let mut core = Core::new(model.clone());
+            let bytes: Vec<_> = (0..6u8).map(|i| [i]).collect();
+            let slices: Vec<_> = bytes.iter().map(|b| [IoSlice::new(b)]).collect();
+            let to = [TO, TO, other, TO, other, TO];
+            let mut ts: Vec<_> = to.iter().zip(&slices).map(|(to, slices)| Transmit::new(*to, slices)).collect();
+            tokio::select! {
+                report = send(&mut core, &mut ts) => assert_eq!(report.sent, 6),
+                () = reactor(&model) => {}
+            }
+            let log = model.log.borrow();
+            let went = |to| log.iter().filter(|(t, _)| *t == to).map(|(_, byte)| *byte).collect::<Vec<_>>();
+            assert_eq!((went(TO), went(other)), (vec![0, 1, 3, 5], vec![2, 4]));
+            assert_eq!(log[0].0, other, "it does not wait");
+        }
+    });
+}
+
+/// A descriptor of its own is what a sender needs to wait for readiness.
+#[test]
+fn a_sender_without_a_descriptor_waits_by_the_timer() {
+    runtime().block_on(async {
+        let model = model(Row::SendBuffer, 1, wait(100));
+        let mut core = Core::new(model.clone());
+        for _ in 0..2 {
+            // Once it has none to begin with, and once it loses the one that it has.
+            model.no_descriptor.set(true);
+            block(&model, Duration::from_millis(30));
+            let began = Instant::now();
+            tokio::select! {
+                report = send_one(&mut core) => assert_eq!(report.sent, 1),
+                () = reactor(&model) => {}
+            }
+            assert!(began.elapsed() <= Duration::from_millis(80), "{:?}", began.elapsed());
+            model.no_descriptor.set(false);
+            block(&model, Duration::from_millis(3));
+            tokio::select! {
+                report = send_one(&mut core) => assert_eq!(report.sent, 1),
+                () = reactor(&model) => {}
+            }
+        }
+        assert_eq!(model.stats.snapshot().dropped_total(), 0);
+    });
+}
