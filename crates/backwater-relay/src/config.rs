@@ -268,7 +268,7 @@ impl Config {
             "max-bytes-per-second-per-user",
         ]);
         r.no_more_than_all(&user_limits, &total_limits);
-        let reply_limit = r.number("reply-limit", 0..=1_000_000).unwrap_or(100) as u32;
+        let reply_limit = r.number("reply-limit", 0..=1_000_000).unwrap_or(1000) as u32;
         let failure_limit = r.number("failure-limit", 0..=1_000_000).unwrap_or(30) as u32;
         let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
         let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));

@@ -257,7 +257,12 @@ impl Worker {
     fn act(self: &Rc<Self>, listener: usize, now: Instant, from: FiveTuple, action: Action, reply: &mut [u8]) {
         match action {
             Action::Reply(len) => self.reply(listener, now, from, reply.get(..len)),
-            Action::Drop(reason) => self.counters.count_drop(reason, 1),
+            Action::Drop(reason) => {
+                self.counters.count_drop(reason, 1);
+                if reason == DropReason::ReplyLimit {
+                    self.log_suppressed(now, from.client);
+                }
+            }
             Action::Bind(bind) => {
                 let action = self.bind(listener, now, bind, reply);
                 self.act(listener, now, from, action, reply);

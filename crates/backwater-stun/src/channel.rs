@@ -28,8 +28,6 @@ pub enum ChannelDataError {
     Truncated,
     /// The channel is not in `0x4000..=0x7FFF`: another protocol.
     Channel,
-    /// More bytes than the length in the header says, and more than padding explains.
-    TrailingBytes,
 }
 
 impl ChannelNumber {
@@ -63,12 +61,9 @@ impl<'a> ChannelData<'a> {
         let Some(channel) = ChannelNumber::new(u16::from_be_bytes([c0, c1])) else {
             return Err(ChannelDataError::Channel);
         };
-        let Some((data, padding)) = rest.split_at_checked(u16::from_be_bytes([l0, l1]) as usize) else {
+        let Some((data, _)) = rest.split_at_checked(u16::from_be_bytes([l0, l1]) as usize) else {
             return Err(ChannelDataError::Truncated);
         };
-        if padding.len() > 3 {
-            return Err(ChannelDataError::TrailingBytes);
-        }
         Ok(Self { channel, data })
     }
 
@@ -115,7 +110,6 @@ impl fmt::Display for ChannelDataError {
         f.write_str(match self {
             Self::Truncated => "the ChannelData is longer than the bytes at hand",
             Self::Channel => "not a channel number",
-            Self::TrailingBytes => "bytes follow the ChannelData",
         })
     }
 }
@@ -129,15 +123,15 @@ mod tests {
     #[test]
     fn padding_is_optional_on_datagrams() {
         let channel = ChannelNumber::new(0x4001).unwrap();
-        let mut bytes = [0xEE; 12];
+        let mut bytes = [0xEE; 40];
         bytes[..4].copy_from_slice(&ChannelData::header(channel, 5));
-        for len in 9..=12 {
+        // Bytes behind the padding are nobody's; what the length says counts.
+        for len in 9..=40 {
             let view = ChannelData::parse(&bytes[..len]).unwrap();
             assert_eq!((view.channel(), view.data()), (channel, &[0xEE; 5][..]));
         }
         assert_eq!(ChannelData::parse(&bytes[..8]), Err(ChannelDataError::Truncated));
         assert_eq!(ChannelData::parse(&bytes[..3]), Err(ChannelDataError::Truncated));
-        assert_eq!(ChannelData::parse(&[0x40, 0, 0, 0, 1, 2, 3, 4]), Err(ChannelDataError::TrailingBytes));
         assert_eq!(ChannelData::parse(&[0x40, 0, 0, 0]).unwrap().data(), b"");
     }
 

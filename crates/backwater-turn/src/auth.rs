@@ -15,8 +15,8 @@ use crate::ClientAddr;
 
 /// Static users, and shared secrets for time-limited credentials.
 ///
-/// A time-limited username is `expiry` or `expiry:name`, the expiry in seconds since 1970-01-01 UTC; its password is
-/// the base64 of HMAC-SHA1(secret, username): what is known as the TURN REST API. A new allocation needs one that has
+/// A time-limited username is `expiry`, `expiry:name`, `name:expiry` or `:expiry`, the expiry in seconds since 1970-01-01 UTC;
+/// its password is the base64 of HMAC-SHA1(secret, username) or of HMAC-SHA256(secret, username): what is known as the TURN REST API. A new allocation needs one that has
 /// not expired; an allocation that exists goes on.
 #[derive(Clone)]
 pub struct Credentials {
@@ -185,10 +185,12 @@ impl Credentials {
         unix: Duration,
     ) -> impl Iterator<Item = Arc<Identity>> {
         let known = self.users.get(username).map(|identities| identities[algorithm as usize].clone());
-        let in_time = known.is_none() && expiry(username).is_some_and(|expiry| expiry > unix.as_secs());
+        let in_time = known.is_none() && time_limit(username).is_some_and(|(expiry, _)| expiry > unix.as_secs());
         let secrets = if in_time { self.secrets.as_slice() } else { &[] };
-        let limited = secrets.iter().zip(0..=u16::MAX).map(move |(secret, place)| {
-            let password = time_limited_password(secret, username);
+        let passwords = secrets.iter().flat_map(move |secret| {
+            [time_limited_password, time_limited_password_sha256].map(|password| password(secret, username))
+        });
+        let limited = passwords.zip(0..=u16::MAX).map(move |(password, place)| {
             Arc::new(Identity::new(algorithm, username, &self.realm, &password, Some(place)))
         });
         known.into_iter().chain(limited)
@@ -196,8 +198,8 @@ impl Credentials {
 
     /// Returns why [`identities`](Self::identities) finds nobody for a user name.
     pub(crate) fn why_nobody(&self, username: &str, unix: Duration) -> AuthFailureReason {
-        match expiry(username) {
-            Some(expiry) if !self.secrets.is_empty() && expiry <= unix.as_secs() => AuthFailureReason::Expired,
+        match time_limit(username) {
+            Some((expiry, _)) if !self.secrets.is_empty() && expiry <= unix.as_secs() => AuthFailureReason::Expired,
             Some(_) | None => AuthFailureReason::UnknownUser,
         }
     }
@@ -238,9 +240,12 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Until when a time-limited user name is good, in seconds since 1970-01-01 UTC.
-fn expiry(username: &str) -> Option<u64> {
-    username.split(':').next().and_then(|expiry| expiry.parse().ok())
+/// Returns until when a time-limited user name is good, in seconds since 1970-01-01 UTC, and the name in it, which may be empty.
+pub(crate) fn time_limit(username: &str) -> Option<(u64, &str)> {
+    let expiry = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let (first, after) = username.split_once(':').unwrap_or((username, ""));
+    let (before, last) = username.rsplit_once(':').unwrap_or(("", username));
+    expiry(first).map(|expiry| (expiry, after)).or_else(|| Some((expiry(last)?, before)))
 }
 
 /// Returns the password of a time-limited username: base64 of HMAC-SHA1 of the name, with the secret as the key
@@ -248,6 +253,12 @@ fn expiry(username: &str) -> Option<u64> {
 pub fn time_limited_password(secret: &str, username: &str) -> String {
     // HMAC takes a key of any length.
     let Ok(mac) = Hmac::<Sha1>::new_from_slice(secret.as_bytes()) else { return String::new() };
+    BASE64_STANDARD.encode(mac.chain_update(username).finalize().into_bytes())
+}
+
+/// Returns the same of HMAC-SHA256.
+pub(crate) fn time_limited_password_sha256(secret: &str, username: &str) -> String {
+    let Ok(mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(secret.as_bytes()) else { return String::new() };
     BASE64_STANDARD.encode(mac.chain_update(username).finalize().into_bytes())
 }
 
@@ -374,14 +385,27 @@ mod tests {
         c.add_secret("north").unwrap();
         c.add_secret("south").unwrap();
         let count = |name: &str| c.identities(name, Algorithm::Sha256, NOW).count();
-        assert_eq!(count(&format!("{}:alice", NOW.as_secs() + 1)), 2);
-        assert_eq!(count(&(NOW.as_secs() + 1).to_string()), 2);
-        assert_eq!(count(&format!("{}:alice", NOW.as_secs())), 0);
+        // Two secrets, each with SHA-1 and SHA-256.
+        for (name, user) in
+            [("T:alice", "alice"), ("alice:T", "alice"), ("T", ""), (":T", ""), ("T:", ""), ("T:@a:b", "@a:b")]
+        {
+            let at = |seconds: u64| name.replace('T', &seconds.to_string());
+            assert_eq!((count(&at(NOW.as_secs() + 1)), count(&at(NOW.as_secs()))), (4, 0), "{name}");
+            assert_eq!(time_limit(&at(7)), Some((7, user)), "{name}");
+        }
+        for name in ["+7:alice", "alice", "", ":", "alice:", "7a:b"] {
+            assert_eq!(time_limit(name), None, "{name}");
+        }
         assert_eq!(count("alice"), 0);
         assert_eq!(count(""), 0);
         assert!(!c.features().username_anonymity);
         // printf 1433895918:1 | openssl dgst -sha1 -hmac north -binary | base64
         assert_eq!(time_limited_password("north", "1433895918:1"), "FVvRuEpfqU2aWPC2GTK78NIG77I=");
+        // The same with -sha256.
+        assert_eq!(
+            time_limited_password_sha256("north", "1433895918:1"),
+            "r29tPcJPR/tGBmLDUapoQDnojv21xZnu9tbz8g1TJ8w="
+        );
     }
 
     #[test]

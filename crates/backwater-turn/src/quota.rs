@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    auth::Identity,
+    auth::{Identity, time_limit},
     bucket::{Bucket, Rate, Ticks},
     server::PortRequest,
 };
@@ -29,7 +29,7 @@ pub struct Limits {
 
 /// Who has how much. Shared by all threads of a relay.
 ///
-/// A user is identified by the user name; a time-limited one by the part after the expiry, or by the whole user name if that
+/// A user is identified by the user name; a time-limited one by the name beside the expiry, or by the whole user name if that
 /// part is missing, so that credentials without a name do not share one quota. The table has users with an allocation or a
 /// reserved port only.
 pub struct Quotas {
@@ -275,9 +275,9 @@ impl fmt::Debug for Quotas {
     }
 }
 
-/// Whose a user name is: of `expiry:name`, the name.
+/// Whose a user name is: of `expiry:name` and `name:expiry`, the name.
 fn account_name(user: &str) -> &str {
-    user.split_once(':').map(|(_, name)| name).filter(|name| !name.is_empty()).unwrap_or(user)
+    time_limit(user).map(|(_, name)| name).filter(|name| !name.is_empty()).unwrap_or(user)
 }
 
 #[cfg(test)]

@@ -22,7 +22,8 @@ pub(super) const KEYS: &[Key] = &[
     many(
         "relay-address",
         "IP",
-        "Where peers reach the clients: one address of each family [default: the listeners' own]",
+        "Where peers reach the clients: one address of each family [default: the listeners' own; with a wildcard listener and \
+         external-address, every address of this host]",
     ),
     many(
         "external-address",
@@ -35,7 +36,8 @@ pub(super) const KEYS: &[Key] = &[
     many(
         "secret",
         "SECRET",
-        "A shared secret for time-limited credentials: user EXPIRY:NAME, password base64(HMAC-SHA1(SECRET, user))",
+        "A shared secret for time-limited credentials: user EXPIRY:NAME or NAME:EXPIRY, password base64(HMAC-SHA1(SECRET, user)), \
+         or with HMAC-SHA256",
     ),
     many(
         "allow-peer",
@@ -67,7 +69,7 @@ pub(super) const KEYS: &[Key] = &[
         "reply-limit",
         "N",
         "Answers in a second to a source that has not authenticated (an IPv4 address, an IPv6 network of 64 bits), 0 for \
-         no limit; loopback is not limited [default: 100]",
+         no limit; loopback is not limited [default: 1000]",
     ),
     one(
         "failure-limit",

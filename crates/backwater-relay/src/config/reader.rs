@@ -229,17 +229,18 @@ impl Reader<'_> {
         }
         let listeners: Vec<IpAddr> = listen.iter().map(SocketAddr::ip).collect();
         let own = of_family(&listeners).into_iter().find(|ip| !ip.is_unspecified());
-        let Some(bind) = relay.first().copied().or(own) else {
-            let on_wildcard = listeners.iter().any(|ip| ip.is_ipv4() == v4);
-            if !external.is_empty() && !on_wildcard {
+        // Peers know the wildcard by the external address.
+        let wildcard = listeners.iter().copied().find(|ip| ip.is_ipv4() == v4).filter(|_| !external.is_empty());
+        let Some(bind) = relay.first().copied().or(own).or(wildcard) else {
+            if let Some(external) = external.first() {
                 let family = if v4 { "IPv6" } else { "IPv4" };
                 let problem =
-                    format!("expected an {family} address, as listen and relay-address are, found {}", external[0]);
+                    format!("expected an {family} address, as listen and relay-address are, found {external}");
                 self.error("external-address", &problem);
             }
             return None;
         };
-        if bind.is_unspecified() {
+        if bind.is_unspecified() && external.is_empty() {
             self.error("relay-address", "expected an address that clients can be told, found the wildcard");
         }
         Some(RelayIp { bind, advertise: external.first().copied().unwrap_or(bind) })

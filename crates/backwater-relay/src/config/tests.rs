@@ -91,6 +91,9 @@ fn a_wildcard_listener_needs_a_relay_address() {
     let ip = c.unwrap().relay_v4.unwrap();
     assert_eq!((ip.bind, ip.advertise), ([10, 0, 0, 5].into(), [192, 0, 2, 5].into()));
     assert!(problems(&[&wild[..], &["--relay-address", "0.0.0.0"]].concat())[0].contains("found the wildcard"));
+    let c = config(&[&wild[..], &["--external-address", "192.0.2.5"]].concat(), &[]);
+    let ip = c.unwrap().relay_v4.unwrap();
+    assert_eq!((ip.bind, ip.advertise), ([0, 0, 0, 0].into(), [192, 0, 2, 5].into()), "for containers");
     let two = ["--relay-address", "10.0.0.5", "--relay-address", "10.0.0.6"];
     assert!(problems(&[&wild[..], &two].concat())[0].contains("one address of each family"));
 }

@@ -6,7 +6,7 @@ use backwater_turn::{
     AuthFailure, ClientAddr, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
     server::{Event, EventKind},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::Worker;
 use crate::log_limit::LogLimit;
@@ -26,6 +26,7 @@ pub(crate) struct Lines {
     refused: RefCell<HashSet<ClientAddr>>,
     failures: LogLimit,
     pub(super) no_port: LogLimit,
+    suppressed: LogLimit,
     /// Whether allocations are logged at `info`.
     allocations: bool,
 }
@@ -39,6 +40,7 @@ impl Lines {
             refused: RefCell::default(),
             failures: LogLimit::new(now),
             no_port: LogLimit::once_a_minute(now),
+            suppressed: LogLimit::once_a_minute(now),
             allocations,
         }
     }
@@ -75,6 +77,17 @@ impl Worker {
             info!(%client, %peer, why, remedy, "peer refused with 403");
         } else {
             debug!(%client, %peer, why, remedy, "peer refused with 403");
+        }
+    }
+
+    /// Says that a source gets no answers.
+    pub(super) fn log_suppressed(&self, now: Instant, client: ClientAddr) {
+        if self.lines.suppressed.allows(now) {
+            warn!(
+                source = %client.0.ip(),
+                remedy = "if many clients share that address, raise reply-limit; else it floods, or others do in its name",
+                "requests that are not authenticated are not answered: their source is over reply-limit"
+            );
         }
     }
 

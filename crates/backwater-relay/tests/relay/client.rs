@@ -62,7 +62,10 @@ impl Client {
         self.socket.send(&request).unwrap();
         let mut reply = [0; 2000];
         loop {
-            let len = self.socket.recv(&mut reply).expect("an answer");
+            let len = match self.socket.recv(&mut reply) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                received => received.expect("an answer"),
+            };
             let message = Message::parse(&reply[..len]);
             if message.is_ok_and(|m| m.transaction_id() == id) {
                 return reply[..len].to_vec();

@@ -89,6 +89,29 @@ fn what_is_over_a_users_rate_is_dropped_and_counted() {
     relay.stop(Duration::ZERO);
 }
 
+/// Behind one address, as in an office that comes back after an outage.
+#[test]
+fn eight_hundred_clients_of_one_address_join_at_once() {
+    in_namespace("limits::eight_hundred_clients_of_one_address_join_at_once", || {
+        ip("addr add 192.0.2.1/32 dev lo");
+        let mut relay = start(&["--listen", "192.0.2.1:0"]);
+        let addr = relay.local_addrs()[1];
+        let mut clients: Vec<_> = (0..800)
+            .map(|_| {
+                let mut client = Client::new(addr, "alice", "secret", "backwater");
+                client.socket = UdpSocket::bind("192.0.2.1:0").unwrap();
+                client.socket.connect(addr).unwrap();
+                client.socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                client
+            })
+            .collect();
+        let joined: Vec<_> = clients.iter_mut().map(Client::allocate).collect();
+        assert_eq!(joined.len(), 800);
+        assert_eq!(dropped(&relay, DropReason::ReplyLimit), 0);
+        relay.stop(Duration::ZERO);
+    });
+}
+
 /// A flood of requests from one address is answered at its rate and leaves nothing; others do not notice.
 #[test]
 fn a_flood_of_strangers_is_answered_at_its_rate() {

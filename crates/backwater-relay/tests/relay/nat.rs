@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_relay::{Counters, Relay};
+use backwater_relay::{Arguments, Config, Counters, Relay};
 use backwater_stun::*;
 use backwater_turn::server::DropReason;
 
@@ -70,6 +70,37 @@ fn every_client_reaches_every_other_behind_a_nat_that_does_not_hairpin() {
             assert_eq!(reached, [PAIRS; 2], "{threads} threads");
             relay.stop(Duration::ZERO);
         }
+    });
+}
+
+/// As in a container: the host's own address is not known beforehand, the one that is forwarded to it is.
+#[test]
+fn a_wildcard_listener_with_an_external_address_is_enough() {
+    in_namespace("nat::a_wildcard_listener_with_an_external_address_is_enough", || {
+        ip("addr add 10.0.0.10/32 dev lo");
+        let args = ["relay", "--listen", "0.0.0.0:0", "--external-address", "192.0.2.10", "--user", "alice:secret"];
+        let args =
+            [&args[..], &["--allow-peer", "192.0.2.0/24", "--allow-peer", "10.0.0.0/8", "--threads", "4"]].concat();
+        let matches = Arguments::command().try_get_matches_from(args).unwrap();
+        let mut relay = Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], relay.local_addrs()[0].port()));
+        let mut clients: Vec<_> = (0..16).map(|_| Client::new(addr, "alice", "secret", "backwater")).collect();
+        let relayed: Vec<_> = clients.iter_mut().map(Client::allocate).collect();
+        assert!(relayed.iter().all(|addr| addr.ip() == std::net::IpAddr::from([192, 0, 2, 10])));
+        for pair in 0..8 {
+            let (a, b) = (2 * pair, 2 * pair + 1);
+            clients[a].bind_channel(0x4000, relayed[b]).unwrap();
+            clients[b].permit(relayed[a]).unwrap();
+            clients[a].socket.send(&channel_data(0x4000, b"between clients")).unwrap();
+            assert!(indicated(&clients[b], relayed[a], b"between clients"));
+        }
+        // What the NAT forwards arrives at any address of the host.
+        let peer = std::net::UdpSocket::bind("10.0.0.10:0").unwrap();
+        let peer_addr = peer.local_addr().unwrap();
+        clients[0].permit(peer_addr).unwrap();
+        peer.send_to(b"from outside", SocketAddr::from(([10, 0, 0, 10], relayed[0].port()))).unwrap();
+        assert!(indicated(&clients[0], peer_addr, b"from outside"));
+        relay.stop(Duration::ZERO);
     });
 }
 

@@ -94,6 +94,26 @@ fn a_clients_403s_are_at_info_once() {
     assert_eq!(severities, ["INFO", "DEBUG", "DEBUG", "INFO", "DEBUG", "DEBUG"]);
 }
 
+/// Clients that get no answer look like a network that loses datagrams.
+#[test]
+fn a_reply_that_is_suppressed_is_a_warning_once() {
+    in_namespace("operator::a_reply_that_is_suppressed_is_a_warning_once", || {
+        ip("addr add 192.0.2.1/32 dev lo");
+        let args = ["--listen", "192.0.2.1:3478", "--user", "alice:secret", "--drain", "0", "--reply-limit", "5"];
+        let mut relay = Program::start(&[&args[..], &["--threads", "1"]].concat(), 1);
+        let client = std::net::UdpSocket::bind("192.0.2.1:0").unwrap();
+        let mut buffer = [0; 100];
+        let w = Writer::new(&mut buffer, Class::Request, Method::BINDING, TransactionId([1; 12])).unwrap();
+        let request = w.finish().to_vec();
+        (0..50).for_each(|_| assert!(client.send_to(&request, "192.0.2.1:3478").is_ok()));
+        let line = relay.line("not answered");
+        assert_eq!((&line["severity"], &line["source"]), (&"WARN".into(), &"192.0.2.1".into()), "{line}");
+        assert!(line["remedy"].as_str().unwrap().contains("reply-limit"), "{line}");
+        let (_, lines) = relay.terminate_and_read();
+        assert!(!lines.iter().any(|line| line["severity"] == "WARN"), "once: {lines:?}");
+    });
+}
+
 #[test]
 fn the_lines_of_an_allocation_can_be_joined() {
     let (mut relay, addr, _) = start(&["--log-allocations", "on", "--allow-peer", "127.0.0.0/8"]);

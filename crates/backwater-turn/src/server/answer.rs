@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use backwater_stun::{
-    AttributeError, AttributeErrorKind, AttributeType, Class, Code, ErrorCode, Integrity, Method, Nonce, Realm,
-    TakesFingerprint, TransactionId, UnknownAttributes, WriteError, Writer,
+    AttributeError, AttributeErrorKind, AttributeType, Class, Code, ErrorCode, Integrity, Message, Method, Nonce,
+    Realm, TakesFingerprint, TransactionId, UnknownAttributes, WriteError, Writer,
 };
 
-use super::{Action, DropReason, Server, answered::Transaction};
+use super::{Action, DropReason, Server, answered::Transaction, requests::amplifies};
 use crate::{
     AuthFailure, FiveTuple, Now, PeerAddr, PeerRefused,
     auth::{ALGORITHMS, Identity},
@@ -51,6 +51,7 @@ impl Server {
     pub(super) fn refuse(
         &self,
         now: Now,
+        request: &Message<'_>,
         from: FiveTuple,
         refusal: Refusal,
         answer: &Answer,
@@ -59,13 +60,22 @@ impl Server {
         let result = match refusal {
             Refusal::Drop(reason) => Err(reason),
             Refusal::Code(code) => answer.error(reply, code, |_| Ok(())),
-            // A stranger gets no reason phrase: it would make the answer longer that a forged source has sent to others.
-            Refusal::Challenge(code) => answer.challenge(reply, |w| {
-                w.attribute(&ErrorCode { code, reason: "" })?;
-                w.attribute(&Realm(self.config.credentials.realm()))?;
-                w.attribute(&Nonce(&self.nonces.make(from.client, now.unix)))?;
-                w.attribute(&ALGORITHMS).map(drop)
-            }),
+            Refusal::Challenge(code) => {
+                let nonce = self.nonces.make(from.client, now.unix);
+                let mut challenge = |reason| {
+                    answer.challenge(reply, |w| {
+                        w.attribute(&ErrorCode { code, reason })?;
+                        w.attribute(&Realm(self.config.credentials.realm()))?;
+                        w.attribute(&Nonce(&nonce))?;
+                        w.attribute(&ALGORITHMS).map(drop)
+                    })
+                };
+                // Browsers print the phrase; but a forged source must not be sent much more than was sent in its name.
+                match challenge(code.reason()) {
+                    Ok(len) if amplifies(request, len) => challenge(""),
+                    result => result,
+                }
+            }
             Refusal::Unauthenticated(failure) => return Action::Unauthenticated(failure),
             Refusal::Unknown(types) => {
                 answer.error(reply, Code::UNKNOWN_ATTRIBUTE, |w| w.attribute(&UnknownAttributes::new(&types)).map(drop))

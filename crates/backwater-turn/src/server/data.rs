@@ -105,6 +105,9 @@ impl Server {
             }
             let Ok(Some(XorPeerAddress(peer))) = message.get() else { break 'drop DropReason::Indication };
             let Some(range) = message.value_range(AttributeType::DATA) else { break 'drop DropReason::Indication };
+            if peer.port() == 0 {
+                break 'drop DropReason::Indication;
+            }
             let to = PeerAddr(peer);
             if let Err(reason) = allocation.check_peer(to, now, &self.config.peers) {
                 break 'drop reason;

@@ -79,7 +79,7 @@ impl Server {
             }
             _ => Err(Refusal::Drop(DropReason::Method)),
         };
-        let action = result.unwrap_or_else(|refusal| self.refuse(now, from, refusal, &answer, reply));
+        let action = result.unwrap_or_else(|refusal| self.refuse(now, message, from, refusal, &answer, reply));
         if let (Action::Reply(len), None) = (&action, &answer.user)
             && amplifies(message, *len)
         {
@@ -103,7 +103,8 @@ impl Server {
             limit.failed(from.client.0.ip(), &failure.user, now.instant);
         }
         if self.may_answer_stranger(now.instant, from).is_ok()
-            && let Action::Reply(len) = self.refuse(now, from, Refusal::Challenge(Code::UNAUTHENTICATED), answer, reply)
+            && let Action::Reply(len) =
+                self.refuse(now, message, from, Refusal::Challenge(Code::UNAUTHENTICATED), answer, reply)
             && !amplifies(message, len)
         {
             failure.reply = Some(len);
@@ -280,6 +281,9 @@ impl Server {
         let number = message.get::<ChannelNumber>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
         let peer = message.get::<XorPeerAddress>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
         let peer = self.own_family(id, peer)?;
+        if peer.0.port() == 0 {
+            return Err(Code::BAD_REQUEST.into());
+        }
         self.config.peers.check(peer).map_err(|why| Refusal::Forbidden(peer, why))?;
         let (allocation, rules) = self.allocation_and_rules(id).ok_or(Code::ALLOCATION_MISMATCH)?;
         allocation.bind(number, peer, now, rules).map_err(|error| match error {
@@ -319,7 +323,7 @@ impl Server {
 }
 
 /// Returns whether an answer is more than 4.5 times as long as its request: the bound of what a forged source can redirect.
-fn amplifies(request: &Message<'_>, answer: usize) -> bool {
+pub(super) fn amplifies(request: &Message<'_>, answer: usize) -> bool {
     2 * answer > 9 * request.as_bytes().len()
 }
 

@@ -196,6 +196,33 @@ fn binding_tells_the_address_and_amplifies_little() {
     assert_eq!(b.bytes(CLIENT, &request).0, Action::Drop(DropReason::Fingerprint));
 }
 
+/// Browsers print the reason phrase. It is left out where the answer would be over 4.5 times its request.
+#[test]
+fn a_challenge_has_a_reason_phrase_where_it_fits() {
+    let mut b = Bench::new();
+    let reason = |reply: &[u8]| {
+        Message::parse(reply).unwrap().get::<ErrorCode<'_>>().unwrap().map(|e| e.reason.to_owned()).unwrap()
+    };
+    let allocate = plain(Class::Request, Method::ALLOCATE, &|w| {
+        w.attribute(&RequestedTransport::UDP).unwrap();
+    });
+    let (_, reply) = b.bytes(CLIENT, &allocate);
+    assert_eq!((code(&reply, false), &*reason(&reply)), (401, "Unauthenticated"));
+    assert!(2 * reply.len() <= 9 * allocate.len());
+    let bare = plain(Class::Request, Method::ALLOCATE, &|_| ());
+    let (_, reply) = b.bytes(CLIENT, &bare);
+    assert_eq!((code(&reply, false), &*reason(&reply)), (401, ""));
+    assert!(2 * reply.len() <= 9 * bare.len());
+}
+
+#[test]
+fn port_zero_is_no_peer() {
+    let mut b = Bench::new();
+    b.allocate(CLIENT);
+    let (_, reply) = b.channel(CLIENT, 0x4000, "203.0.113.7:0");
+    assert_eq!(code(&reply, true), 400);
+}
+
 #[test]
 fn a_stranger_is_challenged_and_leaves_nothing_behind() {
     let mut b = Bench::new();
