@@ -94,7 +94,8 @@ impl EventLoop {
                     }
                 }
                 (Ok(()), None) => info!("datagrams are no longer fragmented"),
-                (Err(error), _) => warn!(%error, "the socket's fragmentation cannot be set"),
+                // It is tried again with each tick.
+                (Err(error), _) => debug!(%error, "the socket's fragmentation cannot be set"),
             }
         }
     }

@@ -177,7 +177,11 @@ impl Network {
     pub fn wireguard(&self, name: &str, configuration: &str, addresses: &[&str]) -> Process {
         // One that was killed leaves it; wireguard-go and wg would both remove it, and wireguard-go fail if it is second.
         self.run(&format!("rm -f /run/wireguard/{name}.sock"));
-        let process = self.start(&format!("wireguard-go -f {name}"));
+        let mut command = self.command(&format!("wireguard-go -f {name}"));
+        command.env("LOG_LEVEL", "verbose");
+        let process = Process::spawn(&format!("{}: wireguard-go {name}", self.name), command);
+        // wg removes a socket that is there and does not accept yet.
+        process.wait_for("UAPI listener started");
         self.run_until(&format!("wg show {name}"));
         self.run_with(&format!("wg setconf {name} /dev/stdin"), configuration);
         self.run(&format!("ip link set {name} addrgenmode none"));
