@@ -19,6 +19,10 @@ use backwater_turn::{
 };
 use backwater_udp::{Builder, UdpSocket};
 
+/// Descriptors that no relayed socket takes.
+#[cfg(unix)]
+const KEPT_DESCRIPTORS: u64 = 8;
+
 /// Ports that others hold and that are come across before a client is told that there is none.
 const ATTEMPTS: usize = 64;
 
@@ -170,6 +174,7 @@ impl Ports {
         for _ in 0..ATTEMPTS {
             let Some(lease) = self.lease(family, even, pair)? else { break };
             let result = builder.bind(SocketAddr::new(ip, lease.port)).and_then(|socket| {
+                keep_descriptors(&socket)?;
                 let token = pair.then(|| self.reserve(ip, lease.port + 1, now)).transpose()?;
                 Ok((socket, token))
             });
@@ -269,6 +274,22 @@ impl Ports {
     fn reserved(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 8], Reserved>> {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Refuses a socket that takes one of the last descriptors: the administration answers also when clients get no more.
+#[cfg(unix)]
+fn keep_descriptors(socket: &UdpSocket) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // The system gives the lowest number that is free.
+    let next = socket.try_clone_std()?.as_raw_fd();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let is_kept = limit.is_some_and(|limit| next as u64 + KEPT_DESCRIPTORS >= limit);
+    if is_kept { Err(rustix::io::Errno::MFILE.into()) } else { Ok(()) }
+}
+
+#[cfg(not(unix))]
+fn keep_descriptors(_: &UdpSocket) -> io::Result<()> {
+    Ok(())
 }
 
 /// Returns what an operator can do about a port that could not be bound; nothing if it is the client's own affair.

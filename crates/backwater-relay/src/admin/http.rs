@@ -1,6 +1,6 @@
 //! The requests.
 
-use std::{net::IpAddr, sync::Arc, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use axum::{
     Router,
@@ -22,7 +22,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use serde::{Deserialize, Serialize};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{net::TcpListener, task::AbortHandle};
 use tracing::debug;
 
 use super::{Control, metrics};
@@ -33,7 +33,7 @@ const MAX_BODY: usize = 4096;
 /// Of a request's head, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Others wait until one of these has ended.
+/// The next one ends the oldest of these.
 const MAX_CONNECTIONS: usize = 64;
 
 /// A client has so long for its request's head.
@@ -44,27 +44,39 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Answers until it is dropped.
 pub(super) async fn serve(listener: TcpListener, control: Arc<Control>) {
-    let (routes, places) = (routes(control), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+    let (routes, mut connections) = (routes(control), VecDeque::<AbortHandle>::new());
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // No descriptor is free, or the client has gone already.
                 debug!(%error, "no connection for administration");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                match connections.pop_front() {
+                    Some(oldest) => oldest.abort(),
+                    None => tokio::time::sleep(Duration::from_millis(100)).await,
+                }
+                tokio::task::yield_now().await;
                 continue;
             }
         };
+        connections.retain(|connection| !connection.is_finished());
+        // Whoever holds connections open keeps nobody from the next one.
+        if connections.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = connections.pop_front()
+        {
+            oldest.abort();
+        }
         let service = TowerToHyperService::new(routes.clone());
         let mut http = http1::Builder::new();
         http.keep_alive(false).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD);
-        tokio::spawn(async move {
+        let connection = tokio::spawn(async move {
             // A client that breaks off or says nothing is no business of ours.
             let _ =
                 tokio::time::timeout(CONNECTION_TIMEOUT, http.serve_connection(TokioIo::new(stream), service)).await;
-            drop(place);
         });
+        connections.push_back(connection.abort_handle());
+        // A request that is there already is answered before the next connection is taken.
+        tokio::task::yield_now().await;
     }
 }
 

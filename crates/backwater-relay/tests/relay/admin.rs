@@ -108,6 +108,22 @@ fn the_policy_is_read_and_switched() {
     TcpStream::connect(admin).unwrap_err();
 }
 
+/// A local user who holds connections open keeps nobody from the next one: the oldest is closed.
+#[test]
+fn idle_connections_do_not_keep_a_probe_waiting() {
+    let (mut relay, admin) = start_with_admin(&[]);
+    let mut idle: Vec<_> = (0..64).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    assert_eq!(get(admin, "/healthz"), (200, "ok\n".to_owned()));
+    // Nothing had to wait for their timeout, which ends all of them at once.
+    std::thread::sleep(Duration::from_millis(500));
+    let is_open = |stream: &mut TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        stream.read(&mut [0; 100]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    assert_eq!(idle.iter_mut().map(is_open).filter(|open| !open).count(), 1, "only the oldest is closed");
+    relay.stop(Duration::ZERO);
+}
+
 #[test]
 fn anything_else_is_refused_with_a_reason_on_one_line() {
     let (mut relay, admin) = start_with_admin(&[]);

@@ -291,10 +291,11 @@ fn a_403_is_explained_in_the_log() {
 }
 
 /// Starts the relay with such a limit of descriptors, and returns where it listens.
-fn with_limit(limit: &str) -> (Program, std::net::SocketAddr) {
+fn with_limit(limit: &str, args: &[&str]) -> (Program, std::net::SocketAddr) {
     let script = format!(r#"ulimit {limit}; exec "$0" "$@""#);
     let mut command = Command::new("sh");
-    let mut relay = Program::spawn(command.args(["-c", &script, env!("CARGO_BIN_EXE_backwater-relay")]).args(QUIET));
+    let mut relay =
+        Program::spawn(command.args(["-c", &script, env!("CARGO_BIN_EXE_backwater-relay")]).args(QUIET).args(args));
     let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
     (relay, addr)
 }
@@ -302,7 +303,7 @@ fn with_limit(limit: &str) -> (Program, std::net::SocketAddr) {
 /// Many systems let a program have 1,024 descriptors unless it asks for more.
 #[test]
 fn a_low_limit_of_descriptors_is_raised() {
-    let (relay, addr) = with_limit("-Sn 64");
+    let (relay, addr) = with_limit("-Sn 64", &[]);
     let mut clients = Vec::new();
     for _ in 0..100 {
         let mut client = crate::client::Client::new(addr, "alice", "secret", "backwater");
@@ -315,7 +316,7 @@ fn a_low_limit_of_descriptors_is_raised() {
 /// Without a descriptor a new client gets 508, the others go on, and what one gives back another one gets.
 #[test]
 fn descriptors_that_run_out_are_508() {
-    let (mut relay, addr) = with_limit("-n 64");
+    let (mut relay, addr) = with_limit("-n 64", &[]);
     let mut clients: Vec<_> =
         (0..100).map(|_| crate::client::Client::new(addr, "alice", "secret", "backwater")).collect();
     let results: Vec<_> = clients.iter_mut().map(|client| client.try_allocate(&|_| ()).map(drop)).collect();
@@ -330,6 +331,23 @@ fn descriptors_that_run_out_are_508() {
     assert!(relay.line("508")["remedy"].as_str().unwrap().contains("LimitNOFILE"));
     clients[99].allocate();
     clients[1].request(backwater_stun::Method::REFRESH, &|_| ()).unwrap();
+    assert_eq!(relay.terminate(), Some(0));
+}
+
+/// What restarts a relay by its /healthz must not do so because it has as many clients as it can take.
+#[test]
+fn healthz_answers_when_descriptors_are_used_up() {
+    let (mut relay, addr) = with_limit("-n 64", &["--admin", "127.0.0.1:0"]);
+    let admin = relay.line("administration")["admin"].as_str().unwrap().parse().unwrap();
+    let mut clients: Vec<_> =
+        (0..100).map(|_| crate::client::Client::new(addr, "alice", "secret", "backwater")).collect();
+    let refused = clients.iter_mut().filter_map(|client| client.try_allocate(&|_| ()).err()).count();
+    assert!(refused > 30, "{refused}");
+    let idle: Vec<_> = (0..20).map(|_| std::net::TcpStream::connect(admin).unwrap()).collect();
+    for _ in 0..5 {
+        assert_eq!(crate::admin::get(admin, "/healthz"), (200, "ok\n".to_owned()));
+    }
+    drop(idle);
     assert_eq!(relay.terminate(), Some(0));
 }
 
