@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     program::Program,
-    support::{in_namespace, installed, skip},
+    support::{in_namespace, installed, receive_buffer_errors, skip},
 };
 
 const RELAY: [&str; 14] = [
@@ -96,8 +96,10 @@ fn coturns_client_loses_nothing_in_its_other_modes() {
     });
 }
 
-/// Runs coturn's client with each of these arguments, all at once.
+/// Runs coturn's client with each of these arguments, all at once. What it misses has found a receive buffer full, its own for
+/// one, as on a machine that is too busy to read it: the kernel counts those.
 fn lose_nothing(modes: &[String]) {
+    let (before, mut lost) = (receive_buffer_errors(), 0);
     let start = |args: &String| {
         let mut command = Command::new("turnutils_uclient");
         command.args(["-u", "alice", "-w", "secret"]).args(args.split_whitespace());
@@ -108,8 +110,15 @@ fn lose_nothing(modes: &[String]) {
         let out = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(out.status.success(), "turnutils_uclient {args}: {text}");
-        assert!(text.contains("Total lost packets 0 (0.000000%)"), "turnutils_uclient {args}: {text}");
+        let (_, rest) = text.rsplit_once("Total lost packets ").unwrap_or_else(|| panic!("{args}: {text}"));
+        let of_this: u64 = rest.split(' ').next().unwrap().parse().unwrap();
+        if of_this > 0 {
+            eprintln!("turnutils_uclient {args}: {of_this} lost");
+        }
+        lost += of_this;
     }
+    let full = receive_buffer_errors() - before;
+    assert!(lost <= full, "{lost} were lost, of which {full} at most found a receive buffer full");
 }
 
 /// The Python to run the scripts with, if it has this module.

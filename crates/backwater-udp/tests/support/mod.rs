@@ -51,6 +51,20 @@ pub fn skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
+/// Datagrams that have found a receive buffer full in this thread's network: on a busy machine, a reader comes too late for some.
+#[cfg(target_os = "linux")]
+#[allow(dead_code, reason = "not every crate's tests want it")]
+pub fn receive_buffer_errors() -> u64 {
+    let [v4, v6] = ["/proc/thread-self/net/snmp", "/proc/thread-self/net/snmp6"]
+        .map(|file| std::fs::read_to_string(file).unwrap_or_default());
+    let mut udp = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (udp.next().unwrap(), udp.next().unwrap());
+    let v4 = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "RcvbufErrors").unwrap().1;
+    // A kernel without IPv6 has none.
+    let v6 = v6.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).unwrap_or("0");
+    v4.parse::<u64>().unwrap() + v6.trim().parse::<u64>().unwrap()
+}
+
 /// `ip` with these arguments.
 pub fn ip(arguments: &str) {
     run("ip", arguments);

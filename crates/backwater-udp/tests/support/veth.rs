@@ -14,7 +14,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::support::{ip, tc};
+use crate::support::{ip, receive_buffer_errors, tc};
 
 /// A veth pair. The near end is in the network of the thread that made it; the far end's is a network of its own, since the
 /// kernel would short-cut the way to an address of the same one. Both have an IPv4 and an IPv6 address and know each other's
@@ -113,18 +113,9 @@ impl Veth {
         })
     }
 
-    /// Datagrams that arrived at the far end and found a receive buffer full: on a busy machine, the reader comes too late for them.
+    /// Datagrams that arrived at the far end and found a receive buffer full.
     pub fn missed_by_the_receiver(&self) -> u64 {
-        let counters = self.at_far_end(|_| {
-            ["/proc/thread-self/net/snmp", "/proc/thread-self/net/snmp6"]
-                .map(|file| std::fs::read_to_string(file).unwrap())
-        });
-        let [v4, v6] = counters.join().unwrap();
-        let mut udp = v4.lines().filter_map(|line| line.strip_prefix("Udp: "));
-        let (names, values) = (udp.next().unwrap(), udp.next().unwrap());
-        let v4 = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "RcvbufErrors").unwrap().1;
-        let v6 = v6.lines().find_map(|line| line.strip_prefix("Udp6RcvbufErrors")).unwrap();
-        v4.parse::<u64>().unwrap() + v6.trim().parse::<u64>().unwrap()
+        self.at_far_end(|_| receive_buffer_errors()).join().unwrap()
     }
 
     /// A socket at the far end.
