@@ -12,8 +12,9 @@ use crate::support::{
 fn talk(sides: &Sides, family: usize, from_here: u32, from_there: u32) {
     for family in [0, 1] {
         for (network, to) in [(&sides.here, THERE[family]), (&sides.there, HERE[family])] {
-            let output = network.run(&format!("ping -c 5 -i 0.05 -W 5 {to}"));
-            assert!(output.contains("5 received, 0% packet loss"), "{output}");
+            // With `-w` it waits for five answers; without, for the last one no longer than two round trips of the others.
+            let output = network.run(&format!("ping -c 5 -i 0.05 -w 50 {to}"));
+            assert!(output.contains(" 5 received"), "{output}");
         }
         let (_here, _there) = (Echo::new(&sides.here), Echo::new(&sides.there));
         datagrams(&sides.here, THERE[family]);
