@@ -25,3 +25,4 @@ mod operator;
 mod program;
 mod proto_client;
 mod security;
+mod webrtc;
