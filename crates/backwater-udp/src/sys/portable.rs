@@ -91,7 +91,7 @@ mod dont_fragment {
     use std::{io, os::fd::AsRawFd};
 
     use libc::c_int;
-    use socket2::{Domain, Socket};
+    use socket2::Socket;
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const V4: (c_int, c_int, c_int) = (libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE, libc::IP_PMTUDISC_OMIT);
@@ -103,7 +103,8 @@ mod dont_fragment {
     const V6: (c_int, c_int, c_int) = (libc::IPV6_DONTFRAG, 1, 0);
 
     pub(super) fn set(socket: &Socket, dont: bool) -> io::Result<()> {
-        let v6 = socket.domain()? == Domain::IPV6;
+        // Apple has no SO_DOMAIN; an unbound socket has the unspecified address of its family.
+        let v6 = socket.local_addr()?.is_ipv6();
         if v6 {
             set_option(socket, libc::IPPROTO_IPV6, V6, dont)?;
         }
