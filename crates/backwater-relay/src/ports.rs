@@ -247,7 +247,7 @@ impl Ports {
 
     /// Returns the address at which this host reaches a relayed address of the relay's own, whatever is outside of the host.
     pub(crate) fn local(&self, peer: PeerAddr) -> Option<SocketAddr> {
-        let port = self.own_port(peer).filter(|&port| self.is_leased(AddressFamily::of(&peer.0), port))?;
+        let port = self.own_port(peer).filter(|_| self.relayed.contains(peer.0))?;
         Some((self.ips.get(AddressFamily::of(&peer.0)).as_ref()?.local(), port).into())
     }
 
@@ -256,14 +256,10 @@ impl Ports {
     pub(crate) fn advertised(&self, addr: SocketAddr) -> PeerAddr {
         let family = AddressFamily::of(&addr);
         let translated = match self.ips.get(family) {
-            Some(own) if own.local() == addr.ip() && self.is_leased(family, addr.port()) => own.advertise,
+            Some(own) if own.local() == addr.ip() && self.relayed.contains(addr) => own.advertise,
             _ => addr.ip(),
         };
         PeerAddr((translated, addr.port()).into())
-    }
-
-    fn is_leased(&self, family: AddressFamily, port: u16) -> bool {
-        self.range.contains(&port) && self.taken.get(family).contains(port)
     }
 
     fn bound(&self, socket: UdpSocket, lease: Lease) -> io::Result<Bound> {
@@ -372,10 +368,6 @@ impl Taken {
     fn set(&self, port: u16) -> bool {
         let bit = 1 << (port % 64);
         self.0.get(usize::from(port / 64)).is_some_and(|word| word.fetch_or(bit, Relaxed) & bit == 0)
-    }
-
-    fn contains(&self, port: u16) -> bool {
-        self.0.get(usize::from(port / 64)).is_some_and(|word| word.load(Relaxed) & (1 << (port % 64)) != 0)
     }
 
     fn clear(&self, port: u16) {

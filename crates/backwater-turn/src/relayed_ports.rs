@@ -36,7 +36,7 @@ impl RelayedPorts {
     }
 
     /// Whether the port of this address is one of them, in the address's family.
-    pub(crate) fn contains(&self, addr: SocketAddr) -> bool {
+    pub fn contains(&self, addr: SocketAddr) -> bool {
         self.place(addr).is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0)
     }
 
