@@ -16,7 +16,7 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Rounds through all loads; three and a half minutes end it too.
+    /// Rounds through all loads; three and a half minutes end them too. The rows behind a full queue take half a minute more.
     #[arg(long, default_value_t = 41)]
     rounds: usize,
     /// Two rounds: to see that it works, not to quote.

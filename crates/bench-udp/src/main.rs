@@ -26,6 +26,7 @@ use crate::{
     subject::{Change, HEADER, Job, Look, Subject},
 };
 
+mod full;
 mod heap;
 mod memory;
 mod net;
@@ -126,6 +127,7 @@ fn main() -> ExitCode {
         eprintln!("{:>4.0} s  round {}/{rounds}", began.elapsed().as_secs_f64(), round + 1);
     }
     report.memory = memory::measure(&runtime);
+    report.full = full::measure(&runtime);
     print!("{report}");
     println!("\nIt took {:.0} s.", began.elapsed().as_secs_f64());
     ExitCode::SUCCESS

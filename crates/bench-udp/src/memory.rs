@@ -1,6 +1,6 @@
 //! What a socket and a sender take.
 
-use std::{fs, future::poll_fn, io::IoSlice, mem, process::Command, task::Poll};
+use std::{fs, future::poll_fn, io::IoSlice, mem, task::Poll};
 
 use backwater_udp::{Receiver, Sender, Transmit, UdpSocket};
 use tokio::runtime::Runtime;
@@ -36,11 +36,7 @@ fn heap_of<T>(make: impl FnOnce() -> T) -> (i64, T) {
 
 /// A sender that the system has refused, behind a queue that lets next to nothing through.
 fn parked(runtime: &Runtime) -> Result<String, String> {
-    let tc = |arguments: &str| {
-        let status = Command::new("tc").args(arguments.split(' ')).status();
-        status.map_err(|e| format!("tc: {e}"))?.success().then_some(()).ok_or_else(|| "tc refused".to_owned())
-    };
-    tc("qdisc add dev lo root tbf rate 1mbit burst 3k limit 12k")?;
+    net::tc("qdisc add dev lo root tbf rate 1mbit burst 3k limit 12k")?;
     let (there, descriptors) = (net::socket(), || fs::read_dir("/proc/self/fd").unwrap().count());
     let to = net::address_of(&there);
     let socket = UdpSocket::builder().send_buffer(4096).bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -63,7 +59,7 @@ fn parked(runtime: &Runtime) -> Result<String, String> {
     }));
     let line = (heap::bytes() - heap_before, descriptors() - before);
     drop(sender);
-    tc("qdisc del dev lo root")?;
+    net::tc("qdisc del dev lo root")?;
     if !waits {
         return Err("nothing was refused".into());
     }

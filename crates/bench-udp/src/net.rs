@@ -4,6 +4,7 @@ use std::{
     io, mem,
     net::SocketAddr,
     os::fd::AsRawFd,
+    process::Command,
     sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
 };
@@ -64,6 +65,15 @@ pub(crate) fn option(socket: &Socket, level: i32, name: i32, value: i32) {
     // SAFETY: the kernel reads an int of that length.
     let result = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), length) };
     assert_eq!(result, 0, "setsockopt({level}, {name}): {}", io::Error::last_os_error());
+}
+
+/// Runs `tc`.
+///
+/// # Errors
+/// When it is not installed or refuses.
+pub(crate) fn tc(arguments: &str) -> Result<(), String> {
+    let status = Command::new("tc").args(arguments.split(' ')).status().map_err(|e| format!("tc: {e}"))?;
+    status.success().then_some(()).ok_or_else(|| format!("tc {arguments}: {status}"))
 }
 
 /// A thread on the other core that fills receive buffers: what is measured is the receiving alone.

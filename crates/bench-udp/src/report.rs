@@ -4,6 +4,7 @@ use std::{fmt, fs, process::Command};
 
 use crate::{
     Cell, NAMES, Sample, Work, cells,
+    full::Full,
     statistics::{Estimate, estimate, median},
     subject::Change,
 };
@@ -12,6 +13,7 @@ use crate::{
 pub(crate) struct Report {
     samples: Vec<(Cell, usize, Sample)>,
     pub(crate) memory: Vec<String>,
+    pub(crate) full: Full,
 }
 
 const RAW: usize = 0;
@@ -131,7 +133,8 @@ impl fmt::Display for Report {
         self.table(f, "Throughput, million datagrams per second", Sample::rate, 2)?;
         self.table(f, "Heap allocations per datagram", Sample::allocations, 4)?;
         writeln!(f, "\n### Memory, bytes\n\n| What | Itself | On the heap | Descriptors |\n|---|---:|---:|---:|")?;
-        self.memory.iter().try_for_each(|line| writeln!(f, "{line}"))
+        self.memory.iter().try_for_each(|line| writeln!(f, "{line}"))?;
+        write!(f, "{}", self.full)
     }
 }
 
