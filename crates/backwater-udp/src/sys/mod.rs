@@ -55,6 +55,9 @@ pub(crate) use errno::{errno, writable};
 pub(crate) use imp::{Buffers, OS, State};
 pub(crate) use reactor::{Io, Registration};
 
+#[cfg(test)]
+mod errno_tests;
+
 /// Bytes of a receive slot: the largest datagram or train.
 pub(crate) const SLOT_BYTES: usize = 65_536;
 
