@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    future::poll_fn,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     pin::Pin,
@@ -195,6 +196,15 @@ impl DatagramStream {
     pub fn with_batch(receiver: Receiver, batch: RecvBatch) -> Self {
         let next_slot = batch.len();
         Self { receiver, batch, next_slot, current: None, arena: BytesMut::new(), failed: false }
+    }
+
+    /// The next datagram; waits until there is one. Cancel safe.
+    ///
+    /// # Errors
+    /// When the socket has failed; see [`Receiver::poll_recv`].
+    pub async fn recv(&mut self) -> io::Result<OwnedDatagram> {
+        let next = poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await;
+        next.unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
     }
 
     fn take_next(&mut self) -> Option<OwnedDatagram> {

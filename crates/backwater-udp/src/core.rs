@@ -77,7 +77,7 @@ struct Failed {
     datagrams: usize,
 }
 
-/// A registration that has not been needed for this long is given back.
+/// What it takes to wait is given back when it has not been needed for this long.
 const IDLE: Duration = Duration::from_secs(10);
 
 /// A sender of which the system has taken nothing for this long is stuck. XNU's flow control holds a sender until its own
@@ -455,7 +455,10 @@ impl<I: Io> Core<I> {
             }
             match (polled, ended) {
                 (Poll::Ready(_), Some(ended)) => return Poll::Ready((ended, By::Readiness)),
-                (Poll::Ready(Err(e)), None) => return Poll::Ready((fail(&self.io, ts, e), By::Readiness)),
+                (Poll::Ready(Err(e)), None) if errno(&e) == Errno::Socket => {
+                    return Poll::Ready((fail(&self.io, ts, e), By::Readiness));
+                }
+                (Poll::Ready(Err(e)), None) => self.io.stats().no_registration(&e),
                 (Poll::Ready(Ok(())), None) | (Poll::Pending, _) => {}
             }
         }

@@ -12,6 +12,7 @@ use crate::{
     contention::Contention,
     decision::{Os, Refusal, Verdict, decide},
     events::IcmpKind,
+    lease::Lease,
     park::Parked,
     socket::Inner,
     sys::{self, Outgoing},
@@ -77,7 +78,7 @@ pub(crate) trait Io {
 }
 
 impl Io for UdpSocket {
-    type Registration = sys::Registration;
+    type Registration = Lease;
 
     fn os(&self) -> Os {
         sys::OS
@@ -121,11 +122,11 @@ impl Io for UdpSocket {
     }
 
     fn register(&self) -> io::Result<Self::Registration> {
-        sys::Registration::new(&self.0.io)
+        Lease::new(&self.0.io)
     }
 
     fn renew(&self, registration: &mut Self::Registration) -> io::Result<()> {
-        registration.renew()
+        registration.renew(&self.0.io)
     }
 
     fn is_ready(&self, registration: &Self::Registration) -> bool {

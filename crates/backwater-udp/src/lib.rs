@@ -27,6 +27,30 @@
 //! # std::io::Result::Ok(()) }).unwrap();
 //! ```
 //!
+//! # What `Ok` means
+//!
+//! [`Sender::send`] returns `Ok` when every datagram of the transmit has an end, which may be that it was dropped: too old, too
+//! large, without a route. `?` alone does not notice that. Look at the [`Report`], whose `sent` and `dropped` add up, or send single
+//! datagrams with [`Sender::send_to`], for which a dropped datagram is an error:
+//!
+//! ```
+//! use backwater_udp::{DatagramStream, DropReason, UdpSocket};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let here = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
+//! let there = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
+//! let mut sender = here.sender();
+//! sender.send_to(b"hello", there.local_addr()).await?;
+//! assert_eq!(&*DatagramStream::new(there.receiver()).recv().await?.payload, b"hello");
+//!
+//! let error = sender.send_to(&[0; 70_000], there.local_addr()).await.unwrap_err();
+//! let reason = error.get_ref().and_then(|e| e.downcast_ref::<DropReason>());
+//! assert_eq!(reason, Some(&DropReason::TooLarge));
+//! # std::io::Result::Ok(()) }).unwrap();
+//! ```
+//!
+//! An `Err` means that the socket has failed, and nothing else is to be expected of it.
+//!
 //! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
 
 mod adapters;
@@ -36,6 +60,7 @@ mod core;
 mod decision;
 mod events;
 mod io;
+mod lease;
 mod notices;
 mod park;
 mod policy;

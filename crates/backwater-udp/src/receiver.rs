@@ -22,6 +22,8 @@ pub struct Receiver {
     socket: UdpSocket,
     /// While receiving fails for no reason that is known.
     pause: Option<Pin<Box<Sleep>>>,
+    /// Whether nothing has arrived since the socket was last found empty.
+    idle: bool,
 }
 
 /// Room for what one call receives: `slots` trains of up to 64 KiB. It belongs to a thread rather than to a socket;
@@ -68,7 +70,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 impl Receiver {
     pub(crate) fn new(socket: UdpSocket) -> Self {
-        Self { socket, pause: None }
+        Self { socket, pause: None, idle: true }
     }
 
     /// Fills `batch` with what has arrived; waits when that is nothing. An owner who cares for
@@ -88,10 +90,19 @@ impl Receiver {
             ready!(pause.as_mut().poll(cx));
             self.pause = None;
         }
-        let mut failed = 0;
+        let (mut failed, idle) = (0, &mut self.idle);
         for _ in 0..ERRORS_PER_POLL {
             let seen = inner.events.icmp_errors();
-            match ready!(inner.io.poll_receive(cx, || batch.buffers.receive(inner.sock_ref(), &inner.state))) {
+            let received = inner.io.poll_receive(cx, || {
+                let received = batch.buffers.receive(inner.sock_ref(), &inner.state);
+                let is_empty = matches!(&received, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
+                // Woken for nothing: the error queue has entries that no call reports, timestamps of sent datagrams say.
+                if std::mem::replace(idle, is_empty) && is_empty {
+                    inner.drain_errors(None, u64::MAX);
+                }
+                received
+            });
+            match ready!(received) {
                 Ok(slots) => {
                     batch.filled = slots;
                     inner.stats.receive(batch.trains().map(|t| t.datagram_count()).sum());

@@ -1,13 +1,19 @@
 use std::{
     future::poll_fn,
-    io,
+    io::{self, IoSlice},
+    net::SocketAddr,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use tokio::task::coop;
 
-use crate::{UdpSocket, core::Core, stats::Report, transmit::Transmit};
+use crate::{
+    UdpSocket,
+    core::Core,
+    stats::{DropReason, Report},
+    transmit::Transmit,
+};
 
 /// Sends on a [`UdpSocket`]; one for each task that sends.
 ///
@@ -77,6 +83,22 @@ impl Sender {
             sending.sender.poll_send(cx, sending.t)
         })
         .await
+    }
+
+    /// Sends one datagram; waits while there is no room. For those who would rather have an error than a [`Report`].
+    ///
+    /// Cancel safe: the datagram of a future that is dropped has been sent, or is counted as cancelled.
+    ///
+    /// # Errors
+    /// When the datagram was dropped: `get_ref().downcast_ref::<DropReason>()` of the error says why, and the socket goes on. Else as
+    /// [`poll_send`](Self::poll_send).
+    pub async fn send_to(&mut self, payload: &[u8], destination: SocketAddr) -> io::Result<()> {
+        let payload = [IoSlice::new(payload)];
+        let report = self.send(&mut Transmit::new(destination, &payload)).await?;
+        match DropReason::ALL.into_iter().find(|&reason| report.dropped.get(reason) > 0) {
+            Some(reason) => Err(io::Error::other(reason)),
+            None => Ok(()),
+        }
     }
 
     /// Sends as much of `t` as the system takes now. Nothing is held: what is left stays the caller's, and only what is

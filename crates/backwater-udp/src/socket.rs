@@ -339,7 +339,7 @@ impl Builder {
             .local_addr()?
             .as_socket()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"))?;
-        let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
+        let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket()).map(canonical);
         let state = sys::State::new(&socket, local_addr.ip().is_unspecified())?;
         if self.fragmentation != Fragmentation::default() {
             state.set_fragmentation(&SockRef::from(&socket), self.fragmentation)?;
@@ -375,6 +375,14 @@ impl fmt::Debug for UdpSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("UdpSocket").field(&self.0.local_addr).finish()
     }
+}
+
+/// The address, with an IPv4 address that is mapped into IPv6 as what it is.
+fn canonical(mut addr: SocketAddr) -> SocketAddr {
+    if let IpAddr::V4(ip) = addr.ip().to_canonical() {
+        addr = SocketAddr::new(ip.into(), addr.port());
+    }
+    addr
 }
 
 /// Darwin refuses a size above `kern.ipc.maxsockbuf` with `ENOBUFS` instead of capping it: halve until it is taken.

@@ -1,5 +1,5 @@
 use std::{
-    io,
+    fmt, io,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -67,8 +67,27 @@ impl DropReason {
     }
 }
 
+/// Why a single datagram was not sent: see [`Sender::send_to`](crate::Sender::send_to).
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoBuffers => "dropped: the system had no room",
+            Self::Deadline => "dropped: the system had no room until the deadline",
+            Self::TooLarge => "dropped: too large for the path or for UDP",
+            Self::Unreachable => "dropped: the destination cannot be reached",
+            Self::NotPermitted => "dropped: a local firewall or policy refuses it",
+            Self::Invalid => "dropped: the system does not take such an address",
+            Self::Cancelled => "dropped: given up",
+            Self::Socket => "dropped: the socket failed",
+            Self::Other => "dropped: the system refuses it for a reason that the log has",
+        })
+    }
+}
+
+impl std::error::Error for DropReason {}
+
 /// Dropped datagrams by reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct DropCounts([u32; DropReason::ALL.len()]);
 
 impl DropCounts {
@@ -84,6 +103,14 @@ impl DropCounts {
 
     pub(crate) fn add(&mut self, reason: DropReason, datagrams: u32) {
         self.0[reason as usize] += datagrams;
+    }
+}
+
+/// Those that are not zero, by name.
+impl fmt::Debug for DropCounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let some = DropReason::ALL.into_iter().filter(|&reason| self.get(reason) > 0);
+        f.debug_map().entries(some.map(|reason| (reason.name(), self.get(reason)))).finish()
     }
 }
 
@@ -134,7 +161,7 @@ struct Histogram {
 pub const BUCKETS: [f64; 10] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0];
 
 impl Stats {
-    /// The values now. `accepted` is read last, so that `sent` and `dropped` never exceed it.
+    /// The values now. They are read one after the other while others count: `held` may be off by what happens meanwhile.
     pub fn snapshot(&self) -> StatsSnapshot {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         let passed = get(&self.passed);
@@ -189,7 +216,7 @@ impl Stats {
             receive_errors: get(&self.receive_errors),
             accepted: get(&self.accepted) + passed,
         };
-        snapshot.held = snapshot.accepted - snapshot.sent - snapshot.dropped_total();
+        snapshot.held = snapshot.accepted.saturating_sub(snapshot.sent + snapshot.dropped_total());
         snapshot
     }
 

@@ -247,6 +247,68 @@ async fn a_task_that_sends_in_a_loop_lets_others_run() {
     other.abort();
 }
 
+/// What is borrowed from a batch may be kept across an await, in a task that moves between threads.
+#[tokio::test]
+async fn a_batch_is_forwarded_by_a_spawned_task() {
+    let (a, b) = (bind(V4), bind(V4));
+    let (from, at) = (a.local_addr(), b.local_addr());
+    let forwarding = tokio::spawn(async move {
+        let (mut receiver, mut sender, mut batch) = (b.receiver(), b.sender(), RecvBatch::new(8));
+        receiver.recv(&mut batch).await.unwrap();
+        for train in batch.trains() {
+            for payload in train.payloads() {
+                sender.send_to(payload, from).await.unwrap();
+            }
+        }
+    });
+    a.sender().send_to(b"hello", at).await.unwrap();
+    assert_eq!(receive(&a, 1).await[0].3, b"hello");
+    forwarding.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_datagram_that_is_dropped_is_an_error_where_it_is_the_only_one() {
+    let a = bind(V4);
+    let mut sender = a.sender();
+    for (to, len, reason) in [("127.0.0.1:9", 65_508, DropReason::TooLarge), ("[::1]:9", 1, DropReason::Invalid)] {
+        let error = sender.send_to(&vec![0; len], to.parse().unwrap()).await.unwrap_err();
+        assert_eq!(error.get_ref().unwrap().downcast_ref::<DropReason>(), Some(&reason), "{error}");
+    }
+    sender.send_to(b"", a.local_addr()).await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_source_of_another_family_is_invalid() {
+    let (a, b) = (bind(V4), bind(V4));
+    let slices = [IoSlice::new(b"hi")];
+    for (source, sent) in [("::1", 0), ("::ffff:127.0.0.1", 1), ("127.0.0.1", 1)] {
+        let source = source.parse().unwrap();
+        let transmit = || Transmit::new(b.local_addr(), &slices).source(Some(source));
+        let report = a.sender().send(&mut transmit()).await.unwrap();
+        assert_eq!((report.sent, report.dropped.get(DropReason::Invalid)), (sent, 1 - sent), "{source}");
+        let mut several = [transmit(), transmit()];
+        let mut sender = a.sender();
+        let report = std::future::poll_fn(|cx| sender.poll_send_batch(cx, &mut several)).await.unwrap();
+        assert_eq!((report.sent, report.dropped.get(DropReason::Invalid)), (2 * sent, 2 - 2 * sent), "{source}");
+    }
+}
+
+/// 65,507 bytes are the most for IPv4, also where its address is mapped into IPv6.
+#[cfg(all(target_os = "linux", not(backwater_portable)))]
+#[tokio::test]
+async fn a_batch_to_a_mapped_address_takes_as_many_calls_as_one_to_ipv4() {
+    let (dual, b) = (bind_dual_stack(), bind(V4));
+    let payload = vec![0; 60 * 1100];
+    let slices = [IoSlice::new(&payload)];
+    for to in [b.local_addr().to_string(), format!("[::ffff:127.0.0.1]:{}", b.local_addr().port())] {
+        let before = dual.stats().snapshot().attempts;
+        let mut t = Transmit::new(to.parse().unwrap(), &slices).segment_size(1100);
+        assert_eq!(dual.sender().send(&mut t).await.unwrap().sent, 60);
+        assert_eq!(dual.stats().snapshot().attempts - before, 2, "{to}");
+    }
+}
+
 #[test]
 fn a_sender_is_small() {
     assert!(size_of::<Sender>() <= 40);

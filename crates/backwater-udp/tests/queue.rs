@@ -109,3 +109,91 @@ fn what_is_given_up_or_too_old_is_counted() {
         });
     });
 }
+
+/// Another descriptor of a socket shares `O_NONBLOCK` with it, and its owner may clear that.
+#[test]
+fn a_send_does_not_wait_in_the_kernel_though_another_descriptor_is_made_blocking() {
+    in_namespace("a_send_does_not_wait_in_the_kernel_though_another_descriptor_is_made_blocking", || {
+        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        block_on(async {
+            let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            a.try_clone_std().unwrap().set_nonblocking(false).unwrap();
+            let payload = vec![0; 1000];
+            let slices = [IoSlice::new(&payload)];
+            let to = "127.0.0.1:9".parse().unwrap();
+            let mut sender = a.sender();
+            let refused = (0..1000).find_map(|_| sender.try_send(&mut Transmit::new(to, &slices)).err());
+            assert_eq!(refused.unwrap().kind(), std::io::ErrorKind::WouldBlock);
+            // Several in one call.
+            let mut batch = [Transmit::new(to, &slices), Transmit::new(to, &slices)];
+            let held =
+                std::future::poll_fn(|cx| Poll::Ready(sender.poll_send_batch(cx, &mut batch).is_pending())).await;
+            assert!(held);
+        });
+    });
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// Each sender that waits has a descriptor of its own.
+#[test]
+fn senders_that_wait_no_more_give_their_descriptors_back_though_they_do_not_send_again() {
+    in_namespace("senders_that_wait_no_more_give_their_descriptors_back_though_they_do_not_send_again", || {
+        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        block_on(async {
+            let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            a.backpressure().set(Policy::Wait { deadline: Duration::from_millis(5) });
+            let payload = vec![0; 1000];
+            let slices = [IoSlice::new(&payload)];
+            let mut senders: Vec<_> = (0..20).map(|_| a.sender()).collect();
+            let to = "127.0.0.1:9".parse().unwrap();
+            while senders[0].try_send(&mut Transmit::new(to, &slices)).is_ok() {}
+            let before = descriptors();
+            for sender in &mut senders {
+                let report = sender.send(&mut Transmit::new(to, &slices)).await.unwrap();
+                assert_eq!(report.dropped.get(DropReason::Deadline), 1);
+            }
+            assert_eq!(descriptors(), before + 20);
+            // The clock of the timers alone.
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(11)).await;
+            while descriptors() > before {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::resume();
+            // They wait as before.
+            for sender in &mut senders {
+                let report = sender.send(&mut Transmit::new(to, &slices)).await.unwrap();
+                assert_eq!(report.dropped.get(DropReason::Deadline), 1);
+            }
+        });
+    });
+}
+
+/// The timers and the reactor of the first runtime rest meanwhile.
+#[test]
+fn a_sender_that_has_waited_on_one_runtime_waits_on_another() {
+    in_namespace("a_sender_that_has_waited_on_one_runtime_waits_on_another", || {
+        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (first, second) = (runtime(), runtime());
+        let payload = vec![0; 1000];
+        let slices = [IoSlice::new(&payload)];
+        let transmit = || Transmit::new("127.0.0.1:9".parse().unwrap(), &slices);
+        let mut sender = first.block_on(async {
+            let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let mut sender = a.sender();
+            while sender.send(&mut transmit()).await.unwrap().sent == 1 {}
+            sender
+        });
+        second.block_on(async {
+            for _ in 0..3 {
+                let mut t = transmit();
+                let sent = tokio::time::timeout(Duration::from_secs(10), sender.send(&mut t)).await;
+                assert_eq!(sent.expect("the timer is the other runtime's").unwrap().dropped.total(), 1);
+            }
+        });
+    });
+}

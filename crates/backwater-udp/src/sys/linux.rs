@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::AsRawFd,
     ptr,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use libc::{c_int, c_void, iovec, mmsghdr, msghdr};
@@ -33,8 +34,10 @@ pub(crate) const RECEIVE_INTEREST: tokio::io::Interest =
 /// Entries of the error queue that are read at a time; a receive buffer of the default size holds some 280.
 const DRAIN_BUDGET: usize = 512;
 
-/// `linux/errqueue.h`: the error was made here, not received.
+/// `linux/errqueue.h`: the error was made here, or an ICMP message was received.
 const SO_EE_ORIGIN_LOCAL: u8 = 1;
+const SO_EE_ORIGIN_ICMP: u8 = 2;
+const SO_EE_ORIGIN_ICMP6: u8 = 3;
 
 #[cfg(not(target_os = "android"))]
 use libc::SO_SELECT_ERR_QUEUE;
@@ -46,7 +49,11 @@ pub(crate) struct State {
     /// Whether it can send IPv4: as mapped addresses from an IPv6 socket.
     v4: bool,
     v6: bool,
+    /// What of the type-of-service byte and of the traffic class is not the ECN field: what the socket was given before.
+    dscp: [u8; 2],
     segmentation: Segmentation,
+    /// A kernel has refused the ECN field.
+    no_ecn: AtomicBool,
 }
 
 impl State {
@@ -75,7 +82,10 @@ impl State {
         // Kernels before 4.18 have no segmentation offload; the option of the socket tells whether the message would
         // be understood.
         let segmentation = set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
-        let state = Self { v4, v6, segmentation: Segmentation::new(segmentation) };
+        let dscp = |level, name, has| if has { option(socket, level, name).map(|tos| tos as u8 & !3) } else { Ok(0) };
+        let dscp = [dscp(libc::IPPROTO_IP, libc::IP_TOS, v4)?, dscp(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, v6)?];
+        let segmentation = Segmentation::new(segmentation);
+        let state = Self { v4, v6, dscp, segmentation, no_ecn: AtomicBool::new(false) };
         state.set_fragmentation(&SockRef::from(socket), Fragmentation::Never)?;
         Ok(state)
     }
@@ -142,7 +152,7 @@ impl State {
             header.msg_iovlen = slices.len() as _;
             // SAFETY: name, control and slices outlive the call, their lengths are given with them, and IoSlice is
             // guaranteed to have the layout of iovec. The kernel reads them only.
-            done(unsafe { libc::syscall(libc::SYS_sendmsg, socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) })
+            done(unsafe { libc::syscall(libc::SYS_sendmsg, socket.as_raw_fd(), &raw const header, SEND_FLAGS) })
         };
         // The kernel takes longer to look at a slice than to copy 600 bytes, and little less long than to copy 1,200
         // (`cargo xtask bench udp`, the forwarding rows).
@@ -151,6 +161,28 @@ impl State {
             _ => send(out.slices),
         }
         .map(drop)
+        .or_else(|error| self.send_without_ecn(socket, out, peer, error))
+    }
+
+    /// Kernels before 3.13 refuse the ECN field of one message with `EINVAL`, some Android ones with `EIO`: a datagram goes without
+    /// it then, and so do all after it.
+    #[cold]
+    fn send_without_ecn(
+        &self,
+        socket: SockRef<'_>,
+        out: &Outgoing<'_>,
+        peer: Option<SocketAddr>,
+        error: io::Error,
+    ) -> io::Result<()> {
+        let may_be_it = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO))
+            && out.ecn.is_some()
+            && out.segment_size.is_none()
+            && !self.no_ecn.load(Relaxed);
+        if !may_be_it || self.send(socket, &Outgoing { ecn: None, ..*out }, peer).is_err() {
+            return Err(error);
+        }
+        self.no_ecn.store(true, Relaxed);
+        Ok(())
     }
 
     pub(crate) fn send_several<'a>(
@@ -181,9 +213,12 @@ impl State {
         let name_len = match peer {
             None => name.write(out.destination, self.v6),
             // The name left out saves looking up the route.
-            Some(peer) if peer == *out.destination => 0,
+            Some(peer) if super::is_same(&peer, out.destination) => 0,
             Some(_) => return Err(io::Error::from_raw_os_error(libc::EISCONN)),
         };
+        if out.source.is_some() && super::is_of_another_family(out.source, self.v6) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
         header.msg_name = name.0.as_mut_ptr().cast();
         header.msg_namelen = name_len;
         Ok(())
@@ -196,13 +231,15 @@ impl State {
         if let Some(size) = out.segment_size {
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
         }
-        if let Some(ecn) = out.ecn {
-            let tos = c_int::from(ecn as u8).to_ne_bytes();
+        if let Some(ecn) = out.ecn
+            && !self.no_ecn.load(Relaxed)
+        {
+            let [tos, class] = self.dscp.map(|dscp| c_int::from(dscp | ecn as u8).to_ne_bytes());
             // The kernel reads the one of the packet's family, and a mapped destination makes an IPv4 packet.
             if out.destination.ip().to_canonical().is_ipv4() {
                 control.push(libc::IPPROTO_IP, libc::IP_TOS, &tos);
             } else {
-                control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos);
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &class);
             }
         }
         if let Some(source) = out.source {
@@ -291,8 +328,7 @@ impl Room {
         }
         // SAFETY: the headers point to the caller's slices, and to places of `self` that neither move nor grow until the
         // call has returned; every length is given with them. The kernel writes to `msg_len` only.
-        let sent =
-            unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), ready, libc::MSG_NOSIGNAL as _) };
+        let sent = unsafe { libc::sendmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), ready, SEND_FLAGS as _) };
         match usize::try_from(sent) {
             Err(_) => Err(io::Error::last_os_error()),
             Ok(messages) => Ok(SentSeveral { messages, failed: messages < ready as usize }),
@@ -303,8 +339,13 @@ impl Room {
 /// Bytes of control messages on send: 24 for `UDP_SEGMENT` and for ECN each, 40 for a source.
 const SEND_CONTROL: usize = 88;
 
-/// Bytes of control messages on receive: 24 for each `int`, 40 for `in6_pktinfo`, 32 for `in_pktinfo`.
-const RECEIVE_CONTROL: usize = 128;
+/// Not to wait, whatever the owner of another descriptor of the socket has made of `O_NONBLOCK`.
+const SEND_FLAGS: c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+
+/// Bytes of control messages on receive: 24 for each `int`, 40 for `in6_pktinfo`, 32 for `in_pktinfo`. The kernel puts those that
+/// the owner of a socket has asked for (timestamps, marks, options) before the length of a GRO batch's segments: room for all of
+/// them.
+const RECEIVE_CONTROL: usize = 512;
 
 /// The headers point into the other vectors, none of which ever grows: they are set up once, and only the lengths that
 /// the kernel changed are put back.
@@ -321,6 +362,9 @@ pub(crate) struct Buffers {
 
 // SAFETY: the pointers lead to memory that the same value owns, and are followed by the kernel only, during `receive`.
 unsafe impl Send for Buffers {}
+
+// SAFETY: only `receive` follows the pointers, and it takes the value for itself alone.
+unsafe impl Sync for Buffers {}
 
 #[derive(Clone, Copy)]
 struct Meta {
@@ -442,11 +486,12 @@ fn extended_error((level, kind, data): (i32, i32, &[u8]), destination: SocketAdd
     let (head, offender) = data.split_first_chunk::<16>()?;
     let [e0, e1, e2, e3, origin, icmp_type, code, _, i0, i1, i2, i3, ..] = *head;
     let mtu = u32::from_ne_bytes([i0, i1, i2, i3]);
-    let kind = match (origin == SO_EE_ORIGIN_LOCAL, c_int::from_ne_bytes([e0, e1, e2, e3])) {
-        (true, libc::EMSGSIZE) => IcmpKind::LocalMtu { mtu },
-        (true, _) => return None,
-        (false, libc::EMSGSIZE) => IcmpKind::PacketTooBig { mtu },
-        (false, _) => IcmpKind::Unreachable { icmp_type, code },
+    let kind = match (origin, c_int::from_ne_bytes([e0, e1, e2, e3])) {
+        (SO_EE_ORIGIN_LOCAL, libc::EMSGSIZE) => IcmpKind::LocalMtu { mtu },
+        (SO_EE_ORIGIN_ICMP | SO_EE_ORIGIN_ICMP6, libc::EMSGSIZE) => IcmpKind::PacketTooBig { mtu },
+        (SO_EE_ORIGIN_ICMP | SO_EE_ORIGIN_ICMP6, _) => IcmpKind::Unreachable { icmp_type, code },
+        // Made here, or no error at all: a timestamp of what was sent, say.
+        _ => return None,
     };
     let mut name = Name::new();
     let len = offender.len().min(Name::BYTES);
@@ -461,7 +506,7 @@ fn int(data: &[u8]) -> Option<c_int> {
 }
 
 fn push_source<const N: usize>(control: &mut Control<N>, source: IpAddr, v6: bool) {
-    match (source, v6) {
+    match (if v6 { source } else { source.to_canonical() }, v6) {
         (IpAddr::V4(ip), false) => {
             let mut info = [0; 12];
             info[4..8].copy_from_slice(&ip.octets());
@@ -538,6 +583,13 @@ impl Name {
 /// thread may be cancelled, and what they do for that costs as much as all else around the call.
 fn done(returned: libc::c_long) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
+}
+
+fn option(socket: &Socket, level: c_int, name: c_int) -> io::Result<c_int> {
+    let (mut value, mut len): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
+    // SAFETY: the kernel writes an int to the pointer, and its length is given.
+    let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {

@@ -17,6 +17,8 @@
 //!     `train(&self, slot) -> RawTrain`.
 //! - `OS`: which row of the decision table applies; `RECEIVE_INTEREST`: what a receiver waits for.
 //!
+//! `connected.rs` is what `portable.rs` sends with on a connected socket.
+//!
 //! `reactor_unix.rs`, `reactor_windows.rs`: `Io`, the socket with its registration to receive; `Registration`, one
 //! sender's registration to send.
 //!
@@ -43,6 +45,9 @@ mod imp;
 #[cfg(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)))]
 mod cmsg;
 
+#[cfg(all(unix, any(test, not(any(target_os = "linux", target_os = "android")), backwater_portable)))]
+mod connected;
+
 #[cfg_attr(unix, path = "errno_unix.rs")]
 #[cfg_attr(not(unix), path = "errno_windows.rs")]
 mod errno;
@@ -60,6 +65,17 @@ mod errno_tests;
 
 /// Bytes of a receive slot: the largest datagram or train.
 pub(crate) const SLOT_BYTES: usize = 65_536;
+
+/// Whether both are the same address, one of them perhaps mapped into IPv6.
+fn is_same(one: &SocketAddr, other: &SocketAddr) -> bool {
+    one == other || one.port() == other.port() && one.ip().to_canonical() == other.ip().to_canonical()
+}
+
+/// Whether a socket of one family is to send from an address of the other.
+fn is_of_another_family(source: &Option<IpAddr>, v6: bool) -> bool {
+    // An IPv6 socket may send IPv4.
+    !v6 && source.is_some_and(|source| source.to_canonical().is_ipv6())
+}
 
 /// Datagrams for one system call.
 pub(crate) struct Outgoing<'a> {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
-use socket2::{SockRef, Socket};
+use socket2::{Domain, SockRef, Socket};
 
 use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral};
 use crate::{
@@ -23,13 +23,16 @@ pub(crate) const RECEIVE_INTEREST: tokio::io::Interest = tokio::io::Interest::RE
 
 pub(crate) struct State {
     inner: UdpSocketState,
+    v6: bool,
     segmentation: Segmentation,
 }
 
 impl State {
     pub(crate) fn new(socket: &Socket, _packet_info: bool) -> io::Result<Self> {
         let inner = UdpSocketState::new(socket.into())?;
-        Ok(Self { inner, segmentation: Segmentation::new(true) })
+        // Connected sockets are not sent on by quinn-udp, but on Windows.
+        let segmentation = Segmentation::new(!cfg!(unix) || socket.peer_addr().is_err());
+        Ok(Self { inner, v6: socket.domain()? == Domain::IPV6, segmentation })
     }
 
     /// quinn-udp has set DF where it can; what differs from that is set here.
@@ -49,13 +52,21 @@ impl State {
     pub(crate) fn drain_errors(&self, _socket: SockRef<'_>, _event: impl FnMut(IcmpError)) {}
 
     pub(crate) fn send(&self, socket: SockRef<'_>, out: &Outgoing<'_>, peer: Option<SocketAddr>) -> io::Result<()> {
-        if peer.is_some_and(|peer| peer != *out.destination) {
+        let is_elsewhere = peer.is_some_and(|peer| !super::is_same(&peer, out.destination));
+        if is_elsewhere || super::is_of_another_family(out.source, self.v6) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        let send = |contents: &[u8]| {
+            #[cfg(unix)]
+            if peer.is_some() {
+                return super::connected::send(socket, out, contents);
+            }
+            self.send_contents(socket, out, contents)
+        };
         match out.slices {
-            [] => self.send_contents(socket, out, &[]),
-            [one] => self.send_contents(socket, out, one),
-            _ => super::gathered(out, |contents| self.send_contents(socket, out, contents)),
+            [] => send(&[]),
+            [one] => send(one),
+            _ => super::gathered(out, send),
         }
     }
 
