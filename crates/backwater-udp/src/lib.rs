@@ -72,6 +72,10 @@ mod stats;
 mod sys;
 mod transmit;
 
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
 pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
 pub use breaker::{Breaker, Limits, LimitsError, Trip};
 pub use events::{IcmpError, IcmpKind, Quoted};

@@ -290,3 +290,6 @@ pub(super) fn drop_rest<I: Io>(io: &I, ts: &mut [Transmit<'_>], reason: DropReas
         mark_dropped(io, t, t.remaining(), t.cursor.bytes_left, reason);
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests;

@@ -20,6 +20,7 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
 
+mod counts;
 mod holds;
 mod sends;
 mod waits;

@@ -62,6 +62,8 @@ pub(crate) use reactor::{Io, Registration};
 
 #[cfg(test)]
 mod errno_tests;
+#[cfg(test)]
+mod segmentation_tests;
 
 /// Bytes of a receive slot: the largest datagram or train.
 pub(crate) const SLOT_BYTES: usize = 65_536;

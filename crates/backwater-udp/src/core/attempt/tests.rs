@@ -1,0 +1,407 @@
+//! The system calls of an attempt, one by one, by a system that answers from a list.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io::IoSlice,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use super::*;
+use crate::{Backpressure, Stats, contention::Contention, sys::Outgoing, transmit::Hold};
+
+/// Answers each call with the next number; 0, and when there is none, is success.
+struct Script {
+    os: Os,
+    connected: bool,
+    writable: bool,
+    max_datagrams: usize,
+    results: RefCell<VecDeque<i32>>,
+    /// What the error queue has when it is read.
+    drained: Cell<Drained>,
+    /// ICMP messages that were read: one more with each reading.
+    icmp: Cell<u64>,
+    /// What was given as seen at each reading.
+    seen: RefCell<Vec<u64>>,
+    /// Datagrams of each call.
+    calls: RefCell<Vec<usize>>,
+    segmentation_failures: Cell<u32>,
+    stats: Arc<Stats>,
+    backpressure: Backpressure,
+    contention: Contention,
+}
+
+impl Script {
+    fn new(os: Os, results: &[i32]) -> Self {
+        Self {
+            os,
+            connected: false,
+            writable: true,
+            max_datagrams: 64,
+            results: RefCell::new(results.iter().copied().collect()),
+            drained: Cell::default(),
+            icmp: Cell::new(5),
+            seen: RefCell::default(),
+            calls: RefCell::default(),
+            segmentation_failures: Cell::default(),
+            stats: Arc::default(),
+            backpressure: Backpressure::default(),
+            contention: Contention::default(),
+        }
+    }
+
+    fn linux(results: &[i32]) -> Self {
+        Self::new(Os::Linux, results)
+    }
+
+    fn one_by_one(self) -> Self {
+        Self { max_datagrams: 1, ..self }
+    }
+
+    /// Sends one transmit.
+    fn attempt(&self, t: &mut Transmit<'_>) -> Attempt {
+        attempt_one(self, 1, t, None, &mut Budget::unlimited())
+    }
+
+    /// Whether the sender that waits was called.
+    fn called(&self) -> bool {
+        self.contention.turn_of_another(1).is_some()
+    }
+}
+
+impl Io for Script {
+    type Registration = ();
+
+    fn os(&self) -> Os {
+        self.os
+    }
+    fn is_connected(&self) -> bool {
+        self.connected
+    }
+    fn limits(&self) -> (usize, usize) {
+        (self.max_datagrams, usize::MAX)
+    }
+    fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
+        let bytes: usize = out.slices.iter().map(|slice| slice.len()).sum();
+        self.calls.borrow_mut().push(out.segment_size.map_or(1, |size| bytes.div_ceil(size.into())));
+        match self.results.borrow_mut().pop_front().unwrap_or(0) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+    fn writable(&self) -> bool {
+        self.writable
+    }
+    fn icmp_errors(&self) -> u64 {
+        self.icmp.get()
+    }
+    fn drain_errors(&self, _: SocketAddr, seen: u64) -> Drained {
+        self.seen.borrow_mut().push(seen);
+        self.icmp.set(self.icmp.get() + 1);
+        self.drained.get()
+    }
+    fn segmentation_failed(&self) {
+        self.segmentation_failures.set(self.segmentation_failures.get() + 1);
+    }
+    fn register(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn renew(&self, (): &mut ()) -> io::Result<()> {
+        Ok(())
+    }
+    fn is_ready(&self, (): &()) -> bool {
+        false
+    }
+    fn poll_write<R>(
+        &self,
+        (): &mut (),
+        _: &mut Context<'_>,
+        _: impl FnOnce() -> io::Result<R>,
+    ) -> Poll<io::Result<R>> {
+        Poll::Pending
+    }
+    fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+    fn backpressure(&self) -> &Backpressure {
+        &self.backpressure
+    }
+    fn contention(&self) -> &Contention {
+        &self.contention
+    }
+}
+
+const TO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+
+/// Runs with a transmit of so many datagrams of a byte.
+fn with<R>(datagrams: usize, run: impl FnOnce(&mut Transmit<'_>) -> R) -> R {
+    let payload = vec![0; datagrams];
+    let slices = [IoSlice::new(&payload)];
+    run(&mut Transmit::new(TO, &slices).segment_size(1))
+}
+
+#[test]
+fn a_transmit_that_goes_is_counted_once() {
+    let io = Script::linux(&[]);
+    io.contention.wait(2, Waker::noop());
+    with(3, |t| assert!(matches!(io.attempt(t), Attempt::Done)));
+    let counted = io.stats.snapshot();
+    assert_eq!((counted.accepted, counted.sent, counted.attempts), (3, 3, 1));
+    assert!(io.called());
+
+    let io = Script::linux(&[]).one_by_one();
+    io.stats.accept(3);
+    with(3, |t| {
+        t.cursor.hold = Hold { sender: 1, generation: 1 };
+        assert!(matches!(io.attempt(t), Attempt::Done));
+    });
+    let counted = io.stats.snapshot();
+    assert_eq!((counted.sent, counted.attempts, counted.held()), (3, 3, 0), "accepted before");
+}
+
+#[test]
+fn what_a_refusal_promises_depends_on_the_system_the_connection_and_poll() {
+    let refused = |os, connected, writable, errno| {
+        let io = Script { connected, writable, ..Script::new(os, &[errno]) };
+        let class = with(1, |t| match io.attempt(t) {
+            Attempt::Refused(class) => class,
+            ended @ (Attempt::Done | Attempt::Crowded | Attempt::Paused | Attempt::Fatal(_)) => panic!("{ended:?}"),
+        });
+        let counted = io.stats.snapshot();
+        let by_class = [&counted.advised, &counted.silent].map(|c| (c.enobufs.connected, c.enobufs.unconnected));
+        assert!(io.seen.borrow().is_empty(), "no ICMP message has this number");
+        (class, by_class)
+    };
+    for connected in [false, true] {
+        for writable in [false, true] {
+            let one = if connected { (1, 0) } else { (0, 1) };
+            for os in [Os::Linux, Os::Other] {
+                assert_eq!(refused(os, connected, writable, libc::ENOBUFS), (Class::Silent, [(0, 0), one]));
+                assert_eq!(refused(os, connected, writable, libc::EWOULDBLOCK), (Class::Advised, [(0, 0); 2]));
+            }
+            let advised = connected && !writable;
+            let expected = if advised { (Class::Advised, [one, (0, 0)]) } else { (Class::Silent, [(0, 0), one]) };
+            assert_eq!(refused(Os::Apple, connected, writable, libc::ENOBUFS), expected);
+            let class = if writable { Class::Silent } else { Class::Advised };
+            assert_eq!(refused(Os::Apple, connected, writable, libc::EWOULDBLOCK), (class, [(0, 0); 2]));
+        }
+    }
+}
+
+#[test]
+fn what_may_have_been_queued_is_a_possible_duplicate_when_it_goes() {
+    for (errno, connected, duplicates) in
+        [(libc::ENOBUFS, true, 2), (libc::ENOBUFS, false, 0), (libc::EWOULDBLOCK, true, 0)]
+    {
+        let io = Script { connected, writable: false, ..Script::new(Os::Apple, &[errno]) };
+        with(2, |t| {
+            assert!(matches!(io.attempt(t), Attempt::Refused(_)));
+            assert!(matches!(io.attempt(t), Attempt::Done));
+        });
+        assert_eq!(io.stats.snapshot().possible_duplicates, duplicates, "{errno} {connected}");
+    }
+}
+
+#[test]
+fn a_batch_that_is_refused_twice_is_offered_in_halves() {
+    let io = Script::linux(&[libc::ENOBUFS; 6]);
+    with(8, |t| {
+        for _ in 0..6 {
+            assert!(matches!(io.attempt(t), Attempt::Refused(Class::Silent)));
+        }
+        assert!(matches!(io.attempt(t), Attempt::Done));
+    });
+    assert_eq!(io.calls.borrow()[..8], [8, 8, 4, 2, 1, 1, 1, 1]);
+}
+
+#[test]
+fn interrupted_calls_and_others_errors_are_made_again_but_not_for_ever() {
+    let interrupted = [libc::EINTR; 16];
+    let others = [libc::ECONNREFUSED; 3];
+    for (first, calls) in [(&interrupted[..], 17), (&others[..], 4)] {
+        // Each success begins the count anew.
+        let twice = [first, &[0], first, &[0]].concat();
+        let io = Script::linux(&twice).one_by_one();
+        with(2, |t| assert!(matches!(io.attempt(t), Attempt::Done)));
+        assert_eq!(io.stats.snapshot().attempts, 2 * calls);
+    }
+    let io = Script::linux(&[libc::ECONNREFUSED; 100]);
+    with(1, |t| assert!(matches!(io.attempt(t), Attempt::Crowded)));
+    assert_eq!(io.calls.borrow().len(), 4);
+    let io = Script::linux(&[libc::EINTR; 100]);
+    with(1, |t| assert!(matches!(io.attempt(t), Attempt::Crowded)));
+    assert_eq!(io.calls.borrow().len(), 16 + 3 + 1);
+}
+
+#[test]
+fn every_errno_that_icmp_may_cause_empties_the_error_queue() {
+    for errno in [
+        libc::EMSGSIZE,
+        libc::EINVAL,
+        libc::EIO,
+        libc::EPERM,
+        libc::EACCES,
+        libc::EHOSTUNREACH,
+        libc::ECONNREFUSED,
+        libc::EBADF,
+        libc::ENXIO,
+    ] {
+        let io = Script::linux(&[errno]);
+        with(1, |t| drop(io.attempt(t)));
+        assert_eq!(*io.seen.borrow(), [5], "{errno}");
+    }
+    // What was seen is what the last reading has left.
+    let io = Script::linux(&[libc::ECONNREFUSED, libc::ECONNREFUSED]);
+    with(1, |t| drop(io.attempt(t)));
+    assert_eq!(*io.seen.borrow(), [5, 6]);
+}
+
+#[test]
+fn an_error_is_the_datagrams_own_if_it_can_be_no_other_s() {
+    let unreachable = |os, connected, drained, known: bool| {
+        let io = Script { connected, ..Script::new(os, if known { &[] } else { &[libc::EHOSTUNREACH] }) };
+        io.drained.set(drained);
+        let failed = known.then(|| Failed { error: io::Error::from_raw_os_error(libc::EHOSTUNREACH), datagrams: 1 });
+        with(1, |t| drop(attempt_one(&io, 1, t, failed, &mut Budget::unlimited())));
+        let counted = io.stats.snapshot();
+        assert_eq!((counted.accepted, counted.sent + counted.drops.unreachable), (1, 1));
+        counted.sent == 1
+    };
+    let (nothing, icmp) = (Drained::default(), Drained { icmp: true, too_large: false });
+    for (os, connected, drained, known, another_s) in [
+        (Os::Linux, false, nothing, false, false),
+        (Os::Linux, true, nothing, false, false),
+        (Os::Linux, false, nothing, true, true),
+        (Os::Linux, false, icmp, false, true),
+        (Os::Apple, false, nothing, false, false),
+        (Os::Apple, true, nothing, false, true),
+        (Os::Other, true, nothing, false, true),
+    ] {
+        assert_eq!(unreachable(os, connected, drained, known), another_s, "{os:?} {connected} {drained:?} {known}");
+    }
+    // The second time it is its own.
+    let io = Script { connected: true, ..Script::new(Os::Apple, &[libc::EHOSTUNREACH; 2]) };
+    with(1, |t| assert!(matches!(io.attempt(t), Attempt::Done)));
+    assert_eq!((io.calls.borrow().len(), io.stats.snapshot().drops.unreachable), (2, 1));
+    // The kernel has said that it is too large: no other call is made to find out.
+    let io = Script::linux(&[]);
+    io.drained.set(Drained { icmp: false, too_large: true });
+    let failed = Failed { error: io::Error::from_raw_os_error(libc::EMSGSIZE), datagrams: 1 };
+    with(1, |t| drop(attempt_one(&io, 1, t, Some(failed), &mut Budget::unlimited())));
+    assert_eq!((io.calls.borrow().len(), io.stats.snapshot().drops.too_large), (0, 1));
+}
+
+#[test]
+fn a_batch_that_cannot_go_as_one_goes_datagram_by_datagram() {
+    for (errno, failures) in [(libc::EINVAL, 0), (libc::EMSGSIZE, 0), (libc::EIO, 1)] {
+        let io = Script::linux(&[errno]);
+        with(3, |t| assert!(matches!(io.attempt(t), Attempt::Done)));
+        assert_eq!(*io.calls.borrow(), [3, 1, 1, 1]);
+        assert_eq!((io.segmentation_failures.get(), io.stats.snapshot().sent), (failures, 3));
+    }
+}
+
+#[test]
+fn what_cannot_go_is_dropped_for_its_reason() {
+    let dropped = |errno| {
+        let io = Script::linux(&[errno]).one_by_one();
+        let fatal = with(2, |t| matches!(io.attempt(t), Attempt::Fatal(_)));
+        let counted = io.stats.snapshot();
+        assert_eq!(counted.accepted, counted.sent + counted.dropped_total());
+        (fatal, counted.sent, counted.drops)
+    };
+    let drops = crate::DropTotals::default();
+    let expect = |errno, drops| assert_eq!(dropped(errno), (false, 1, drops), "{errno}");
+    expect(libc::EPERM, crate::DropTotals { not_permitted: 1, ..drops });
+    expect(libc::EACCES, crate::DropTotals { not_permitted: 1, ..drops });
+    expect(libc::EINVAL, crate::DropTotals { invalid: 1, ..drops });
+    expect(libc::EMSGSIZE, crate::DropTotals { too_large: 1, ..drops });
+    expect(libc::ENXIO, crate::DropTotals { other: 1, ..drops });
+    assert_eq!(dropped(libc::EBADF), (true, 0, crate::DropTotals { socket: 2, ..drops }));
+}
+
+#[test]
+fn what_udp_cannot_carry_is_not_offered_to_the_system() {
+    for (bytes, calls) in [(65_507, 1), (65_508, 0)] {
+        let payload = vec![0; bytes];
+        let slices = [IoSlice::new(&payload)];
+        let io = Script::linux(&[]);
+        assert!(matches!(io.attempt(&mut Transmit::new(TO, &slices)), Attempt::Done));
+        let counted = io.stats.snapshot();
+        assert_eq!(
+            (io.calls.borrow().len(), counted.sent, counted.drops.too_large),
+            (calls, calls as u64, 1 - calls as u64)
+        );
+        // An error that is known of it is not another datagram's.
+        let io = Script::linux(&[]);
+        let failed = Failed { error: io::Error::from_raw_os_error(libc::EMSGSIZE), datagrams: 1 };
+        let mut next = [Transmit::new(TO, &slices), Transmit::new(TO, &slices)];
+        drop(attempt(&io, 1, &mut next, Some(failed), Budget::unlimited()));
+        assert_eq!(io.stats.snapshot().dropped_total() + io.stats.snapshot().sent, 2);
+    }
+}
+
+#[test]
+fn an_attempt_ends_with_its_budget() {
+    let io = Script::linux(&[]).one_by_one();
+    with(3, |t| {
+        assert!(matches!(attempt_one(&io, 1, t, None, &mut Budget(2)), Attempt::Paused));
+        assert_eq!(t.remaining(), 1);
+    });
+    // Two that go in one call, and one that does not go whole.
+    let io = Script::linux(&[]).one_by_one();
+    io.stats.accept(4);
+    io.contention.wait(2, Waker::noop());
+    let slices = [IoSlice::new(b"xx")];
+    let whole = || Transmit::new(TO, &slices);
+    let mut ts = [whole(), whole(), whole().segment_size(1)];
+    assert!(matches!(attempt(&io, 1, &mut ts, None, Budget(1)), Attempt::Paused));
+    assert_eq!(ts.each_ref().map(Transmit::remaining), [0, 0, 2]);
+    assert_eq!(io.stats.snapshot().attempts, 1);
+    assert!(io.called());
+}
+
+#[test]
+fn a_batch_is_advised_only_if_all_that_was_refused_is() {
+    let slices = [IoSlice::new(b"x")];
+    let other = SocketAddr::from(([127, 0, 0, 1], 10));
+    for (first, second, class) in [
+        (libc::EWOULDBLOCK, libc::EWOULDBLOCK, Class::Advised),
+        (libc::EWOULDBLOCK, libc::ENOBUFS, Class::Silent),
+        (libc::ENOBUFS, libc::EWOULDBLOCK, Class::Silent),
+    ] {
+        let io = Script::linux(&[first, second]);
+        let mut ts = [TO, other].map(|to| Transmit::new(to, &slices));
+        let ended = attempt(&io, 1, &mut ts, None, Budget::unlimited());
+        assert!(matches!(ended, Attempt::Refused(c) if c == class), "{ended:?}");
+    }
+    // A flood of others' errors beside what goes.
+    let io = Script::linux(&[libc::ECONNREFUSED; 4]);
+    let mut ts = [TO, TO, other].map(|to| Transmit::new(to, &slices));
+    assert!(matches!(attempt(&io, 1, &mut ts, None, Budget::unlimited()), Attempt::Crowded));
+    assert_eq!(ts.each_ref().map(Transmit::remaining), [1, 1, 0], "order is kept");
+}
+
+#[test]
+fn a_first_try_takes_what_no_sender_holds_and_counts_what_went() {
+    let slices = [IoSlice::new(b"x")];
+    let io = Script::linux(&[]);
+    io.contention.wait(2, Waker::noop());
+    assert!(matches!(pass(&io, 1, &mut [Transmit::new(TO, &slices)]), Ok(Some(1))));
+    let counted = io.stats.snapshot();
+    assert_eq!((counted.accepted, counted.sent, counted.attempts), (1, 1, 1));
+    assert!(io.called());
+
+    let io = Script::linux(&[]);
+    let mut held = [Transmit::new(TO, &slices)];
+    held[0].cursor.hold = Hold { sender: 1, generation: 1 };
+    assert!(matches!(pass(&io, 1, &mut held), Ok(None)));
+    assert!(io.calls.borrow().is_empty());
+
+    let io = Script::linux(&[0, libc::EWOULDBLOCK]);
+    let mut ts = [(); 3].map(|()| Transmit::new(TO, &slices));
+    assert!(matches!(pass(&io, 1, &mut ts), Ok(None)));
+    assert_eq!((io.stats.snapshot().sent, ts.each_ref().map(Transmit::remaining)), (1, [0, 1, 1]));
+}
