@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use spdx::{Expression, ParseMode};
 use toml::Table;
 
 use crate::cargo::cargo;
@@ -64,10 +65,10 @@ fn licenses(rules: &Rules, packages: &[Package]) -> Complaints {
             complaints.push(format!("{name} {version}: its manifest names no licence"));
             continue;
         };
-        match Expression::parse(license) {
-            Ok(expression) if expression.holds(&|id| rules.licenses.iter().any(|allowed| allowed == id)) => {}
+        match Expression::parse_mode(license, ParseMode::LAX) {
+            Ok(expression) if expression.evaluate(|wanted| rules.licenses.contains(&wanted.to_string())) => {}
             Ok(_) => complaints.push(format!("{name} {version}: {license} is not allowed")),
-            Err(error) => complaints.push(format!("{name} {version}: {license}: {error}")),
+            Err(error) => complaints.push(format!("{name} {version}: {license}: {}", error.reason)),
         }
     }
     let all: Vec<_> = packages.iter().filter_map(|package| package.license.as_deref()).collect();
@@ -177,70 +178,6 @@ fn packages(metadata: &Value) -> Result<Vec<Package>> {
         });
     }
     Ok(packages)
-}
-
-/// An SPDX licence expression (SPDX 2.3, annex D).
-#[derive(Debug)]
-enum Expression {
-    /// A licence, with its exception if it has one: `Apache-2.0 WITH LLVM-exception`.
-    License(String),
-    And(Vec<Self>),
-    Or(Vec<Self>),
-}
-
-/// How deep parentheses may go. A crate's manifest is somebody else's text.
-const MAX_DEPTH: usize = 16;
-
-impl Expression {
-    fn parse(text: &str) -> Result<Self> {
-        // Old manifests have `MIT/Apache-2.0`, which cargo takes for OR.
-        let spaced = text.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
-        let mut words = spaced.split_whitespace().peekable();
-        let expression = Self::either(&mut words, 0)?;
-        ensure!(words.next().is_none(), "is no SPDX expression");
-        Ok(expression)
-    }
-
-    fn either<'a>(words: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>, depth: usize) -> Result<Self> {
-        let mut parts = vec![Self::both(words, depth)?];
-        while words.next_if_eq(&"OR").is_some() {
-            parts.push(Self::both(words, depth)?);
-        }
-        Ok(Self::Or(parts))
-    }
-
-    fn both<'a>(words: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>, depth: usize) -> Result<Self> {
-        let mut parts = vec![Self::one(words, depth)?];
-        while words.next_if_eq(&"AND").is_some() {
-            parts.push(Self::one(words, depth)?);
-        }
-        Ok(Self::And(parts))
-    }
-
-    fn one<'a>(words: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>, depth: usize) -> Result<Self> {
-        ensure!(depth < MAX_DEPTH, "has too many parentheses");
-        match words.next() {
-            Some("(") => {
-                let inner = Self::either(words, depth + 1)?;
-                ensure!(words.next() == Some(")"), "is no SPDX expression");
-                Ok(inner)
-            }
-            None | Some(")" | "AND" | "OR" | "WITH") => bail!("is no SPDX expression"),
-            Some(license) if words.next_if_eq(&"WITH").is_some() => {
-                let exception = words.next().context("is no SPDX expression")?;
-                Ok(Self::License(format!("{license} WITH {exception}")))
-            }
-            Some(license) => Ok(Self::License(license.to_owned())),
-        }
-    }
-
-    fn holds(&self, allowed: &impl Fn(&str) -> bool) -> bool {
-        match self {
-            Self::License(license) => allowed(license),
-            Self::And(parts) => parts.iter().all(|part| part.holds(allowed)),
-            Self::Or(parts) => parts.iter().any(|part| part.holds(allowed)),
-        }
-    }
 }
 
 #[cfg(test)]
