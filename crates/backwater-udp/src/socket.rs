@@ -5,6 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -109,7 +110,7 @@ impl UdpSocket {
     /// (Windows).
     ///
     /// # Panics
-    /// Outside a tokio runtime with its I/O driver enabled.
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
     pub fn connect(&self, peer: SocketAddr) -> io::Result<(Self, Vec<OwnedDatagram>)> {
         let builder = self.sharing();
         let connected = builder.connected(builder.bound(self.local_addr())?, peer)?;
@@ -285,7 +286,7 @@ impl Builder {
     /// Those of the system; `Unsupported` for [`reuse_port`](Self::reuse_port) where there is no such option.
     ///
     /// # Panics
-    /// Outside a tokio runtime with its I/O driver enabled.
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
     pub fn bind(&self, addr: SocketAddr) -> io::Result<UdpSocket> {
         self.from_std(self.bound(addr)?.into())
     }
@@ -297,7 +298,7 @@ impl Builder {
     /// As [`bind`](Self::bind), and those of the system when there is no route.
     ///
     /// # Panics
-    /// Outside a tokio runtime with its I/O driver enabled.
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
     pub fn connect(&self, addr: SocketAddr, peer: SocketAddr) -> io::Result<UdpSocket> {
         self.connected(self.bound(addr)?, peer)
     }
@@ -325,8 +326,10 @@ impl Builder {
     /// Those of the system when a socket option cannot be set.
     ///
     /// # Panics
-    /// Outside a tokio runtime with its I/O driver enabled.
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
     pub fn from_std(&self, socket: std::net::UdpSocket) -> io::Result<UdpSocket> {
+        // A runtime without timers is noticed here rather than when a sender has to wait for the first time.
+        drop(tokio::time::sleep(Duration::ZERO));
         let socket = Socket::from(socket);
         socket.set_nonblocking(true)?;
         if let Some(bytes) = self.receive_buffer {
@@ -409,6 +412,14 @@ fn set_reuse_port(_socket: &Socket) -> io::Result<()> {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "timers are disabled")]
+    fn a_runtime_without_timers_is_noticed_when_a_socket_is_made() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let _guard = runtime.enter();
+        drop(UdpSocket::bind("127.0.0.1:0".parse().unwrap()));
+    }
 
     /// A new socket takes others' datagrams until it is connected. Those are the business of whoever has the unconnected
     /// one, and must not look as if they came from the peer.

@@ -232,14 +232,13 @@ impl<'a> Transmit<'a> {
     }
 
     /// All of it, if that is what the next call may take and nothing of it was sent before.
+    #[inline]
     pub(crate) fn whole(&self, (max_datagrams, max_bytes): (usize, usize)) -> Option<Chunk<'a, 'a>> {
-        if self.cursor.bytes_left > self.max_payload() {
-            return None;
-        }
         self.all_at_once(self.fitting(max_datagrams, max_bytes))
     }
 
     /// How many datagrams one call may take.
+    #[inline]
     fn fitting(&self, max_datagrams: usize, max_bytes: usize) -> usize {
         let max_datagrams = max_datagrams.min(self.cursor.at_most.into()).min(self.remaining());
         let max_bytes = max_bytes.min(self.max_payload());
@@ -251,6 +250,7 @@ impl<'a> Transmit<'a> {
     }
 
     /// The longest datagram that UDP can carry to its destination.
+    #[inline]
     pub(crate) fn max_payload(&self) -> usize {
         match self.destination.ip() {
             IpAddr::V4(_) => MAX_PAYLOAD_V4,
@@ -259,8 +259,13 @@ impl<'a> Transmit<'a> {
         }
     }
 
+    #[inline]
     fn all_at_once(&self, datagrams: usize) -> Option<Chunk<'a, 'a>> {
-        let whole = datagrams == self.remaining() && !self.cursor.begun && self.slices.len() <= MAX_SLICES_IN_PLACE;
+        // A single datagram may be as long as its owner likes, but need not be copied for the kernel to refuse it.
+        let whole = datagrams == self.remaining()
+            && !self.cursor.begun
+            && self.cursor.bytes_left <= MAX_PAYLOAD_V6
+            && self.slices.len() <= MAX_SLICES_IN_PLACE;
         whole.then_some(Chunk {
             slices: self.slices,
             bytes: self.cursor.bytes_left,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
-use socket2::{Domain, SockRef, Socket};
+use socket2::{SockRef, Socket};
 
 use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral};
 use crate::{
@@ -21,6 +21,11 @@ pub(crate) const OS: Os = if cfg!(target_vendor = "apple") { Os::Apple } else { 
 #[cfg(unix)]
 pub(crate) const RECEIVE_INTEREST: tokio::io::Interest = tokio::io::Interest::READABLE;
 
+/// Apple has no SO_DOMAIN; an unbound socket has the unspecified address of its family.
+fn is_v6(socket: &Socket) -> io::Result<bool> {
+    Ok(socket.local_addr()?.is_ipv6())
+}
+
 pub(crate) struct State {
     inner: UdpSocketState,
     v6: bool,
@@ -32,7 +37,7 @@ impl State {
         let inner = UdpSocketState::new(socket.into())?;
         // Connected sockets are not sent on by quinn-udp, but on Windows.
         let segmentation = Segmentation::new(!cfg!(unix) || socket.peer_addr().is_err());
-        Ok(Self { inner, v6: socket.domain()? == Domain::IPV6, segmentation })
+        Ok(Self { inner, v6: is_v6(socket)?, segmentation })
     }
 
     /// quinn-udp has set DF where it can; what differs from that is set here.
@@ -114,8 +119,7 @@ mod dont_fragment {
     const V6: (c_int, c_int, c_int) = (libc::IPV6_DONTFRAG, 1, 0);
 
     pub(super) fn set(socket: &Socket, dont: bool) -> io::Result<()> {
-        // Apple has no SO_DOMAIN; an unbound socket has the unspecified address of its family.
-        let v6 = socket.local_addr()?.is_ipv6();
+        let v6 = super::is_v6(socket)?;
         if v6 {
             set_option(socket, libc::IPPROTO_IPV6, V6, dont)?;
         }
