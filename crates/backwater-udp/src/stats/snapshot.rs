@@ -4,7 +4,7 @@ use std::{ops::AddAssign, time::Duration};
 
 use super::{BUCKETS, DropReason};
 
-/// [`Stats`] at one moment. With the feature `serde` its members have the names of `docs/backpressure.md`.
+/// [`Stats`](super::Stats) at one moment. With the feature `serde` its members have the names of `docs/backpressure.md`.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
