@@ -1,6 +1,9 @@
 //! Sockets that somebody else has made, with options of their own.
 #![cfg(all(target_os = "linux", not(backwater_portable)))]
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used)]
+
+#[path = "support/mod.rs"]
+mod support;
 
 use std::{
     io::IoSlice,
@@ -10,6 +13,7 @@ use std::{
 };
 
 use backwater_udp::{Ecn, RecvBatch, Transmit, UdpSocket};
+use support::{block_on, in_namespace};
 use tokio::time::timeout;
 
 fn set(socket: &impl AsRawFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
@@ -42,22 +46,30 @@ const SOFTWARE_TIMESTAMPS: libc::c_int = (libc::SOF_TIMESTAMPING_RX_SOFTWARE
     | libc::SOF_TIMESTAMPING_TX_SOFTWARE
     | libc::SOF_TIMESTAMPING_SOFTWARE) as libc::c_int;
 
+/// `asm-generic/socket.h`
+const SO_RCVMARK: libc::c_int = 75;
+
 /// The kernel puts them before the length of the segments, which must not be cut off.
-#[tokio::test]
-async fn a_gro_batch_is_taken_apart_whatever_else_its_socket_asks_for() {
-    let std = Std::bind("127.0.0.1:0").unwrap();
-    set(&std, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, SOFTWARE_TIMESTAMPS);
-    for name in [libc::SO_TIMESTAMPNS, libc::SO_RXQ_OVFL] {
-        set(&std, libc::SOL_SOCKET, name, 1);
-    }
-    for name in [libc::IP_RECVTTL, libc::IP_RECVOPTS, libc::IP_RETOPTS, libc::IP_RECVORIGDSTADDR] {
-        set(&std, libc::IPPROTO_IP, name, 1);
-    }
-    let (a, b) = (UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(), UdpSocket::from_std(std).unwrap());
-    for _ in 0..10 {
-        send(&a, b.local_addr(), 10, None).await;
-        assert_eq!(receive(&b, 10).await, [1200; 10]);
-    }
+#[test]
+fn a_gro_batch_is_taken_apart_whatever_else_its_socket_asks_for() {
+    // Marks are for those who may set them.
+    in_namespace("a_gro_batch_is_taken_apart_whatever_else_its_socket_asks_for", || {
+        block_on(async {
+            let std = Std::bind("127.0.0.1:0").unwrap();
+            set(&std, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, SOFTWARE_TIMESTAMPS);
+            for name in [libc::SO_TIMESTAMPNS, libc::SO_RXQ_OVFL, SO_RCVMARK] {
+                set(&std, libc::SOL_SOCKET, name, 1);
+            }
+            for name in [libc::IP_RECVTTL, libc::IP_RECVOPTS, libc::IP_RETOPTS, libc::IP_RECVORIGDSTADDR] {
+                set(&std, libc::IPPROTO_IP, name, 1);
+            }
+            let (a, b) = (UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(), UdpSocket::from_std(std).unwrap());
+            for _ in 0..10 {
+                send(&a, b.local_addr(), 10, None).await;
+                assert_eq!(receive(&b, 10).await, [1200; 10]);
+            }
+        });
+    });
 }
 
 /// Each comes back by the error queue, which is charged to the receive buffer, and fails no call.

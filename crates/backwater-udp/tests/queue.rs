@@ -122,8 +122,11 @@ fn a_send_does_not_wait_in_the_kernel_though_another_descriptor_is_made_blocking
             let slices = [IoSlice::new(&payload)];
             let to = "127.0.0.1:9".parse().unwrap();
             let mut sender = a.sender();
+            let began = Instant::now();
             let refused = (0..1000).find_map(|_| sender.try_send(&mut Transmit::new(to, &slices)).err());
             assert_eq!(refused.unwrap().kind(), std::io::ErrorKind::WouldBlock);
+            // A bound for what takes milliseconds; by the queue's rate it is 20 s.
+            assert!(began.elapsed() < Duration::from_secs(5), "it has waited in the kernel");
             // Several in one call.
             let mut batch = [Transmit::new(to, &slices), Transmit::new(to, &slices)];
             let held =

@@ -124,9 +124,16 @@ fn a_sender_that_was_called_and_does_not_come_is_not_waited_for() {
     runtime().block_on(async {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"x")];
-        let (mut gone, mut core) = (Core::new(model.clone()), Core::new(model.clone()));
+        let [mut gone, mut waits, mut core] = [(); 3].map(|()| Core::new(model.clone()));
+        let mut waiting = Transmit::new(TO, &slices);
         assert!(poll_one(&mut gone, &mut Transmit::new(TO, &slices)).is_pending());
+        assert!(poll_one(&mut waits, &mut waiting).is_pending());
         model.world.borrow_mut().episodes.clear();
+        // It sends, and calls the first; yields to it, sends, and calls the second.
+        let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices));
+        assert!(poll_one(&mut core, &mut ts[0]).is_ready() && poll_one(&mut core, &mut ts[1]).is_pending());
+        assert!(poll_one(&mut core, &mut ts[1]).is_ready() && poll_one(&mut waits, &mut waiting).is_ready());
+        assert_eq!(model.stats.snapshot().silent.wakes.policy, 1, "the second was called");
         let pending = (0..300).filter(|_| {
             let mut t = Transmit::new(TO, &slices);
             let yields = poll_one(&mut core, &mut t).is_pending();
