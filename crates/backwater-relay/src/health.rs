@@ -1,4 +1,4 @@
-//! Whether a part of the relay has panicked, which would leave its clients without service.
+//! Whether a part of the relay has failed or panicked, which would leave its clients without service.
 
 use tokio::sync::watch;
 
@@ -19,12 +19,17 @@ impl Health {
         Guard(self.clone())
     }
 
-    /// Whether something has panicked.
+    /// Says that a part of the relay is of no more use.
+    pub(crate) fn fail(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether a part has failed or panicked.
     pub(crate) fn has_failed(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Waits until something has panicked.
+    /// Waits until a part has failed or panicked.
     pub(crate) async fn failed(&self) {
         // There is a sender for as long as this is.
         let _ = self.0.subscribe().wait_for(|failed| *failed).await;
@@ -34,7 +39,7 @@ impl Health {
 impl Drop for Guard {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.0.send_replace(true);
+            self.0.fail();
         }
     }
 }

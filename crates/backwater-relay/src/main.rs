@@ -15,7 +15,7 @@ const BAD_CONFIGURATION: u8 = 2;
 /// The system does not let it start.
 const CANNOT_START: u8 = 1;
 
-/// A part of the relay has panicked.
+/// A part of the relay has failed.
 const FAILED: u8 = 3;
 
 fn main() -> ExitCode {
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     });
     if failed {
         error!(
-            "a thread of the relay has panicked: its clients are without service, so the relay ends with exit code {FAILED}"
+            "a part of the relay has failed: its clients are without service, so the relay ends with exit code {FAILED}"
         );
     }
     relay.stop(Duration::ZERO);

@@ -202,7 +202,7 @@ impl Relay {
         self.stop.send_replace(Some(Instant::now() + drain));
     }
 
-    /// Waits until a part of the relay has panicked. Its clients are without service then: end the process with an error, so
+    /// Waits until a part of the relay has failed or panicked. Its clients are without service then: end the process with an error, so
     /// that whoever watches it starts it anew. Pending for as long as all is well.
     pub async fn failed(&self) {
         self.health.failed().await;
@@ -377,7 +377,10 @@ mod tests {
         relay.mailboxes[1].try_send(mobility::Mail::Panic).ok().unwrap();
         assert!(failed(&relay, Duration::from_secs(60)), "nothing has noticed");
         let answer = healthz(&relay);
-        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("a thread has panicked\n"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("a part of the relay has failed\n"),
+            "{answer}"
+        );
         relay.stop(Duration::ZERO);
     }
 }

@@ -22,7 +22,7 @@ use backwater_udp::{
     Builder, Ecn, Fragmentation, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket,
 };
 use tokio::task::{AbortHandle, spawn_local};
-use tracing::{debug, warn};
+use tracing::{error, warn};
 
 use crate::{
     counters::Counters,
@@ -130,6 +130,8 @@ impl Worker {
                 let Some(listener) = worker.listeners.get(index) else { return };
                 let handle = |batch: &RecvBatch| worker.clients_sent(index, batch);
                 poll_fn(|cx| worker.poll_socket(cx, &listener.endpoint, handle)).await;
+                // Clients of a deaf listener would wait for ever.
+                worker.health.fail();
             });
         }
         let worker = self.clone();
@@ -169,8 +171,8 @@ impl Worker {
             && self.relayed.borrow().iter().flatten().flat_map(Relayed::sockets).all(|s| s.endpoint.is_idle())
     }
 
-    /// Sends what the socket holds back and handles what has arrived at it, within a budget. Never ready: sockets are
-    /// closed by ending their task.
+    /// Sends what the socket holds back and handles what has arrived at it, within a budget. Ready when the socket has failed;
+    /// other sockets are closed by ending their task.
     fn poll_socket(&self, cx: &mut Context<'_>, endpoint: &Endpoint, handle: impl Fn(&RecvBatch)) -> Poll<()> {
         if let Poll::Ready(Err(error)) = endpoint.poll_flush(cx, Instant::now()) {
             warn!(%error, socket = %endpoint.socket.local_addr(), "a send failed");
@@ -180,10 +182,10 @@ impl Worker {
             match receiver.poll_recv(cx, &mut batch) {
                 Poll::Ready(Ok(())) => handle(&batch),
                 Poll::Ready(Err(error)) => {
-                    // Nothing that a network sends gets here. Try again later, whatever it was.
+                    // Nothing that a network sends gets here.
                     self.counters.receive_errors.add(1);
-                    debug!(%error, socket = %endpoint.socket.local_addr(), "a receive failed");
-                    break;
+                    error!(%error, socket = %endpoint.socket.local_addr(), "a socket has failed and receives nothing more");
+                    return Poll::Ready(());
                 }
                 Poll::Pending => return Poll::Pending,
             }

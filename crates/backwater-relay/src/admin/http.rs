@@ -132,7 +132,7 @@ async fn exposition(State(control): State<Arc<Control>>, method: Method) -> Resp
 async fn healthy(State(control): State<Arc<Control>>, method: Method) -> Response {
     only_get(&method, || {
         if control.health.has_failed() {
-            refuse(StatusCode::SERVICE_UNAVAILABLE, "a thread has panicked")
+            refuse(StatusCode::SERVICE_UNAVAILABLE, "a part of the relay has failed")
         } else {
             "ok\n".into_response()
         }

@@ -9,6 +9,7 @@ use arrayvec::ArrayVec;
 use backwater_stun::Code;
 use backwater_turn::server::Moved;
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::*;
 
