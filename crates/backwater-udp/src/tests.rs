@@ -174,3 +174,21 @@ fn a_socket_is_writable_only_if_poll_says_so() {
     drop(reader);
     assert!(!crate::sys::writable((&writer).into()));
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_icmp_message_is_counted_and_is_about_an_earlier_datagram() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let socket = crate::UdpSocket::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let slices = [std::io::IoSlice::new(b"x")];
+        assert_eq!(socket.sender().try_send(&mut crate::Transmit::new(closed, &slices)).unwrap().sent, 1);
+        // Loopback answers within the call.
+        let drained = socket.0.drain_errors(Some(closed), 0);
+        assert!(drained.icmp && !drained.too_large);
+        assert!(!socket.0.drain_errors(Some(closed), 1).icmp, "that one was seen");
+        assert_eq!(socket.stats().snapshot().icmp_errors, 1);
+        assert_eq!(socket.next_icmp_error().map(|error| error.destination), Some(closed));
+    });
+}

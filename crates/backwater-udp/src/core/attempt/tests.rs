@@ -16,7 +16,9 @@ use crate::{Backpressure, Stats, contention::Contention, sys::Outgoing, transmit
 struct Script {
     os: Os,
     connected: bool,
-    writable: bool,
+    writable: Cell<bool>,
+    /// How often that was asked.
+    polls: Cell<u32>,
     max_datagrams: usize,
     results: RefCell<VecDeque<i32>>,
     /// What the error queue has when it is read.
@@ -38,7 +40,8 @@ impl Script {
         Self {
             os,
             connected: false,
-            writable: true,
+            writable: Cell::new(true),
+            polls: Cell::default(),
             max_datagrams: 64,
             results: RefCell::new(results.iter().copied().collect()),
             drained: Cell::default(),
@@ -92,7 +95,8 @@ impl Io for Script {
         }
     }
     fn writable(&self) -> bool {
-        self.writable
+        self.polls.set(self.polls.get() + 1);
+        self.writable.get()
     }
     fn icmp_errors(&self) -> u64 {
         self.icmp.get()
@@ -164,7 +168,7 @@ fn a_transmit_that_goes_is_counted_once() {
 #[test]
 fn what_a_refusal_promises_depends_on_the_system_the_connection_and_poll() {
     let refused = |os, connected, writable, errno| {
-        let io = Script { connected, writable, ..Script::new(os, &[errno]) };
+        let io = Script { connected, writable: Cell::new(writable), ..Script::new(os, &[errno]) };
         let class = with(1, |t| match io.attempt(t) {
             Attempt::Refused(class) => class,
             ended @ (Attempt::Done | Attempt::Crowded | Attempt::Paused | Attempt::Fatal(_)) => panic!("{ended:?}"),
@@ -195,13 +199,80 @@ fn what_may_have_been_queued_is_a_possible_duplicate_when_it_goes() {
     for (errno, connected, duplicates) in
         [(libc::ENOBUFS, true, 2), (libc::ENOBUFS, false, 0), (libc::EWOULDBLOCK, true, 0)]
     {
-        let io = Script { connected, writable: false, ..Script::new(Os::Apple, &[errno]) };
+        let io = Script { connected, writable: Cell::new(false), ..Script::new(Os::Apple, &[errno]) };
         with(2, |t| {
             assert!(matches!(io.attempt(t), Attempt::Refused(_)));
             assert!(matches!(io.attempt(t), Attempt::Done));
         });
         assert_eq!(io.stats.snapshot().possible_duplicates, duplicates, "{errno} {connected}");
     }
+}
+
+#[test]
+fn only_apples_systems_are_asked_whether_there_is_room() {
+    let polls = |os, connected, errno| {
+        let io = Script { connected, ..Script::new(os, &[errno]) };
+        with(1, |t| drop(io.attempt(t)));
+        io.polls.get()
+    };
+    for (connected, refused) in [(false, 0), (true, 1)] {
+        assert_eq!(polls(Os::Apple, connected, libc::ENOBUFS), refused);
+        assert_eq!(polls(Os::Apple, connected, libc::EWOULDBLOCK), 1);
+        assert_eq!(polls(Os::Apple, connected, libc::ENXIO), 0);
+        for errno in [libc::ENOBUFS, libc::EWOULDBLOCK, libc::ENXIO] {
+            assert_eq!(polls(Os::Linux, connected, errno), 0);
+        }
+    }
+}
+
+#[test]
+fn what_may_have_been_queued_stays_so_when_it_is_refused_again() {
+    let io = Script { connected: true, writable: Cell::new(false), ..Script::new(Os::Apple, &[libc::ENOBUFS; 2]) };
+    with(2, |t| {
+        assert!(matches!(io.attempt(t), Attempt::Refused(Class::Advised)));
+        io.writable.set(true);
+        assert!(matches!(io.attempt(t), Attempt::Refused(Class::Silent)));
+        t.cursor.at_most = 2;
+        assert!(matches!(io.attempt(t), Attempt::Done));
+    });
+    assert_eq!(io.stats.snapshot().possible_duplicates, 2);
+}
+
+#[test]
+fn what_is_known_of_a_datagram_that_is_too_large_says_nothing_about_the_next() {
+    let payload = vec![0; 65_518];
+    let slices = [IoSlice::new(&payload)];
+    let io = Script::linux(&[]);
+    io.drained.set(Drained { icmp: false, too_large: true });
+    let failed = Failed { error: io::Error::from_raw_os_error(libc::EMSGSIZE), datagrams: 1 };
+    let mut t = Transmit::new(TO, &slices).segment_size(65_508);
+    assert!(matches!(attempt_one(&io, 1, &mut t, Some(failed), &mut Budget::unlimited()), Attempt::Done));
+    let counted = io.stats.snapshot();
+    assert_eq!((counted.sent, counted.drops.too_large), (1, 1));
+}
+
+#[test]
+fn a_destination_of_which_nothing_is_held_is_tried() {
+    let slices = [IoSlice::new(b"x")];
+    let other = SocketAddr::from(([127, 0, 0, 1], 10));
+    let full = libc::EWOULDBLOCK;
+    let io = Script::linux(&[0, full, full, 0]);
+    io.stats.accept(3);
+    let mut ts = [TO, other, TO].map(|to| Transmit::new(to, &slices));
+    ts.iter_mut().for_each(|t| t.cursor.hold = Hold { sender: 1, generation: 1 });
+    assert!(matches!(attempt(&io, 1, &mut ts, None, Budget::unlimited()), Attempt::Refused(_)));
+    assert_eq!(ts.each_ref().map(Transmit::remaining), [0, 1, 0]);
+}
+
+#[test]
+fn calls_that_are_not_made_are_not_counted() {
+    let io = Script::linux(&[]).one_by_one();
+    io.stats.accept(4);
+    let slices = [IoSlice::new(b"xx")];
+    let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices).segment_size(1));
+    ts.iter_mut().for_each(|t| t.cursor.hold = Hold { sender: 1, generation: 1 });
+    assert!(matches!(attempt(&io, 1, &mut ts, None, Budget::unlimited()), Attempt::Done));
+    assert_eq!((io.calls.borrow().len(), io.stats.snapshot().attempts), (4, 4));
 }
 
 #[test]
@@ -252,6 +323,9 @@ fn every_errno_that_icmp_may_cause_empties_the_error_queue() {
         with(1, |t| drop(io.attempt(t)));
         assert_eq!(*io.seen.borrow(), [5], "{errno}");
     }
+    let io = Script::linux(&[libc::EINTR]);
+    with(1, |t| drop(io.attempt(t)));
+    assert!(io.seen.borrow().is_empty());
     // What was seen is what the last reading has left.
     let io = Script::linux(&[libc::ECONNREFUSED, libc::ECONNREFUSED]);
     with(1, |t| drop(io.attempt(t)));

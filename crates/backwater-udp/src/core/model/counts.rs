@@ -110,6 +110,7 @@ fn what_is_held_may_be_tried_and_is_then_held_no_more() {
         assert!(core.blocked_for().is_some());
         assert_eq!(core.try_send(&mut t).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert_eq!(model.stats.snapshot().held(), 4);
+        assert!(core.blocked_for().is_some(), "nothing was taken");
         model.world.borrow_mut().episodes.clear();
         assert_eq!(core.try_send(&mut t).unwrap().sent, 4);
         assert!(core.blocked_for().is_none(), "the system has taken something");
@@ -127,6 +128,7 @@ fn a_try_ends_what_counts_as_blocked_and_an_error_is_one() {
         let mut core = Core::new(model.clone());
         send_one(&model, &mut core).await;
         assert!(core.blocked_for().is_some());
+        assert_eq!(model.stats.snapshot().parked, 0, "it drops at once");
         model.world.borrow_mut().episodes.clear();
         let slices = [IoSlice::new(b"x")];
         assert_eq!(core.try_send(&mut Transmit::new(TO, &slices)).unwrap().sent, 1);
@@ -206,6 +208,13 @@ fn a_registration_that_is_not_needed_is_given_back() {
             send_one(&model, &mut core).await;
             assert_eq!(core.wait.is_some(), kept, "{idle:?}");
         }
+        // From the end of a wait on, however long that was.
+        model.backpressure.set(Policy::Wait { deadline: IDLE });
+        block(&model, IDLE - 1000 * MS);
+        send_one(&model, &mut core).await;
+        tokio::time::sleep(IDLE / 2).await;
+        send_one(&model, &mut core).await;
+        assert!(core.wait.is_some());
     });
 }
 
@@ -225,5 +234,50 @@ fn a_sender_that_waits_long_enough_is_stuck_and_then_it_is_not() {
         assert!(core.is_stuck());
         assert_eq!(send(&model, &mut core, &mut ts).await.sent, 1);
         assert!(!core.is_stuck());
+    });
+}
+
+#[test]
+fn how_long_it_took_until_there_was_room_is_smoothed() {
+    runtime().block_on(async {
+        let model = blocked(Row::SendBuffer, Duration::ZERO);
+        let mut core = Core::new(model.clone());
+        for (blocked, smoothed) in [(16, 16), (8, 15), (23, 16)] {
+            block(&model, blocked * MS);
+            send_one(&model, &mut core).await;
+            let wait = core.wait.as_ref().unwrap();
+            assert_eq!((wait.recovery, wait.suspect), (Some(smoothed * MS), None));
+        }
+        // No edge was promised.
+        let model = self::blocked(Row::FreeBsd, 16 * MS);
+        let mut core = Core::new(model.clone());
+        send_one(&model, &mut core).await;
+        assert_eq!(core.wait.as_ref().unwrap().suspect, None);
+    });
+}
+
+#[derive(Default)]
+struct Woken(std::sync::atomic::AtomicU32);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+#[test]
+fn a_sender_that_yields_is_polled_again() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, NEVER);
+        let slices = [IoSlice::new(b"x")];
+        let [mut waits, mut sends] = [(); 2].map(|()| Core::new(model.clone()));
+        let mut first = [Transmit::new(TO, &slices)];
+        assert!(waits.poll_send_batch(&mut Context::from_waker(Waker::noop()), &mut first).is_pending());
+        model.world.borrow_mut().episodes.clear();
+        let woken = Arc::<Woken>::default();
+        let waker = woken.clone().into();
+        let mut poll = || sends.poll_send_batch(&mut Context::from_waker(&waker), &mut [Transmit::new(TO, &slices)]);
+        assert!(poll().is_ready() && poll().is_pending());
+        assert_eq!(woken.0.load(Relaxed), 1);
     });
 }
