@@ -14,6 +14,7 @@ mod bench_udp;
 mod cargo;
 mod cross;
 mod deny;
+mod mutants;
 mod namespace;
 mod stress;
 mod tidy;
@@ -38,6 +39,8 @@ enum Task {
     Deny,
     /// Runs the README's test command beside busy loops, and lists the tests that failed.
     StressTests(stress::Options),
+    /// Puts faults into the send loop, and lists those that no test notices.
+    Mutants(mutants::Options),
     /// What it is worth to wait: TCP through tunnels whose uplink refuses datagrams.
     Experiment(pressure::Options),
     /// Type-checks the code for other systems.
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),
         Task::Bench(Bench::Tunnel(options)) => bench_tunnel::run(root(), &options),
         Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
+        Task::Mutants(options) => mutants::run(root(), &options),
         Task::Experiment(options) => pressure::run(root(), &options),
         Task::Cross(options) => cross::run(root(), &options),
         Task::Wine => wine::run(root()),
