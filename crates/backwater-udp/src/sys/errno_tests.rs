@@ -110,6 +110,9 @@ fn linux_numbers() {
         alike(6, OTHER),                // ENXIO
     ];
     check(OS, errno, &rows);
+    // No ICMP message has the first number; the second may be one's.
+    let of = |number| errno(&io::Error::from_raw_os_error(number));
+    assert_eq!((of(1), of(13)), (Errno::NotPermitted, Errno::Prohibited));
 }
 
 /// The two differ in the numbers of `EPROTO` and `EOPNOTSUPP`.
