@@ -103,6 +103,9 @@ fn a_call_that_ends_in_a_refusal_does_not_change_when_the_timer_fires() {
     assert_eq!((parked.at, parked.yielding), (now + MS, false));
     parked.refused(Class::Silent, By::Timer, now, None, 128);
     assert_eq!(parked.at, now + 2 * MS);
+    let mut parked = Parked::new(Class::Advised, now, None, 0);
+    assert_eq!(parked.refused(Class::Advised, By::Call, now + MS, None, 0), Renew::No);
+    assert_eq!((parked.at, parked.listening), (now + 25 * MS, true));
 }
 
 #[test]

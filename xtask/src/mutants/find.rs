@@ -196,21 +196,20 @@ impl<'a> Finder<'a> {
         self.add(span.byte_range(), &what, " if !", " { ", " }");
     }
 
-    /// Each alternative of each arm is treated as if it were in another arm: the one for the rest, or the next.
+    /// Each alternative of each arm is treated as if it were in another arm: the one for the rest, or the next that does something else.
     fn arms(&mut self, expr: &ExprMatch) {
         let rest = expr.arms.iter().position(|arm| matches!(arm.pat, Pat::Wild(_)));
         for (index, arm) in expr.arms.iter().enumerate() {
-            let other = match rest {
-                Some(rest) if rest != index => rest,
-                _ => (index + 1) % expr.arms.len(),
+            let differs = |other: &&Arm| {
+                !other.attrs.iter().any(is_cfg) && self.source(arm.body.span()) != self.source(other.body.span())
             };
-            let Some(other) = expr.arms.get(other) else { continue };
-            if arm.attrs.iter().chain(&other.attrs).any(is_cfg)
-                || self.source(arm.body.span()) == self.source(other.body.span())
+            let rest = rest.and_then(|rest| expr.arms.get(rest)).filter(differs);
+            let next = expr.arms.iter().cycle().skip(index + 1).take(expr.arms.len()).find(differs);
+            if let Some(other) = rest.or(next)
+                && !arm.attrs.iter().any(is_cfg)
             {
-                continue;
+                self.arm(arm, other);
             }
-            self.arm(arm, other);
         }
     }
 
@@ -321,6 +320,10 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             Expr::If(expr) => self.condition(&expr.cond, true, true),
             Expr::While(expr) => self.condition(&expr.cond, false, true),
             Expr::Match(expr) => self.arms(expr),
+            // It compiles where the call has no result.
+            Expr::Closure(closure) if matches!(&*closure.body, Expr::Call(_) | Expr::MethodCall(_)) => {
+                self.remove(closure.body.span());
+            }
             Expr::Lit(literal) => {
                 if let Lit::Bool(value) = &literal.lit {
                     self.replace(expr.span(), &format!("`{}` is inverted", value.value), &format!("{}", !value.value));
@@ -338,9 +341,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
             }
             Expr::MethodCall(call) => {
                 let method = call.method.to_string();
-                if ["min", "max", "filter", "saturating_sub", "and_modify"].contains(&method.as_str())
-                    && call.args.len() == 1
-                {
+                if ["min", "max", "filter", "saturating_sub"].contains(&method.as_str()) && call.args.len() == 1 {
                     let argument = call.args.first().map_or("", |argument| self.source(argument.span()));
                     let what = format!("no .{method}({})", argument.split_whitespace().collect::<Vec<_>>().join(" "));
                     let receiver = self.source(call.receiver.span());

@@ -18,7 +18,7 @@ impl S {
         self.open = a(self.since.filter(|x| *x > 1));
     }
     fn chain(&self) {
-        if let Some(x) = self.since && x > 3 { f() }
+        if let Some(x) = self.since && x > 3 { f(|y| y.leave()) }
     }
 }
 const fn constant() -> bool { true }
@@ -52,6 +52,7 @@ fn every_kind_of_fault_is_found() {
         "s.rs S::leave: no .filter(|x| *x > 1)",
         "s.rs S::chain: `let Some(x) = self.since && x > 3` is false",
         "s.rs S::chain: `x > 3` is true",
+        "s.rs S::chain: no `y.leave()`",
     ] {
         assert!(names.iter().any(|found| found == name), "{name} is not among {names:#?}");
     }
