@@ -88,6 +88,8 @@ pub struct ConfigError {
 pub struct Arguments {
     values: HashMap<&'static str, Given>,
     file: Option<ConfigFile>,
+    /// What is wrong with it whatever the other values are.
+    errors: Vec<ConfigError>,
 }
 
 /// The values of a key, and where they stand. `Debug` does not show the values: some are passwords.
@@ -156,7 +158,7 @@ impl Arguments {
     /// Reads the command line, the environment (names and values) and the file that they name.
     ///
     /// # Errors
-    /// All that is wrong with the file's form, and variables of this program that it does not know.
+    /// That the file cannot be read, or is no TOML. All other mistakes are [`Config::new`]'s to report, together.
     pub fn read(
         matches: &clap::ArgMatches,
         env: impl IntoIterator<Item = (String, String)>,
@@ -165,12 +167,7 @@ impl Arguments {
         let mut env: BTreeMap<_, _> = env.collect();
         let config = env.remove(&variable("config"));
         let path = matches.get_one::<String>("config").cloned().or(config);
-        let mut errors = Vec::new();
-        let file = path.map(|path| ConfigFile::read(path.into())).transpose();
-        let file = file.unwrap_or_else(|problems| {
-            errors = problems;
-            None
-        });
+        let file = path.map(|path| ConfigFile::read(path.into())).transpose()?;
         let mut given = HashMap::new();
         for key in KEYS {
             let place = variable(key.name);
@@ -184,20 +181,18 @@ impl Arguments {
             }
         }
         let names: Vec<_> = KEYS.iter().map(|key| variable(key.name)).collect();
-        errors.extend(env.keys().map(|name| unknown_name(name, &names)));
-        if !errors.is_empty() {
-            return Err(errors);
-        }
-        Ok(match file {
+        let mut arguments = match file {
             Some(file) => Self::of_file(ConfigFile { instead: given, ..file }),
-            None => Self { values: given, file: None },
-        })
+            None => Self { values: given, ..Self::default() },
+        };
+        arguments.errors.extend(env.keys().map(|name| unknown_name(name, &names)));
+        Ok(arguments)
     }
 
     fn of_file(file: ConfigFile) -> Self {
         let mut values = file.values.clone();
         values.extend(file.instead.clone());
-        Self { values, file: Some(file) }
+        Self { values, errors: file.errors.clone(), file: Some(file) }
     }
 }
 
@@ -246,7 +241,7 @@ impl Config {
     /// # Errors
     /// All that is wrong with them.
     pub fn new(arguments: &Arguments) -> Result<Self, Vec<ConfigError>> {
-        let mut r = Reader { arguments, errors: Vec::new() };
+        let mut r = Reader { arguments, errors: arguments.errors.clone() };
         let listen = r.list("listen", "an address and a port, such as 192.0.2.1:3478 or [2001:db8::1]:3478");
         let relay: Vec<IpAddr> = r.list("relay-address", "an IP address of this host");
         let external: Vec<IpAddr> = r.list("external-address", "an IP address");

@@ -261,9 +261,7 @@ impl Worker {
             Action::Reply(len) => self.reply(listener, now, from, reply.get(..len)),
             Action::Drop(reason) => {
                 self.counters.count_drop(reason, 1);
-                if reason == DropReason::ReplyLimit {
-                    self.log_suppressed(now, from.client);
-                }
+                self.log_limited(now, from.client, reason);
             }
             Action::Bind(bind) => {
                 let action = self.bind(listener, now, bind, reply);

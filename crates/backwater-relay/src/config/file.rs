@@ -20,6 +20,8 @@ pub(crate) struct ConfigFile {
     /// Its mode, if others than its owner may use it.
     pub(super) exposed: Option<u32>,
     pub(super) values: HashMap<&'static str, Given>,
+    /// Keys that are unknown, and values of the wrong type.
+    pub(super) errors: Vec<ConfigError>,
     pub(super) instead: HashMap<&'static str, Given>,
 }
 
@@ -35,7 +37,7 @@ const MAX_LEN: u64 = 1 << 20;
 
 impl ConfigFile {
     /// # Errors
-    /// All that is wrong with its form.
+    /// That it cannot be read, or is no TOML.
     pub(super) fn read(path: PathBuf) -> Result<Self, Vec<ConfigError>> {
         // Before its content: what is written in between is noticed as a change.
         let stamp = Stamp::of(&path);
@@ -47,8 +49,8 @@ impl ConfigFile {
         let (exposed, text) = read().map_err(|error: io::Error| {
             vec![ConfigError { key: name.clone(), problem: format!("cannot be read: {error}") }]
         })?;
-        let values = parse(&name, &text)?;
-        Ok(Self { path, stamp, exposed, values, instead: HashMap::new() })
+        let (values, errors) = parse(&name, &text)?;
+        Ok(Self { path, stamp, exposed, values, errors, instead: HashMap::new() })
     }
 
     /// What to say of passwords in it that others can read.
@@ -75,7 +77,7 @@ impl ConfigFile {
     /// Reads it again, with the same command line and environment.
     ///
     /// # Errors
-    /// All that is wrong with its form.
+    /// That it cannot be read, or is no TOML.
     pub(crate) fn read_again(&self) -> Result<Arguments, Vec<ConfigError>> {
         if self.stamp_now().is_none_or(|stamp| stamp.len > MAX_LEN) {
             let problem = format!("cannot be read: expected a file of at most {MAX_LEN} bytes");
@@ -105,12 +107,19 @@ impl Stamp {
     }
 }
 
-fn parse(name: &str, text: &str) -> Result<HashMap<&'static str, Given>, Vec<ConfigError>> {
+/// The values, and what is wrong with them.
+type Parsed = (HashMap<&'static str, Given>, Vec<ConfigError>);
+
+fn parse(name: &str, text: &str) -> Result<Parsed, Vec<ConfigError>> {
     let error = |key: String, problem: String| vec![ConfigError { key, problem }];
-    if let Some(problem) = suggest::coturn(text) {
+    // One of coturn's keys alone may be a slip, where all else is TOML.
+    if let Some(problem) = suggest::coturn(text, 2) {
         return Err(error(name.to_owned(), problem));
     }
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+        if let Some(problem) = suggest::coturn(text, 1) {
+            return error(name.to_owned(), problem);
+        }
         let line = e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or_default().matches('\n').count());
         error(format!("{name}, line {line}"), e.message().replace('\n', " "))
     })?;
@@ -138,7 +147,7 @@ fn parse(name: &str, text: &str) -> Result<HashMap<&'static str, Given>, Vec<Con
             }
         }
     }
-    if errors.is_empty() { Ok(found) } else { Err(errors) }
+    Ok((found, errors))
 }
 
 fn scalar(value: &toml::Value) -> Option<String> {

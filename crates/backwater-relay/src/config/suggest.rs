@@ -42,13 +42,12 @@ pub(super) fn closest<'a>(found: &str, names: impl Iterator<Item = &'a str>) -> 
     names.max_by(|a, b| similarity(a).total_cmp(&similarity(b))).filter(|name| similarity(name) >= SIMILAR)
 }
 
-/// Returns what is wrong with a file if it is one of coturn's: which keys stand for which of this relay's.
-pub(super) fn coturn(text: &str) -> Option<String> {
+/// Returns what is wrong with a file if `least` of coturn's keys are in it: which of them stand for which of this relay's.
+pub(super) fn coturn(text: &str, least: usize) -> Option<String> {
     let keys = text.lines().map(|line| line.split('=').next().unwrap_or_default().trim());
     let mut known: Vec<_> = keys.filter_map(|key| COTURN.iter().find(|(name, _)| *name == key)).collect();
     known.dedup();
-    // One alone may be a slip.
-    if known.len() < 2 {
+    if known.len() < least {
         return None;
     }
     let same: Vec<_> = known.iter().filter_map(|(name, ours)| Some(format!("{name} is {}", (*ours)?))).collect();

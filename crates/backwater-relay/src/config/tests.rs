@@ -297,6 +297,18 @@ fn a_mistyped_flag_is_one_line_with_what_may_have_been_meant() {
 }
 
 #[test]
+fn an_unknown_key_hides_no_other_mistake() {
+    let all = with_file("relm = \"a\"\nports = \"x\"\nthreads = []\n", &["--max-lifetime", "1"]).unwrap_err();
+    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+    for mistake in
+        ["relm: unknown; did you mean realm?", "ports: expected", "threads: expected", "--max-lifetime: expected"]
+    {
+        assert!(all.iter().any(|line| line.contains(mistake)), "{mistake}: {all:?}");
+    }
+    assert_eq!(all.len(), 4, "{all:?}");
+}
+
+#[test]
 fn a_log_level_is_among_all_that_is_wrong() {
     let all = problems(&["--ports", "y", "--log-level", "wran"]);
     assert_eq!(all.len(), 2, "{all:?}");
@@ -310,6 +322,8 @@ fn a_file_of_coturn_is_recognised() {
     let line = all[0].to_string();
     assert!(all.len() == 1 && line.contains("configuration of coturn"), "{line}");
     assert!(line.contains("listening-port is listen") && line.contains("external-ip is external-address"), "{line}");
+    let all = with_file("listening-port=3478\nuser=alice:secret\nrealm=example.org\n", &[]).unwrap_err();
+    assert!(all.len() == 1 && all[0].problem.contains("configuration of coturn"), "one key of its own: {all:?}");
     let all = with_file("listening-port = 3478\nmin-port = 1000\n", &[]).unwrap_err();
     assert!(all.len() == 1 && all[0].problem.contains("configuration of coturn"), "also when it is TOML: {all:?}");
 }

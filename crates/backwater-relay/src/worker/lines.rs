@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::HashSet, time::Instant};
 
 use backwater_turn::{
     AuthFailure, ClientAddr, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
-    server::{Event, EventKind},
+    server::{DropReason, Event, EventKind},
 };
 use tracing::{debug, info, warn};
 
@@ -27,6 +27,7 @@ pub(crate) struct Lines {
     failures: LogLimit,
     pub(super) no_port: LogLimit,
     suppressed: LogLimit,
+    unverified: LogLimit,
     /// Whether allocations are logged at `info`.
     allocations: bool,
 }
@@ -41,6 +42,7 @@ impl Lines {
             failures: LogLimit::new(now),
             no_port: LogLimit::once_a_minute(now),
             suppressed: LogLimit::once_a_minute(now),
+            unverified: LogLimit::once_a_minute(now),
             allocations,
         }
     }
@@ -80,13 +82,20 @@ impl Worker {
         }
     }
 
-    /// Says that a source gets no answers.
-    pub(super) fn log_suppressed(&self, now: Instant, client: ClientAddr) {
-        if self.lines.suppressed.allows(now) {
+    /// Says that a source gets no answers, or that its passwords are not verified.
+    pub(super) fn log_limited(&self, now: Instant, client: ClientAddr, reason: DropReason) {
+        if reason == DropReason::ReplyLimit && self.lines.suppressed.allows(now) {
             warn!(
                 source = %client.0.ip(),
                 remedy = "if many clients share that address, raise reply-limit; else it floods, or others do in its name",
                 "requests that are not authenticated are not answered: their source is over reply-limit"
+            );
+        }
+        if reason == DropReason::FailureLimit && self.lines.unverified.allows(now) {
+            warn!(
+                source = %client.0.ip(),
+                remedy = "correct the client's password, or block the address; failure-limit is how many are verified a minute",
+                "passwords are not verified: too many wrong ones came from this source or for this user name"
             );
         }
     }

@@ -249,6 +249,10 @@ fn a_failed_authentication_is_in_the_log_and_in_the_metrics() {
     let (code, lines) = relay.terminate_and_read();
     let failed = lines.iter().filter(|line| line["message"] == "authentication failed").count();
     assert!(code == Some(0) && (1..100).contains(&failed), "{failed} lines");
+    // What is not verified any more is said, too: its client gets no answer.
+    let unverified: Vec<_> =
+        lines.iter().filter(|l| l["message"].as_str().unwrap().contains("passwords are not verified")).collect();
+    assert!((1..10).contains(&unverified.len()) && unverified[0]["source"] == "127.0.0.1", "{unverified:?}");
 }
 
 /// Reserved ports are a user's like any others.
