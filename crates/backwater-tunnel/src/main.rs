@@ -82,6 +82,8 @@ mod tests {
         ] {
             Cli::try_parse_from(["backwater-tunnel"].into_iter().chain(line.split(' '))).map(|_| ()).unwrap();
         }
-        assert!(Cli::try_parse_from(["backwater-tunnel", "set", "backpressure", "never"]).is_err());
+        for line in ["set backpressure never", "set log verbose", "up a.conf --log verbose"] {
+            Cli::try_parse_from(["backwater-tunnel"].into_iter().chain(line.split(' '))).map(|_| ()).unwrap_err();
+        }
     }
 }

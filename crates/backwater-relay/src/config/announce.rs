@@ -25,7 +25,10 @@ impl Config {
             "backwater-relay started"
         );
         for RelayIp { advertise, .. } in relayed().filter(|ip| !ip.advertise.is_loopback()) {
-            if let Err(why) = PeerRules::default().check_ip(advertise) {
+            // Where the operator allows it, this relay is for a private network.
+            if let Err(why) = PeerRules::default().check_ip(advertise)
+                && self.peers.check_ip(advertise).is_err()
+            {
                 warn!(
                     relayed = %advertise,
                     %why,

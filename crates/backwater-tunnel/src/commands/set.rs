@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use backwater_udp::Policy;
 
+use super::up;
 use crate::control::{self, Request};
 
 /// Changes a running tunnel, until it is closed.
@@ -28,6 +29,7 @@ pub enum What {
     /// What is logged.
     Log {
         /// A level, or a list of them by module (`info,backwater_udp=debug`).
+        #[arg(value_parser = up::log_filter)]
         filter: String,
     },
 }

@@ -31,7 +31,7 @@ pub struct Args {
     /// A WireGuard configuration; its name, without `.conf`, names the tunnel and its device.
     pub file: PathBuf,
     /// What to log: a level, or a list of them by module (`info,backwater_udp=debug`).
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    #[arg(long, value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     pub log: String,
     /// What to do with a datagram that the system has no room for: wait, wait:50ms, or drop.
     #[arg(long, value_name = "POLICY", default_value = "wait")]
@@ -140,6 +140,11 @@ async fn until_ended(signals: &mut Signals, filter: &str, logs: &Logs) -> Ending
 /// [`BadFilter`]: the filter stays what it was.
 pub(crate) fn set_log_filter(logs: &Logs, filter: &str) -> Result<(), BadFilter> {
     logs.set_filter(&with_own_words(filter))
+}
+
+/// Takes a log filter from the command line.
+pub(crate) fn log_filter(filter: &str) -> Result<String, BadFilter> {
+    Logs::check_filter(filter).map(|()| filter.to_owned())
 }
 
 /// Leaves out the lines of the protocol's library, which name neither peer nor endpoint, unless the filter asks for them.
