@@ -10,11 +10,11 @@ use std::{
     time::Instant,
 };
 
-use backwater_udp::{Builder, Cursor, Ecn, Fragmentation, Policy, Receiver, Sender, Transmit, UdpSocket};
+use backwater_udp::{Builder, Cursor, Fragmentation, Policy, Receiver, Sender, Transmit, UdpSocket};
 
 use tracing::debug;
 
-use crate::{counters::Counters, ports::Lease};
+use crate::{counters::Counters, fields::Fields, ports::Lease};
 
 /// Payload bytes that one socket may hold back.
 const MAX_BYTES: usize = 256 * 1024;
@@ -45,7 +45,7 @@ struct State {
 struct Held {
     destination: SocketAddr,
     source: Option<IpAddr>,
-    ecn: Option<Ecn>,
+    fields: Fields,
     fragmentation: Fragmentation,
     segment_size: usize,
     bytes: Box<[u8]>,
@@ -56,7 +56,7 @@ struct Held {
 
 /// Returns the options of all of a relay's sockets: what they send may be fragmented, but where DONT-FRAGMENT says no.
 pub(crate) fn builder() -> Builder {
-    let builder = UdpSocket::builder();
+    let builder = UdpSocket::builder().receive_hop_limit(true);
     if IS_FRAGMENTATION_A_CHOICE { builder.fragmentation(Fragmentation::Allowed) } else { builder }
 }
 
@@ -108,10 +108,8 @@ impl Endpoint {
                 self.counters.held_too_long.add(held.datagrams as u64);
             } else {
                 let slices = [IoSlice::new(&held.bytes)];
-                let mut t = Transmit::new(held.destination, &slices)
-                    .segment_size(held.segment_size)
-                    .source(held.source)
-                    .ecn(held.ecn);
+                let t = Transmit::new(held.destination, &slices).segment_size(held.segment_size).source(held.source);
+                let mut t = held.fields.on(t);
                 fragment(&self.socket, held.fragmentation);
                 if let Some(cursor) = held.cursor {
                     t = t.resume(cursor);
@@ -169,7 +167,7 @@ impl State {
         self.queue.push_back(Held {
             destination: t.destination(),
             source: t.source_ip(),
-            ecn: t.ecn_field(),
+            fields: Fields::of(t),
             fragmentation,
             segment_size: t.datagram_len(),
             bytes,

@@ -9,6 +9,7 @@ mod admin;
 mod config;
 mod counters;
 mod endpoint;
+mod fields;
 mod health;
 mod log_limit;
 mod ports;

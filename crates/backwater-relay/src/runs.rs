@@ -1,7 +1,9 @@
 //! Datagrams of a received batch that go the same way, gathered so that they leave in one call.
 
 use backwater_turn::{PeerAddr, server::AllocationId};
-use backwater_udp::{Ecn, Fragmentation, MAX_SEGMENTS, RecvBatch};
+use backwater_udp::{Fragmentation, MAX_SEGMENTS, RecvBatch};
+
+use crate::fields::Fields;
 
 /// Bytes that one segmented send takes over IPv4.
 pub(crate) const MAX_TRAIN: usize = 65_507;
@@ -21,7 +23,7 @@ pub(crate) struct Runs {
 pub(crate) struct Run {
     pub(crate) via: AllocationId,
     pub(crate) to: PeerAddr,
-    pub(crate) ecn: Option<Ecn>,
+    pub(crate) fields: Fields,
     pub(crate) fragmentation: Fragmentation,
     pub(crate) segment_size: usize,
     pub(crate) datagrams: usize,
@@ -56,7 +58,7 @@ impl Runs {
         &mut self,
         via: AllocationId,
         to: PeerAddr,
-        ecn: Option<Ecn>,
+        fields: Fields,
         fragmentation: Fragmentation,
         (slot, start, len): (usize, usize, usize),
     ) {
@@ -68,7 +70,7 @@ impl Runs {
         let open = &mut self.open[via.index()];
         if open.0 == self.stamp
             && let Some(run) = self.runs.get_mut(open.1 as usize)
-            && run.takes(via, to, ecn, fragmentation, len)
+            && run.takes(via, to, fields, fragmentation, len)
         {
             self.pieces[run.last as usize].next = piece;
             run.last = piece;
@@ -81,7 +83,7 @@ impl Runs {
         self.runs.push(Run {
             via,
             to,
-            ecn,
+            fields,
             fragmentation,
             segment_size: len,
             datagrams: 1,
@@ -107,19 +109,12 @@ impl Runs {
 }
 
 impl Run {
-    fn takes(
-        &self,
-        via: AllocationId,
-        to: PeerAddr,
-        ecn: Option<Ecn>,
-        fragmentation: Fragmentation,
-        len: usize,
-    ) -> bool {
+    fn takes(&self, via: AllocationId, to: PeerAddr, fields: Fields, fragmentation: Fragmentation, len: usize) -> bool {
         !self.closed
             && len <= self.segment_size
             && len > 0
             && self.datagrams < MAX_SEGMENTS
             && self.bytes + len <= MAX_TRAIN
-            && (self.via, self.to, self.ecn, self.fragmentation) == (via, to, ecn, fragmentation)
+            && (self.via, self.to, self.fields, self.fragmentation) == (via, to, fields, fragmentation)
     }
 }

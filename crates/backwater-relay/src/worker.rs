@@ -18,15 +18,14 @@ use backwater_turn::{
     ClientAddr, Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
-use backwater_udp::{
-    Builder, Ecn, Fragmentation, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket,
-};
+use backwater_udp::{Builder, Fragmentation, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{error, warn};
 
 use crate::{
     counters::Counters,
     endpoint::Endpoint,
+    fields::Fields,
     health::Health,
     ports::{self, Bound, Lease, Ports, Sockets},
     runs::{MAX_TRAIN, Run, Runs},
@@ -203,14 +202,17 @@ impl Worker {
         let mut reply = [0; MAX_REPLY];
         for (slot, train) in batch.trains().enumerate() {
             let from = listener.five_tuple(&train);
+            let fields = Fields::relayed(&train);
             let mut start = 0;
             for payload in train.payloads() {
                 let action = self.server.borrow_mut().from_client(now, from, payload, &mut reply);
-                if let Action::Forward { via, to, range, dont_fragment } = action {
-                    let fragmentation = if dont_fragment { Fragmentation::Never } else { Fragmentation::Allowed };
-                    runs.push(via, to, train.ecn, fragmentation, (slot, start + range.start, range.len()));
-                } else {
-                    self.act(index, now.instant, from, action, &mut reply);
+                match (action, fields) {
+                    (Action::Forward { via, to, range, dont_fragment }, Some(fields)) => {
+                        let fragmentation = if dont_fragment { Fragmentation::Never } else { Fragmentation::Allowed };
+                        runs.push(via, to, fields, fragmentation, (slot, start + range.start, range.len()));
+                    }
+                    (Action::Forward { .. }, None) => self.counters.count_drop(DropReason::HopLimit, 1),
+                    (action, _) => self.act(index, now.instant, from, action, &mut reply),
                 }
                 start += payload.len();
             }
@@ -234,7 +236,7 @@ impl Worker {
                     };
                     let peer = PeerAddr(socket.relayed.0);
                     let payloads = runs.payloads(run, batch);
-                    self.deliver(&mut down, id, peer, run.ecn, run.datagrams, run.bytes, payloads);
+                    self.deliver(&mut down, id, peer, run.fields, run.datagrams, run.bytes, payloads);
                     down.flush();
                 }
                 // An allocation of another thread is reached on this host: a NAT outside need not send anything back.
@@ -290,7 +292,7 @@ impl Worker {
     fn reply(&self, listener: usize, now: Instant, to: FiveTuple, reply: Option<&[u8]>) {
         let (Some(listener), Some(reply)) = (self.listeners.get(listener), reply) else { return };
         self.counters.replies.add(1);
-        listener.send(now, to, &[IoSlice::new(reply)], 0, None);
+        listener.send(now, to, &[IoSlice::new(reply)], 0, Fields::default());
     }
 
     fn bind(self: &Rc<Self>, listener: usize, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
@@ -386,8 +388,12 @@ impl Worker {
         let Some(mut down) = self.down(listener, Instant::now()) else { return };
         for train in batch.trains() {
             let (datagrams, bytes) = (train.datagram_count(), train.payload.len());
+            let Some(fields) = Fields::relayed(&train) else {
+                self.counters.count_drop(DropReason::HopLimit, datagrams);
+                continue;
+            };
             let peer = self.ports.advertised(train.source);
-            self.deliver(&mut down, id, peer, train.ecn, datagrams, bytes, train.payloads());
+            self.deliver(&mut down, id, peer, fields, datagrams, bytes, train.payloads());
         }
         down.flush();
     }
@@ -398,7 +404,7 @@ impl Worker {
             listener,
             now,
             client: None,
-            ecn: None,
+            fields: Fields::default(),
             train: self.train.borrow_mut(),
             first: 0,
             last: 0,
@@ -413,7 +419,7 @@ impl Worker {
         down: &mut Down<'_>,
         id: AllocationId,
         peer: PeerAddr,
-        ecn: Option<Ecn>,
+        fields: Fields,
         datagrams: usize,
         bytes: usize,
         payloads: impl Iterator<Item = &'p [u8]>,
@@ -425,14 +431,16 @@ impl Worker {
         };
         self.counters.to_clients.add(datagrams as u64);
         match framing {
-            Framing::Channel(channel) => payloads.for_each(|payload| down.channel_data(client, ecn, channel, payload)),
+            Framing::Channel(channel) => {
+                payloads.for_each(|payload| down.channel_data(client, fields, channel, payload))
+            }
             Framing::Indication => {
                 down.flush();
                 for payload in payloads {
                     match server.data_indication(peer, payload.len()) {
                         Ok(prefix) => {
                             let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
-                            down.listener.send(down.now, client, &parts, 0, ecn);
+                            down.listener.send(down.now, client, &parts, 0, fields);
                         }
                         Err(reason) => self.counters.count_drop(reason, 1),
                     }
@@ -451,7 +459,7 @@ impl Worker {
             match told {
                 Ok((client, len)) => {
                     self.counters.icmp.add(1);
-                    listener.send(now, client, &[IoSlice::new(&reply[..len])], 0, None);
+                    listener.send(now, client, &[IoSlice::new(&reply[..len])], 0, Fields::default());
                 }
                 Err(reason) => self.counters.count_drop(reason, 1),
             }
@@ -480,9 +488,9 @@ impl Listener {
         FiveTuple { client: ClientAddr(train.source), server }
     }
 
-    fn send(&self, now: Instant, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, ecn: Option<Ecn>) {
+    fn send(&self, now: Instant, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, fields: Fields) {
         let source = self.wildcard.then(|| to.server.ip());
-        let mut t = Transmit::new(to.client.0, slices).segment_size(segment_size).source(source).ecn(ecn);
+        let mut t = fields.on(Transmit::new(to.client.0, slices).segment_size(segment_size).source(source));
         self.endpoint.send(now, Fragmentation::Allowed, &mut t);
     }
 }
@@ -492,7 +500,7 @@ struct Down<'a> {
     listener: &'a Listener,
     now: Instant,
     client: Option<FiveTuple>,
-    ecn: Option<Ecn>,
+    fields: Fields,
     train: RefMut<'a, Vec<u8>>,
     /// The payloads' lengths.
     first: usize,
@@ -501,17 +509,17 @@ struct Down<'a> {
 }
 
 impl Down<'_> {
-    fn channel_data(&mut self, client: FiveTuple, ecn: Option<Ecn>, channel: ChannelNumber, payload: &[u8]) {
+    fn channel_data(&mut self, client: FiveTuple, fields: Fields, channel: ChannelNumber, payload: &[u8]) {
         // A datagram shorter than the first may only be the last of its train.
         let fits = payload.len() <= self.first
             && self.last == self.first
             && self.count < MAX_SEGMENTS
             && self.train.len() + CHANNEL_HEADER_LEN + payload.len() <= MAX_TRAIN;
-        if self.count > 0 && !(fits && self.client == Some(client) && self.ecn == ecn) {
+        if self.count > 0 && !(fits && self.client == Some(client) && self.fields == fields) {
             self.flush();
         }
         if self.count == 0 {
-            (self.client, self.ecn, self.first) = (Some(client), ecn, payload.len());
+            (self.client, self.fields, self.first) = (Some(client), fields, payload.len());
         }
         self.last = payload.len();
         self.count += 1;
@@ -523,7 +531,7 @@ impl Down<'_> {
     fn flush(&mut self) {
         if let (Some(client), 1..) = (self.client, self.count) {
             let slices = [IoSlice::new(&self.train)];
-            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + self.first, self.ecn);
+            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + self.first, self.fields);
         }
         self.train.clear();
         self.count = 0;
@@ -546,7 +554,7 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
 
 fn send_run(endpoint: &Endpoint, now: Instant, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
-    let mut t = Transmit::new(to, &slices).segment_size(run.segment_size).ecn(run.ecn);
+    let mut t = run.fields.on(Transmit::new(to, &slices).segment_size(run.segment_size));
     endpoint.send(now, run.fragmentation, &mut t);
 }
 

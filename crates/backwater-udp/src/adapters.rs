@@ -224,7 +224,7 @@ impl DatagramStream {
 
 impl Rest {
     fn of(train: &Train<'_>, arena: &mut BytesMut) -> Self {
-        let Train { source: peer, local_ip, ecn, segment_size, payload } = *train;
+        let Train { source: peer, local_ip, ecn, segment_size, payload, .. } = *train;
         if arena.capacity() < payload.len() {
             arena.reserve(ARENA.max(payload.len()));
         }
@@ -280,7 +280,7 @@ mod tests {
 
     fn train(payload: &[u8], segment_size: usize) -> Train<'_> {
         let source = SocketAddr::from(([127, 0, 0, 1], 9));
-        Train { source, local_ip: None, ecn: Some(Ecn::Ect0), segment_size, payload }
+        Train { source, local_ip: None, ecn: Some(Ecn::Ect0), hop_limit: None, segment_size, payload }
     }
 
     fn take_apart(rest: &mut Rest) -> VecDeque<Bytes> {

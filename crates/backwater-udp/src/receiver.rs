@@ -43,6 +43,9 @@ pub struct Train<'a> {
     pub local_ip: Option<IpAddr>,
     /// The ECN field of its datagrams.
     pub ecn: Option<Ecn>,
+    /// The time to live (IPv4) or hop limit (IPv6) that its datagrams arrived with, where
+    /// [`Builder::receive_hop_limit`](crate::Builder::receive_hop_limit) asks for it.
+    pub hop_limit: Option<u8>,
     /// The length of every datagram but the last, which may be shorter.
     pub segment_size: usize,
     /// The datagrams, one after the other.
@@ -157,8 +160,8 @@ impl RecvBatch {
         if slot >= self.filled {
             return None;
         }
-        let RawTrain { source, local_ip, ecn, segment_size, payload } = self.buffers.train(slot)?;
-        Some(Train { source, local_ip: local_ip.or(self.fallback_ip), ecn, segment_size, payload })
+        let RawTrain { source, local_ip, ecn, hop_limit, segment_size, payload } = self.buffers.train(slot)?;
+        Some(Train { source, local_ip: local_ip.or(self.fallback_ip), ecn, hop_limit, segment_size, payload })
     }
 
     /// How many trains were received last.

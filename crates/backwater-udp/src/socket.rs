@@ -36,6 +36,7 @@ pub(crate) struct Inner {
     /// Whom it is connected to.
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) max_train_bytes: usize,
+    receive_hop_limit: bool,
     /// Whether [`Fragmentation::Allowed`] is in force.
     fragments: AtomicBool,
     pub(crate) contention: Contention,
@@ -50,6 +51,7 @@ pub struct Builder {
     reuse_port: bool,
     max_train_bytes: Option<usize>,
     fragmentation: Fragmentation,
+    receive_hop_limit: bool,
     stats: Option<Arc<Stats>>,
     backpressure: Backpressure,
 }
@@ -125,6 +127,7 @@ impl UdpSocket {
             backpressure: self.0.backpressure.clone(),
             max_train_bytes: Some(self.0.max_train_bytes),
             fragmentation: self.fragmentation(),
+            receive_hop_limit: self.0.receive_hop_limit,
             ..Builder::default()
         }
     }
@@ -134,9 +137,10 @@ impl UdpSocket {
         let (inner, mut buffers, mut caught) = (&*self.0, sys::Buffers::new(4), Vec::new());
         for _ in 0..CATCH_BUDGET {
             let Ok(slots) = buffers.receive(inner.sock_ref(), &inner.state) else { break };
-            for RawTrain { source, ecn, segment_size, payload, .. } in (0..slots).filter_map(|slot| buffers.train(slot))
+            for RawTrain { source, ecn, hop_limit, segment_size, payload, .. } in
+                (0..slots).filter_map(|slot| buffers.train(slot))
             {
-                let train = Train { source, local_ip, ecn, segment_size, payload };
+                let train = Train { source, local_ip, ecn, hop_limit, segment_size, payload };
                 caught.extend(train.datagrams().map(|d| OwnedDatagram {
                     peer: d.source,
                     local_ip,
@@ -266,6 +270,14 @@ impl Builder {
         self
     }
 
+    /// Whether the hop limits of what is received are told ([`Train::hop_limit`]). The default is that they are not, which saves
+    /// a control message for each batch. Linux only: elsewhere they are not told.
+    #[must_use]
+    pub fn receive_hop_limit(mut self, on: bool) -> Self {
+        self.receive_hop_limit = on;
+        self
+    }
+
     /// Counters to share with other sockets. The default is counters of its own.
     #[must_use]
     pub fn stats(mut self, stats: Arc<Stats>) -> Self {
@@ -344,6 +356,9 @@ impl Builder {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"))?;
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket()).map(canonical);
         let state = sys::State::new(&socket, local_addr.ip().is_unspecified())?;
+        if self.receive_hop_limit {
+            state.receive_hop_limit(&SockRef::from(&socket))?;
+        }
         if self.fragmentation != Fragmentation::default() {
             state.set_fragmentation(&SockRef::from(&socket), self.fragmentation)?;
         }
@@ -356,6 +371,7 @@ impl Builder {
             local_addr,
             peer,
             max_train_bytes: self.max_train_bytes.unwrap_or(usize::MAX),
+            receive_hop_limit: self.receive_hop_limit,
             fragments: AtomicBool::new(self.fragmentation == Fragmentation::Allowed),
             contention: Contention::default(),
             events: Events::default(),

@@ -55,6 +55,11 @@ impl Client {
         w.integrity_sha1(&self.key).unwrap().finish().to_vec()
     }
 
+    /// Takes the nonce of a 401 that came by another way than [`request`](Self::request).
+    pub fn learn_nonce(&mut self, challenge: &[u8]) {
+        self.nonce = Message::parse(challenge).unwrap().get::<Nonce<'_>>().unwrap().unwrap().0.to_vec();
+    }
+
     /// Sends a request and returns the response.
     pub fn exchange(&mut self, method: Method, fill: Fill<'_>) -> Vec<u8> {
         let request = self.encode(method, fill);

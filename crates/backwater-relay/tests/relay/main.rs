@@ -18,6 +18,7 @@ mod dual_stack;
 mod forged_icmp;
 mod fragments;
 mod hardship;
+mod hops;
 mod limits;
 mod mobility;
 mod nat;

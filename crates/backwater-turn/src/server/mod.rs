@@ -213,6 +213,8 @@ drop_reasons! {
     ReplyLimit "reply_limit",
     /// A request whose password is not verified, since its source or its user name has had too many wrong ones.
     FailureLimit "failure_limit",
+    /// Its time to live or hop limit is used up: it has circled between relays, or its sender wanted it to come no further.
+    HopLimit "hop_limit",
     /// An unauthenticated request whose answer would be more than 4.5 times as long.
     Amplification "amplification",
     /// The reply would not fit; or the payload would not, into an indication.

@@ -106,6 +106,16 @@ impl State {
         Ok(())
     }
 
+    pub(crate) fn receive_hop_limit(&self, socket: &Socket) -> io::Result<()> {
+        if self.v6 {
+            set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
+        }
+        if self.v4 {
+            set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn max_segments(&self) -> usize {
         if self.segmentation.is_on() { MAX_SEGMENTS } else { 1 }
     }
@@ -242,6 +252,14 @@ impl State {
                 control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &class);
             }
         }
+        if let Some(hops) = out.hop_limit {
+            let hops = c_int::from(hops).to_ne_bytes();
+            if out.destination.ip().to_canonical().is_ipv4() {
+                control.push(libc::IPPROTO_IP, libc::IP_TTL, &hops);
+            } else {
+                control.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &hops);
+            }
+        }
         if let Some(source) = out.source {
             push_source(control, *source, self.v6);
         }
@@ -257,7 +275,8 @@ fn are_alike(one: &Outgoing<'_>, other: &Outgoing<'_>) -> bool {
     one.segment_size == other.segment_size
         && one.source == other.source
         && one.ecn == other.ecn
-        && (one.ecn.is_none() || family(one) == family(other))
+        && one.hop_limit == other.hop_limit
+        && (one.ecn.is_none() && one.hop_limit.is_none() || family(one) == family(other))
 }
 
 /// Messages that one call sends, at most.
@@ -336,8 +355,8 @@ impl Room {
     }
 }
 
-/// Bytes of control messages on send: 24 for `UDP_SEGMENT` and for ECN each, 40 for a source.
-const SEND_CONTROL: usize = 88;
+/// Bytes of control messages on send: 24 for `UDP_SEGMENT`, for ECN and for the hop limit each, 40 for a source.
+const SEND_CONTROL: usize = 112;
 
 /// Not to wait, whatever the owner of another descriptor of the socket has made of `O_NONBLOCK`.
 const SEND_FLAGS: c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -371,6 +390,7 @@ struct Meta {
     source: SocketAddr,
     local_ip: Option<IpAddr>,
     ecn: Option<Ecn>,
+    hop_limit: Option<u8>,
     len: usize,
     segment_size: usize,
 }
@@ -379,6 +399,7 @@ const NO_META: Meta = Meta {
     source: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
     local_ip: None,
     ecn: None,
+    hop_limit: None,
     len: 0,
     segment_size: 0,
 };
@@ -442,6 +463,7 @@ impl Buffers {
             source: meta.source,
             local_ip: meta.local_ip,
             ecn: meta.ecn,
+            hop_limit: meta.hop_limit,
             segment_size: meta.segment_size,
             payload,
         })
@@ -456,6 +478,9 @@ impl Meta {
                 (libc::IPPROTO_IP, libc::IP_TOS) => self.ecn = data.first().and_then(|&b| Ecn::from_bits(b)),
                 (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
                     self.ecn = int(data).and_then(|tos| Ecn::from_bits(tos as u8));
+                }
+                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
+                    self.hop_limit = int(data).and_then(|hops| u8::try_from(hops).ok());
                 }
                 // struct in_pktinfo { int ifindex; in_addr spec_dst; in_addr addr; }: spec_dst is the one to answer from.
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {

@@ -9,6 +9,7 @@
 //!     their order; how many the kernel took, or the error about the first.
 //!   - `max_segments(&self) -> usize`: datagrams in one `Outgoing`, at most; 1 without segmentation offload.
 //!   - `segmentation_failed(&self)`: told when a train was refused by a driver.
+//!   - `receive_hop_limit(&self, &Socket)` has the system tell the hop limits of what is received, where it can.
 //!   - `set_fragmentation(&self, &Socket, Fragmentation) -> io::Result<()>`; `Never` is what `new` sets, where there is a way.
 //!   - `drain_errors(&self, SockRef, FnMut(IcmpError))` empties the error queue, within a budget; passes on what was
 //!     received. Of what was made here, which belongs to the call that failed, it passes on the route's MTU.
@@ -84,6 +85,9 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) destination: &'a SocketAddr,
     pub(crate) source: &'a Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
+    /// The time to live or hop limit, where it is not the socket's. Linux only.
+    #[allow(dead_code, reason = "portable.rs does not read it")]
+    pub(crate) hop_limit: Option<u8>,
     pub(crate) slices: &'a [IoSlice<'a>],
     /// Of all the slices.
     pub(crate) bytes: usize,
@@ -151,6 +155,7 @@ pub(crate) struct RawTrain<'a> {
     pub(crate) source: SocketAddr,
     pub(crate) local_ip: Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
+    pub(crate) hop_limit: Option<u8>,
     pub(crate) segment_size: usize,
     pub(crate) payload: &'a [u8],
 }

@@ -45,6 +45,11 @@ impl State {
         dont_fragment::set(socket, fragmentation == Fragmentation::Never)
     }
 
+    /// quinn-udp does not tell it.
+    pub(crate) fn receive_hop_limit(&self, _socket: &Socket) -> io::Result<()> {
+        Ok(())
+    }
+
     pub(crate) fn max_segments(&self) -> usize {
         if self.segmentation.is_on() { self.inner.max_gso_segments().min(MAX_SEGMENTS) } else { 1 }
     }
@@ -185,6 +190,7 @@ impl Buffers {
         Some(RawTrain {
             source,
             local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
+            hop_limit: None,
             ecn: meta.ecn.and_then(|ecn| Ecn::from_bits(ecn as u8)),
             segment_size: if meta.stride == 0 { meta.len } else { meta.stride },
             payload,
