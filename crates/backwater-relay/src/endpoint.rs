@@ -12,15 +12,14 @@ use std::{
 
 use backwater_udp::{Builder, Cursor, Fragmentation, Policy, Receiver, Sender, Transmit, UdpSocket};
 
-use tracing::debug;
-
-use crate::{counters::Counters, fields::Fields, ports::Lease};
+use crate::{
+    counters::Counters,
+    fields::{Fields, IS_FRAGMENTATION_A_CHOICE},
+    ports::Lease,
+};
 
 /// Payload bytes that one socket may hold back.
 const MAX_BYTES: usize = 256 * 1024;
-
-/// Where it is none, [`UdpSocket::set_fragmentation`] is `Unsupported`, and sockets are as the system makes them.
-const IS_FRAGMENTATION_A_CHOICE: bool = !cfg!(any(windows, target_os = "openbsd", target_os = "netbsd"));
 
 /// A socket. Nobody waits for it to send: what it refuses is copied into a queue of its own, bounded in bytes and by the
 /// policy's deadline, so that only its own traffic is held up.
@@ -46,7 +45,6 @@ struct Held {
     destination: SocketAddr,
     source: Option<IpAddr>,
     fields: Fields,
-    fragmentation: Fragmentation,
     segment_size: usize,
     bytes: Box<[u8]>,
     datagrams: usize,
@@ -74,17 +72,17 @@ impl Endpoint {
 
     /// Sends `t`, in fragments where it may be and has to be, or holds what the system refuses of it, or drops that when too much is held already or the policy is to
     /// drop.
-    pub(crate) fn send(&self, now: Instant, fragmentation: Fragmentation, t: &mut Transmit<'_>) {
+    pub(crate) fn send(&self, now: Instant, fields: Fields, t: &mut Transmit<'_>) {
         let mut state = self.state.borrow_mut();
         if state.queue.is_empty() {
-            fragment(&self.socket, fragmentation);
+            fields.prepare(&self.socket);
             match state.sender.try_send(t) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 // What a failed socket could not send is in its counters; the task that receives on it sees to the rest.
                 Ok(_) | Err(_) => return,
             }
         }
-        state.hold(now, fragmentation, t, &self.counters);
+        state.hold(now, fields, t, &self.counters);
     }
 
     /// Sends what is held. Pending while something still is.
@@ -108,9 +106,11 @@ impl Endpoint {
                 self.counters.held_too_long.add(held.datagrams as u64);
             } else {
                 let slices = [IoSlice::new(&held.bytes)];
-                let t = Transmit::new(held.destination, &slices).segment_size(held.segment_size).source(held.source);
-                let mut t = held.fields.on(t);
-                fragment(&self.socket, held.fragmentation);
+                let mut t = Transmit::new(held.destination, &slices)
+                    .segment_size(held.segment_size)
+                    .source(held.source)
+                    .ecn(held.fields.ecn);
+                held.fields.prepare(&self.socket);
                 if let Some(cursor) = held.cursor {
                     t = t.resume(cursor);
                 }
@@ -130,17 +130,6 @@ impl Endpoint {
     }
 }
 
-/// Sets whether what is sent next may be fragmented. Costs a system call only if that changes.
-#[inline]
-fn fragment(socket: &UdpSocket, fragmentation: Fragmentation) {
-    if IS_FRAGMENTATION_A_CHOICE
-        && socket.fragmentation() != fragmentation
-        && let Err(error) = socket.set_fragmentation(fragmentation)
-    {
-        debug!(%error, "fragmentation stays as it is");
-    }
-}
-
 /// What is held goes with its socket.
 impl Drop for Endpoint {
     fn drop(&mut self) {
@@ -151,7 +140,7 @@ impl Drop for Endpoint {
 }
 
 impl State {
-    fn hold(&mut self, now: Instant, fragmentation: Fragmentation, t: &Transmit<'_>, counters: &Counters) {
+    fn hold(&mut self, now: Instant, fields: Fields, t: &Transmit<'_>, counters: &Counters) {
         let datagrams = t.remaining();
         if self.sender.socket().backpressure().get() == Policy::Drop {
             counters.no_room.add(datagrams as u64);
@@ -167,8 +156,7 @@ impl State {
         self.queue.push_back(Held {
             destination: t.destination(),
             source: t.source_ip(),
-            fields: Fields::of(t),
-            fragmentation,
+            fields,
             segment_size: t.datagram_len(),
             bytes,
             datagrams,
@@ -192,7 +180,7 @@ mod tests {
         let endpoint = Endpoint::new(socket, None, counters.clone());
         let slices = [IoSlice::new(b"onetwo")];
         let train = Transmit::new("127.0.0.1:9".parse().unwrap(), &slices).segment_size(3);
-        endpoint.state.borrow_mut().hold(Instant::now(), Fragmentation::Allowed, &train, &counters);
+        endpoint.state.borrow_mut().hold(Instant::now(), Fields::OWN, &train, &counters);
         assert_eq!((counters.held.get(), counters.held_at_close.get()), (2, 0));
         drop(endpoint);
         assert_eq!(counters.held_at_close.get(), 2);

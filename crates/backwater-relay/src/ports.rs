@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
@@ -221,6 +221,7 @@ impl Ports {
         let lease = self.own(family, port);
         // Bound before the lock, and what is closed is closed after it: a lease is given back there.
         let socket = std::net::UdpSocket::bind((ip, port))?;
+        keep_descriptors(&socket)?;
         let mut reserved = self.reserved();
         let old: Vec<_> = reserved.extract_if(|_, r| r.until <= now).collect();
         let full = reserved.len() >= MAX_RESERVED;
@@ -274,17 +275,16 @@ impl Ports {
 
 /// Refuses a socket that takes one of the last descriptors: the administration answers also when clients get no more.
 #[cfg(unix)]
-fn keep_descriptors(socket: &UdpSocket) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
+fn keep_descriptors(socket: &impl std::os::fd::AsRawFd) -> io::Result<()> {
+    use rustix::process::{Resource, getrlimit};
+    static LIMIT: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
     // The system gives the lowest number that is free.
-    let next = socket.try_clone_std()?.as_raw_fd();
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let is_kept = limit.is_some_and(|limit| next as u64 + KEPT_DESCRIPTORS >= limit);
+    let is_kept = (socket.as_raw_fd() as u64).saturating_add(KEPT_DESCRIPTORS) >= *LIMIT;
     if is_kept { Err(rustix::io::Errno::MFILE.into()) } else { Ok(()) }
 }
 
 #[cfg(not(unix))]
-fn keep_descriptors(_: &UdpSocket) -> io::Result<()> {
+fn keep_descriptors<T>(_: &T) -> io::Result<()> {
     Ok(())
 }
 

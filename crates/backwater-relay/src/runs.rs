@@ -1,7 +1,7 @@
 //! Datagrams of a received batch that go the same way, gathered so that they leave in one call.
 
 use backwater_turn::{PeerAddr, server::AllocationId};
-use backwater_udp::{Fragmentation, MAX_SEGMENTS, RecvBatch};
+use backwater_udp::{MAX_SEGMENTS, RecvBatch};
 
 use crate::fields::Fields;
 
@@ -24,7 +24,6 @@ pub(crate) struct Run {
     pub(crate) via: AllocationId,
     pub(crate) to: PeerAddr,
     pub(crate) fields: Fields,
-    pub(crate) fragmentation: Fragmentation,
     pub(crate) segment_size: usize,
     pub(crate) datagrams: usize,
     pub(crate) bytes: usize,
@@ -59,7 +58,6 @@ impl Runs {
         via: AllocationId,
         to: PeerAddr,
         fields: Fields,
-        fragmentation: Fragmentation,
         (slot, start, len): (usize, usize, usize),
     ) {
         let piece = self.pieces.len() as u32;
@@ -70,7 +68,7 @@ impl Runs {
         let open = &mut self.open[via.index()];
         if open.0 == self.stamp
             && let Some(run) = self.runs.get_mut(open.1 as usize)
-            && run.takes(via, to, fields, fragmentation, len)
+            && run.takes(via, to, fields, len)
         {
             self.pieces[run.last as usize].next = piece;
             run.last = piece;
@@ -84,7 +82,6 @@ impl Runs {
             via,
             to,
             fields,
-            fragmentation,
             segment_size: len,
             datagrams: 1,
             bytes: len,
@@ -109,12 +106,12 @@ impl Runs {
 }
 
 impl Run {
-    fn takes(&self, via: AllocationId, to: PeerAddr, fields: Fields, fragmentation: Fragmentation, len: usize) -> bool {
+    fn takes(&self, via: AllocationId, to: PeerAddr, fields: Fields, len: usize) -> bool {
         !self.closed
             && len <= self.segment_size
             && len > 0
             && self.datagrams < MAX_SEGMENTS
             && self.bytes + len <= MAX_TRAIN
-            && (self.via, self.to, self.fields, self.fragmentation) == (via, to, fields, fragmentation)
+            && (self.via, self.to, self.fields) == (via, to, fields)
     }
 }

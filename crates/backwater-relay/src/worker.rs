@@ -18,7 +18,7 @@ use backwater_turn::{
     ClientAddr, Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
-use backwater_udp::{Builder, Fragmentation, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
+use backwater_udp::{Builder, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{error, warn};
 
@@ -208,8 +208,8 @@ impl Worker {
                 let action = self.server.borrow_mut().from_client(now, from, payload, &mut reply);
                 match (action, fields) {
                     (Action::Forward { via, to, range, dont_fragment }, Some(fields)) => {
-                        let fragmentation = if dont_fragment { Fragmentation::Never } else { Fragmentation::Allowed };
-                        runs.push(via, to, fields, fragmentation, (slot, start + range.start, range.len()));
+                        let fields = if dont_fragment { fields.dont_fragment() } else { fields };
+                        runs.push(via, to, fields, (slot, start + range.start, range.len()));
                     }
                     (Action::Forward { .. }, None) => self.counters.count_drop(DropReason::HopLimit, 1),
                     (action, _) => self.act(index, now.instant, from, action, &mut reply),
@@ -292,7 +292,7 @@ impl Worker {
     fn reply(&self, listener: usize, now: Instant, to: FiveTuple, reply: Option<&[u8]>) {
         let (Some(listener), Some(reply)) = (self.listeners.get(listener), reply) else { return };
         self.counters.replies.add(1);
-        listener.send(now, to, &[IoSlice::new(reply)], 0, Fields::default());
+        listener.send(now, to, &[IoSlice::new(reply)], 0, Fields::OWN);
     }
 
     fn bind(self: &Rc<Self>, listener: usize, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
@@ -404,7 +404,7 @@ impl Worker {
             listener,
             now,
             client: None,
-            fields: Fields::default(),
+            fields: Fields::OWN,
             train: self.train.borrow_mut(),
             first: 0,
             last: 0,
@@ -459,7 +459,7 @@ impl Worker {
             match told {
                 Ok((client, len)) => {
                     self.counters.icmp.add(1);
-                    listener.send(now, client, &[IoSlice::new(&reply[..len])], 0, Fields::default());
+                    listener.send(now, client, &[IoSlice::new(&reply[..len])], 0, Fields::OWN);
                 }
                 Err(reason) => self.counters.count_drop(reason, 1),
             }
@@ -490,8 +490,8 @@ impl Listener {
 
     fn send(&self, now: Instant, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, fields: Fields) {
         let source = self.wildcard.then(|| to.server.ip());
-        let mut t = fields.on(Transmit::new(to.client.0, slices).segment_size(segment_size).source(source));
-        self.endpoint.send(now, Fragmentation::Allowed, &mut t);
+        let mut t = Transmit::new(to.client.0, slices).segment_size(segment_size).source(source).ecn(fields.ecn);
+        self.endpoint.send(now, fields, &mut t);
     }
 }
 
@@ -554,8 +554,8 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
 
 fn send_run(endpoint: &Endpoint, now: Instant, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
-    let mut t = run.fields.on(Transmit::new(to, &slices).segment_size(run.segment_size));
-    endpoint.send(now, run.fragmentation, &mut t);
+    let mut t = Transmit::new(to, &slices).segment_size(run.segment_size).ecn(run.fields.ecn);
+    endpoint.send(now, run.fields, &mut t);
 }
 
 fn now() -> Now {

@@ -3,7 +3,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -37,6 +37,8 @@ pub(crate) struct Inner {
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) max_train_bytes: usize,
     receive_hop_limit: bool,
+    /// The hop limit that was set; 0 for the system's.
+    hop_limit: AtomicU8,
     /// Whether [`Fragmentation::Allowed`] is in force.
     fragments: AtomicBool,
     pub(crate) contention: Contention,
@@ -186,6 +188,21 @@ impl UdpSocket {
     /// Whether datagrams may be fragmented.
     pub fn fragmentation(&self) -> Fragmentation {
         if self.0.fragments.load(Relaxed) { Fragmentation::Allowed } else { Fragmentation::Never }
+    }
+
+    /// Sets the time to live (IPv4) and hop limit (IPv6) of all that is sent from now on, 1 to 255; `None`, or zero, for the system's
+    /// default. Costs a system call only if it changes: a control message for each datagram costs more where most have the same.
+    ///
+    /// # Errors
+    /// Those of `setsockopt`. `Unsupported` elsewhere than on Linux, where the system's default stays.
+    #[inline]
+    pub fn set_hop_limit(&self, hops: Option<u8>) -> io::Result<()> {
+        let wanted = hops.unwrap_or(0);
+        if self.0.hop_limit.load(Relaxed) != wanted {
+            self.0.state.set_hop_limit(&self.0.sock_ref(), hops.filter(|&hops| hops > 0))?;
+            self.0.hop_limit.store(wanted, Relaxed);
+        }
+        Ok(())
     }
 
     /// The address it is bound to.
@@ -372,6 +389,7 @@ impl Builder {
             peer,
             max_train_bytes: self.max_train_bytes.unwrap_or(usize::MAX),
             receive_hop_limit: self.receive_hop_limit,
+            hop_limit: AtomicU8::new(0),
             fragments: AtomicBool::new(self.fragmentation == Fragmentation::Allowed),
             contention: Contention::default(),
             events: Events::default(),
@@ -387,6 +405,14 @@ impl Inner {
     /// The address datagrams arrive at when the system does not say.
     pub(crate) fn local_ip(&self) -> Option<IpAddr> {
         Some(self.local_addr.ip()).filter(|ip| !ip.is_unspecified())
+    }
+}
+
+/// For options that this type does not have. What reads from the descriptor, or makes it blocking, breaks the socket.
+#[cfg(unix)]
+impl std::os::fd::AsRawFd for UdpSocket {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&*self.0.sock_ref())
     }
 }
 

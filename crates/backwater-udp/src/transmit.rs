@@ -61,7 +61,6 @@ pub struct Transmit<'a> {
     pub(crate) destination: SocketAddr,
     pub(crate) source: Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
-    pub(crate) hop_limit: Option<u8>,
     slices: &'a [IoSlice<'a>],
     segment_size: usize,
     pub(crate) cursor: Cursor,
@@ -109,7 +108,6 @@ impl<'a> Transmit<'a> {
             destination,
             source: None,
             ecn: None,
-            hop_limit: None,
             slices,
             segment_size: bytes,
             cursor: Cursor {
@@ -150,14 +148,6 @@ impl<'a> Transmit<'a> {
         self
     }
 
-    /// The time to live (IPv4) or hop limit (IPv6) of every datagram. The default, and zero, is the socket's. Linux only: other
-    /// systems send with the socket's.
-    #[must_use]
-    pub fn hop_limit(mut self, hop_limit: Option<u8>) -> Self {
-        self.hop_limit = hop_limit.filter(|&hops| hops > 0);
-        self
-    }
-
     /// Goes on where another transmit of the same bytes, cut the same way, was left.
     #[must_use]
     pub fn resume(mut self, cursor: Cursor) -> Self {
@@ -187,11 +177,6 @@ impl<'a> Transmit<'a> {
     /// Its ECN field.
     pub fn ecn_field(&self) -> Option<Ecn> {
         self.ecn
-    }
-
-    /// Its time to live or hop limit, if that was said.
-    pub fn hop_limit_field(&self) -> Option<u8> {
-        self.hop_limit
     }
 
     /// What has become of the datagrams that are done, so far.
@@ -296,7 +281,6 @@ impl<'a> Transmit<'a> {
             destination: &self.destination,
             source: &self.source,
             ecn: self.ecn,
-            hop_limit: self.hop_limit,
             slices: chunk.slices,
             bytes: chunk.bytes,
             segment_size,

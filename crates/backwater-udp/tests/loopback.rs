@@ -321,16 +321,16 @@ async fn hop_limits_are_told_and_sent() {
     for addr in [V4, V6] {
         let (a, b) = (bind(addr), UdpSocket::builder().receive_hop_limit(true).bind(addr.parse().unwrap()).unwrap());
         let slices = [IoSlice::new(b"onetwo")];
-        let transmit = |hops| Transmit::new(b.local_addr(), &slices).segment_size(3).hop_limit(hops);
+        let transmit = || Transmit::new(b.local_addr(), &slices).segment_size(3);
         let (mut receiver, mut batch) = (b.receiver(), RecvBatch::new(8));
         let mut sender = a.sender();
         for hops in [Some(1), Some(200), None, Some(0)] {
-            // Alone, and beside another with the same and one with another hop limit.
-            sender.send(&mut transmit(hops)).await.unwrap();
-            let mut several = [transmit(hops), transmit(hops), transmit(Some(7))];
-            std::future::poll_fn(|cx| sender.poll_send_batch(cx, &mut several)).await.unwrap();
+            a.set_hop_limit(hops).unwrap();
+            sender.send(&mut transmit()).await.unwrap();
+            a.set_hop_limit(Some(7)).unwrap();
+            sender.send(&mut transmit()).await.unwrap();
             let mut seen = Vec::new();
-            while seen.len() < 8 {
+            while seen.len() < 4 {
                 timeout(Duration::from_secs(10), receiver.recv(&mut batch))
                     .await
                     .expect("datagrams are missing")
@@ -340,7 +340,7 @@ async fn hop_limits_are_told_and_sent() {
                 }
             }
             let first = hops.filter(|&hops| hops > 0).unwrap_or(64);
-            assert_eq!(seen, [[Some(first); 6].as_slice(), &[Some(7); 2]].concat(), "{addr}");
+            assert_eq!(seen, [[Some(first); 2], [Some(7); 2]].concat(), "{addr}");
         }
     }
 }

@@ -32,7 +32,8 @@ fn until(mut holds: impl FnMut() -> bool) {
 /// Sends a datagram with this hop limit, and returns that with which it arrives.
 async fn hops(from: &UdpSocket, to: SocketAddr, payload: &[u8], hops: u8, at: &UdpSocket) -> Option<u8> {
     let slices = [IoSlice::new(payload)];
-    let sent = from.sender().send(&mut Transmit::new(to, &slices).hop_limit(Some(hops))).await.unwrap();
+    from.set_hop_limit(Some(hops)).unwrap();
+    let sent = from.sender().send(&mut Transmit::new(to, &slices)).await.unwrap();
     assert_eq!(sent.sent, 1);
     let mut batch = RecvBatch::new(1);
     tokio::time::timeout(PATIENCE, at.receiver().recv(&mut batch)).await.expect("a datagram").unwrap();
@@ -64,7 +65,8 @@ fn the_hop_limit_is_one_less_behind_the_relay() {
             }
             for (from, to, payload) in [(&client, listener, &message[..]), (&peer, relayed, b"payload")] {
                 let slices = [IoSlice::new(payload)];
-                from.sender().send(&mut Transmit::new(to, &slices).hop_limit(Some(1))).await.unwrap();
+                from.set_hop_limit(Some(1)).unwrap();
+                from.sender().send(&mut Transmit::new(to, &slices)).await.unwrap();
             }
         });
         until(|| used_up(&relay) == 2);

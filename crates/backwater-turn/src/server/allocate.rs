@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use backwater_stun::{
-    AdditionalAddressFamily, AddressErrorCode, AddressFamily, AttributeType, Code, EvenPort, Lifetime, Method,
+    AdditionalAddressFamily, AddressErrorCode, AddressFamily, AttributeType, Code, EvenPort, Lifetime, Message, Method,
     MobilityTicket, RequestedAddressFamily, RequestedTransport, ReservationToken, Verified, XorMappedAddress,
     XorRelayedAddress,
 };
 
 use super::{
-    Action, AllocationId, Bind, Bound, DropReason, EventKind, PortRequest, RESERVED_FOR, Server,
+    Action, AllocationId, Bind, Bound, DropReason, EventKind, MAX_REPLY, PortRequest, RESERVED_FOR, Server,
     allocation::{Allocation, Granted},
     answer::{Answer, Refusal, replied},
     requests::Authenticated,
@@ -33,8 +33,29 @@ impl Server {
         let any = bound.relayed.v4.is_some() || bound.relayed.v6.is_some();
         allocation.claim.reserved(bound.token.filter(|_| any), now + RESERVED_FOR);
         let action = self.bound_or_not(id, bound, &answer, reply);
-        self.remember(now, client, &answer, &action, reply);
+        // An allocation has all of its answer as long as it exists, but for the ticket, which changes.
+        if self.allocation(id).is_none_or(|allocation| allocation.mobile) {
+            self.remember(now, client, &answer, &action, reply);
+        }
         action
+    }
+
+    /// Answers a copy of the Allocate request that made the client's allocation, whatever has become of the nonce.
+    pub(super) fn answer_copy(&self, from: &FiveTuple, message: &Message<'_>, reply: &mut [u8]) -> Option<Action> {
+        let &id = self.clients.get(from)?;
+        let allocation = self.allocation(id).filter(|a| !a.mobile && a.is_bound())?;
+        let is_copy = allocation.granted.transaction_id == message.transaction_id();
+        (is_copy && message.verify(&allocation.user.key).is_ok()).then(|| self.allocated(id, reply))
+    }
+
+    /// Remembers the answer to the Allocate request of an allocation that is about to be deleted.
+    pub(super) fn remember_allocate(&mut self, now: Instant, id: AllocationId) {
+        let mut reply = [0; MAX_REPLY];
+        let action = self.allocated(id, &mut reply);
+        if let Some(allocation) = self.allocation(id).filter(|a| !a.mobile) {
+            let (client, answer) = (allocation.five_tuple, allocation.answer());
+            self.remember(now, client, &answer, &action, &reply);
+        }
     }
 
     fn bound_or_not(&mut self, id: AllocationId, bound: Bound, answer: &Answer, reply: &mut [u8]) -> Action {

@@ -66,6 +66,11 @@ impl Server {
                 if let Some(len) = self.answered.to_copy(now.instant, &transaction, message, reply) {
                     return Action::Reply(len);
                 }
+                if message.method() == Method::ALLOCATE
+                    && let Some(action) = self.answer_copy(&from, message, reply)
+                {
+                    return action;
+                }
                 match self.authenticate(now, from, message) {
                     Ok(user) => {
                         answer.user = Some((user.user.clone(), user.message.integrity()));
@@ -245,6 +250,7 @@ impl Server {
         };
         let len = success(reply)?;
         if lifetime.is_zero() {
+            self.remember_allocate(now, id);
             self.close(id, families, Ending::Deleted);
             return Ok(Action::Unbind(id, families, len));
         }

@@ -80,7 +80,7 @@ mod tests {
     use crate::transmit::Ecn;
 
     fn outgoing<'a>(destination: &'a SocketAddr, ecn: Option<Ecn>) -> Outgoing<'a> {
-        Outgoing { destination, source: &None, ecn, hop_limit: None, slices: &[], bytes: 5, segment_size: None }
+        Outgoing { destination, source: &None, ecn, slices: &[], bytes: 5, segment_size: None }
     }
 
     #[test]

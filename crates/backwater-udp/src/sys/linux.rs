@@ -106,6 +106,19 @@ impl State {
         Ok(())
     }
 
+    /// `None`: the system's default.
+    pub(crate) fn set_hop_limit(&self, socket: &Socket, hops: Option<u8>) -> io::Result<()> {
+        // -1 is the kernel's word for its default, in both options (`do_ip_setsockopt`, `do_ipv6_setsockopt`).
+        let hops = hops.map_or(-1, c_int::from);
+        if self.v6 {
+            set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, hops)?;
+        }
+        if self.v4 {
+            set_option(socket, libc::IPPROTO_IP, libc::IP_TTL, hops)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn receive_hop_limit(&self, socket: &Socket) -> io::Result<()> {
         if self.v6 {
             set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
@@ -252,14 +265,6 @@ impl State {
                 control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &class);
             }
         }
-        if let Some(hops) = out.hop_limit {
-            let hops = c_int::from(hops).to_ne_bytes();
-            if out.destination.ip().to_canonical().is_ipv4() {
-                control.push(libc::IPPROTO_IP, libc::IP_TTL, &hops);
-            } else {
-                control.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &hops);
-            }
-        }
         if let Some(source) = out.source {
             push_source(control, *source, self.v6);
         }
@@ -275,8 +280,7 @@ fn are_alike(one: &Outgoing<'_>, other: &Outgoing<'_>) -> bool {
     one.segment_size == other.segment_size
         && one.source == other.source
         && one.ecn == other.ecn
-        && one.hop_limit == other.hop_limit
-        && (one.ecn.is_none() && one.hop_limit.is_none() || family(one) == family(other))
+        && (one.ecn.is_none() || family(one) == family(other))
 }
 
 /// Messages that one call sends, at most.
@@ -355,8 +359,8 @@ impl Room {
     }
 }
 
-/// Bytes of control messages on send: 24 for `UDP_SEGMENT`, for ECN and for the hop limit each, 40 for a source.
-const SEND_CONTROL: usize = 112;
+/// Bytes of control messages on send: 24 for `UDP_SEGMENT` and for ECN each, 40 for a source.
+const SEND_CONTROL: usize = 88;
 
 /// Not to wait, whatever the owner of another descriptor of the socket has made of `O_NONBLOCK`.
 const SEND_FLAGS: c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;

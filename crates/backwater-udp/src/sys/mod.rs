@@ -85,9 +85,6 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) destination: &'a SocketAddr,
     pub(crate) source: &'a Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
-    /// The time to live or hop limit, where it is not the socket's. Linux only.
-    #[allow(dead_code, reason = "portable.rs does not read it")]
-    pub(crate) hop_limit: Option<u8>,
     pub(crate) slices: &'a [IoSlice<'a>],
     /// Of all the slices.
     pub(crate) bytes: usize,

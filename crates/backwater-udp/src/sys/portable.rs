@@ -45,6 +45,11 @@ impl State {
         dont_fragment::set(socket, fragmentation == Fragmentation::Never)
     }
 
+    /// It is not told what arrived with which, so there is nothing to send on.
+    pub(crate) fn set_hop_limit(&self, _socket: &Socket, _hops: Option<u8>) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// quinn-udp does not tell it.
     pub(crate) fn receive_hop_limit(&self, _socket: &Socket) -> io::Result<()> {
         Ok(())
