@@ -22,34 +22,51 @@ pub(crate) struct Rate {
     depth: u64,
 }
 
-/// A table of 65,536 buckets (512 KiB) that does not grow. A keyed hash maps a source or a name to its bucket; two that share
-/// a bucket by chance share its rate.
+/// A table of 65,536 buckets (512 KiB) that does not grow.
+///
+/// A keyed hash maps a key to two buckets, one in each half of the table. Tokens are taken from both, and a key has what the
+/// fuller one holds. So keys that use up their tokens refuse another key only if they cover both of its buckets.
 #[derive(Debug)]
 pub(crate) struct Buckets {
-    buckets: Box<[Bucket]>,
+    halves: [Box<[Bucket]>; 2],
     hasher: RandomState,
 }
 
-const BUCKETS: usize = 1 << 16;
+const HALF: usize = 1 << 15;
 
 impl Buckets {
     pub(crate) fn new() -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(), hasher: RandomState::new() }
+        let half = || (0..HALF).map(|_| Bucket::default()).collect();
+        Self { halves: [half(), half()], hasher: RandomState::new() }
     }
 
-    pub(crate) fn of(&self, name: impl Hash) -> Option<&Bucket> {
-        self.buckets.get(self.hasher.hash_one(name) as usize % BUCKETS)
+    /// Takes a token of this key. Returns false if it has none.
+    pub(crate) fn take(&self, key: impl Hash, now: u64, rate: Rate) -> bool {
+        self.of(key).filter(|bucket| bucket.take(now, rate, 1)).count() > 0
+    }
+
+    /// Returns whether this key has a token.
+    pub(crate) fn has(&self, key: impl Hash, now: u64, rate: Rate) -> bool {
+        self.of(key).any(|bucket| bucket.has(now, rate, 1))
+    }
+
+    /// Returns whether no token of this key was taken lately.
+    pub(crate) fn is_full(&self, key: impl Hash, now: u64) -> bool {
+        self.of(key).any(|bucket| bucket.is_full(now))
+    }
+
+    fn of(&self, key: impl Hash) -> impl Iterator<Item = &Bucket> {
+        let hash = self.hasher.hash_one(key);
+        self.halves.iter().zip([hash, hash >> 32]).filter_map(|(half, hash)| half.get(hash as usize % HALF))
     }
 }
 
-/// Returns the source that limits count by: an IPv4 address, or an IPv6 network of 64 bits.
-pub(crate) fn source(ip: IpAddr) -> impl Hash {
-    let ip = ip.to_canonical();
-    let network = match ip {
-        IpAddr::V4(ip) => u64::from(u32::from(ip)),
+/// Returns the network of the source that limits count by: an IPv4 address, or the first 64 bits of an IPv6 address.
+pub(crate) fn network(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => u32::from(ip).into(),
         IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
-    };
-    (ip.is_ipv4(), network)
+    }
 }
 
 impl Ticks {

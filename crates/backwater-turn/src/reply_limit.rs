@@ -1,12 +1,12 @@
 use std::{net::IpAddr, time::Instant};
 
-use crate::bucket::{Buckets, Rate, Ticks, source};
+use crate::bucket::{Buckets, Rate, Ticks, network};
 
 /// How many answers a source gets that has not authenticated: what a forged source can have sent to somebody else.
 ///
 /// A source is an IPv4 address or an IPv6 network of 64 bits. Nothing is remembered for each: there is a table of fixed size
-/// (512 KiB), and a keyed hash of the source says which of its buckets counts. Two that share one by chance share its rate.
-/// Shared by all threads. Loopback is not limited, which no network can forge.
+/// (512 KiB), and a keyed hash of the source says which two of its buckets count. A source has an answer as long as one of
+/// them has. Shared by all threads. Loopback is not limited, which no network can forge.
 #[derive(Debug)]
 pub struct ReplyLimit {
     rate: Rate,
@@ -22,8 +22,9 @@ impl ReplyLimit {
 
     /// Whether a source gets an answer, which counts then.
     pub(crate) fn allows(&self, ip: IpAddr, now: Instant) -> bool {
-        let bucket = self.sources.of(source(ip));
-        ip.to_canonical().is_loopback() || bucket.is_some_and(|bucket| bucket.take(self.ticks.at(now), self.rate, 1))
+        let ip = ip.to_canonical();
+        let source = (ip.is_ipv4(), network(ip));
+        ip.is_loopback() || self.sources.take(source, self.ticks.at(now), self.rate)
     }
 }
 

@@ -105,7 +105,9 @@ impl Server {
         reply: &mut [u8],
     ) -> Action {
         if let Some(limit) = &self.config.failure_limit {
-            limit.failed(from.client.0.ip(), &failure.user, now.instant);
+            // Other failures cost no guess of the user's password, and the name may be anything.
+            let user = (failure.reason == AuthFailureReason::WrongPassword).then_some(&*failure.user);
+            limit.failed(from.client.0.ip(), user, now.instant);
         }
         if self.may_answer_stranger(now.instant, from).is_ok()
             && let Action::Reply(len) =
@@ -160,9 +162,7 @@ impl Server {
         let name = name.map(|Username(name)| name).or(hashed).unwrap_or_default();
         let failed =
             |reason| Refusal::Unauthenticated(Box::new(AuthFailure { user: name.into(), reason, reply: None }));
-        if realm != credentials.realm() {
-            return Err(failed(AuthFailureReason::WrongRealm));
-        }
+        let in_realm = realm == credentials.realm();
         let verify = |user: Arc<Identity>| match message.verify(&user.key) {
             Ok(message) => Some(Ok(Authenticated { message, user })),
             Err(IntegrityError::Mismatch) => None,
@@ -171,13 +171,17 @@ impl Server {
         // The user of this client's allocation comes before the limit: guesses of others behind the same address do not lock the
         // client out.
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
-        let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm).cloned();
+        let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm);
+        let known = known.filter(|_| in_realm).cloned();
         if let Some(result) = known.and_then(verify) {
             return result;
         }
         let limit = self.config.failure_limit.as_ref();
         if limit.is_some_and(|limit| !limit.allows(from.client.0.ip(), name, now.instant)) {
             return Err(DropReason::FailureLimit.into());
+        }
+        if !in_realm {
+            return Err(failed(AuthFailureReason::WrongRealm));
         }
         let mut reason = credentials.why_nobody(name, now.unix);
         for user in credentials.identities(name, algorithm, now.unix) {

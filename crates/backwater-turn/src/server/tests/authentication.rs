@@ -173,6 +173,48 @@ fn passwords_are_tried_at_a_limited_rate() {
     assert!(matches!(b.bytes("192.0.2.1:7", &right).0, Action::Bind(_)), "the retransmission");
 }
 
+/// A wrong realm is limited like a wrong password. Only wrong passwords of the user itself count against its name.
+#[test]
+fn a_wrong_realm_is_limited_and_a_name_is_charged_only_for_its_own_wrong_passwords() {
+    let mut b = Bench::with_limits(0, Limits::default(), Limits::default());
+    b.server.config.reply_limit = None;
+    b.server.config.failure_limit = Some(Arc::new(FailureLimit::new(30, b.now.instant)));
+    b.server.config.credentials.add_secret("s").unwrap();
+    let late = format!("{}:alice", b.now.unix.as_secs() - 1);
+    let request = |b: &mut Bench, client: &str, user: &str, realm: &str| {
+        let (id, nonce) = (b.transaction_id(), b.server.nonces.make(ClientAddr(addr(client)), b.now.unix));
+        let mut buffer = [0; 500];
+        let mut w = Writer::new(&mut buffer, Class::Request, Method::ALLOCATE, id).unwrap();
+        w.attribute(&Username(user)).unwrap().attribute(&Realm(realm)).unwrap().attribute(&Nonce(&nonce)).unwrap();
+        let request = w.integrity_sha1(&key("other")).unwrap().finish().to_vec();
+        b.bytes(client, &request).0
+    };
+    let cases = [
+        ("alice", "other", AuthFailureReason::WrongRealm, 1000),
+        ("eve", REALM, AuthFailureReason::UnknownUser, 1000),
+        (&*late, REALM, AuthFailureReason::Expired, 1000),
+        ("alice", REALM, AuthFailureReason::WrongPassword, 60),
+    ];
+    // Each source fails once as `eve`, so that it is not let in for its clean record, and then once as the user of the case.
+    for (case, (user, realm, reason, at_most)) in cases.into_iter().enumerate() {
+        let mut verified = 0;
+        for i in 0..1000 {
+            let client = format!("10.{case}.{}.{}:1", i / 200, i % 200);
+            assert_eq!(failure(&request(&mut b, &client, "eve", REALM)).1, AuthFailureReason::UnknownUser);
+            let action = request(&mut b, &client, user, realm);
+            if action != Action::Drop(DropReason::FailureLimit) {
+                assert_eq!(failure(&action).1, reason);
+                verified += 1;
+            }
+        }
+        assert_eq!(verified, at_most, "{reason:?}");
+    }
+    for i in 0..40 {
+        let action = request(&mut b, "192.0.2.1:1", "bob", "other");
+        assert_eq!(action == Action::Drop(DropReason::FailureLimit), i >= 30, "{i}: {action:?}");
+    }
+}
+
 #[test]
 fn a_failure_says_who_and_why() {
     let mut b = Bench::new();
