@@ -224,6 +224,12 @@ impl Identity {
         Self { name: name.into(), algorithm, secret, key: HmacKey::from(&key) }
     }
 
+    /// Returns the bytes that this identity takes for itself. Each time-limited one is made for its request; a static user's belongs
+    /// to the credentials.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.secret.map_or(0, |_| size_of::<Self>() + self.name.len())
+    }
+
     /// Whether it is the same user with the same key.
     pub(crate) fn is(&self, other: &Self) -> bool {
         (&self.name, self.algorithm, self.secret) == (&other.name, other.algorithm, other.secret)

@@ -275,8 +275,8 @@ impl fmt::Debug for Quotas {
     }
 }
 
-/// Whose a user name is: of `expiry:name` and `name:expiry`, the name.
-fn account_name(user: &str) -> &str {
+/// Returns whose a user name is: of `expiry:name` and `name:expiry`, the name.
+pub(crate) fn account_name(user: &str) -> &str {
     time_limit(user).map(|(_, name)| name).filter(|name| !name.is_empty()).unwrap_or(user)
 }
 

@@ -1,34 +1,55 @@
 //! The answers of the last 40 seconds, for copies of their requests.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use backwater_stun::{Message, Method, TransactionId};
 
-use crate::{FiveTuple, auth::Identity};
+use crate::{FiveTuple, auth::Identity, quota::account_name};
 
 /// RFC 8489, section 6.3.1: how long a server answers copies of a request alike.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(40);
 
-/// Bytes that the answers of one server may take, keys included. The server then forgets the oldest answer.
+/// Bytes that the answers of one server may take, with their keys and users. The server then forgets answers early.
 const MAX_BYTES: usize = 8 << 20;
 
-/// Bytes of a table entry beside those of its answer, about.
-const OVERHEAD: usize = 320;
+/// Bytes of one user's answers above which they may be forgotten before older ones of other users.
+const SHARE: usize = MAX_BYTES / 16;
+
+/// Bytes of the table entries of an answer, beside its reply and identity (measured: the growth of VmRSS).
+const OVERHEAD: usize = 640;
+
+/// Bytes of the table entry of a user, beside its name (measured likewise).
+const USER: usize = 256;
 
 /// The answers to authenticated requests of the last 40 seconds (RFC 8656, section 5).
 ///
 /// A copy of a request that the network delivers late gets the same answer and changes nothing. Without it, a copy of the
 /// Refresh that deleted an allocation would delete the client's next one, and a copy of an Allocate would make an allocation
 /// that its client does not know of. A copy is a request that has the transaction id, and that the same user has signed.
+///
+/// When the memory is full, the user with the most answers above a share of it loses its oldest. Without a user above its
+/// share, the oldest answer of all is forgotten.
 #[derive(Default)]
 pub(super) struct Answered {
     answers: HashMap<Transaction, Answer>,
-    order: VecDeque<(Instant, Transaction)>,
+    /// By the order in which they came.
+    order: BTreeMap<u64, Transaction>,
+    users: HashMap<Box<str>, Held>,
+    /// The users with more than [`SHARE`]: fewer than 16.
+    above_share: Vec<Box<str>>,
+    next: u64,
     bytes: usize,
+}
+
+/// The answers of one user, over all time-limited names of it.
+struct Held {
+    bytes: usize,
+    /// Keys of [`Answered::order`], oldest first.
+    order: VecDeque<u64>,
 }
 
 /// Identifies a request and its copies.
@@ -66,15 +87,68 @@ impl Answered {
 
     /// Remembers an answer.
     pub(super) fn remember(&mut self, now: Instant, to: Transaction, user: &Arc<Identity>, reply: &[u8]) {
-        let bytes = reply.len() + OVERHEAD;
-        while self.bytes + bytes > MAX_BYTES || self.order.front().is_some_and(|(at, _)| *at + REMEMBERED <= now) {
-            let Some((_, oldest)) = self.order.pop_front() else { break };
-            self.bytes -= self.answers.remove(&oldest).map_or(0, |answer| answer.reply.len() + OVERHEAD);
+        while self.oldest().is_some_and(|(_, answer)| answer.at + REMEMBERED <= now) {
+            self.forget_oldest();
         }
-        if let Entry::Vacant(place) = self.answers.entry(to) {
-            place.insert(Answer { at: now, user: user.clone(), reply: reply.into() });
-            self.order.push_back((now, to));
-            self.bytes += bytes;
+        if self.answers.contains_key(&to) {
+            return;
+        }
+        let answer = Answer { at: now, user: user.clone(), reply: reply.into() };
+        let (account, bytes) = (account_name(&user.name), answer.bytes());
+        let bytes_of_user = USER + account.len();
+        while self.bytes + bytes + bytes_of_user > MAX_BYTES && !self.answers.is_empty() {
+            self.make_room();
+        }
+        let held = self.users.entry(account.into()).or_insert_with(|| {
+            self.bytes += bytes_of_user;
+            Held { bytes: bytes_of_user, order: VecDeque::new() }
+        });
+        let was_above = held.bytes > SHARE;
+        held.bytes += bytes;
+        held.order.push_back(self.next);
+        if held.bytes > SHARE && !was_above {
+            self.above_share.push(account.into());
+        }
+        self.bytes += bytes;
+        self.order.insert(self.next, to);
+        self.answers.insert(to, answer);
+        self.next += 1;
+    }
+
+    /// Forgets the oldest answer of the user with most, if it has more than its share; otherwise the oldest of all.
+    fn make_room(&mut self) {
+        let held = |name: &str| self.users.get(name).map_or(0, |held| held.bytes);
+        match self.above_share.iter().max_by_key(|name| held(name)).cloned() {
+            Some(most) => self.forget_oldest_of(&most),
+            None => self.forget_oldest(),
+        }
+    }
+
+    fn oldest(&self) -> Option<(&Transaction, &Answer)> {
+        let (_, transaction) = self.order.first_key_value()?;
+        self.answers.get_key_value(transaction)
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, answer)) = self.oldest() {
+            let user = answer.user.clone();
+            self.forget_oldest_of(account_name(&user.name));
+        }
+    }
+
+    fn forget_oldest_of(&mut self, account: &str) {
+        let Some(held) = self.users.get_mut(account) else { return };
+        let transaction = held.order.pop_front().and_then(|place| self.order.remove(&place));
+        let bytes = transaction.and_then(|of| self.answers.remove(&of)).map_or(0, |answer| answer.bytes());
+        let was_above = held.bytes > SHARE;
+        held.bytes -= bytes;
+        self.bytes -= bytes;
+        if was_above && held.bytes <= SHARE {
+            self.above_share.retain(|name| **name != *account);
+        }
+        if held.order.is_empty() {
+            self.bytes -= held.bytes;
+            self.users.remove(account);
         }
     }
 
@@ -84,6 +158,10 @@ impl Answered {
 }
 
 impl Answer {
+    fn bytes(&self) -> usize {
+        self.reply.len() + self.user.own_bytes() + OVERHEAD
+    }
+
     fn write(&self, reply: &mut [u8]) -> Option<usize> {
         reply.get_mut(..self.reply.len())?.copy_from_slice(&self.reply);
         Some(self.reply.len())
@@ -91,35 +169,4 @@ impl Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{ClientAddr, Credentials, auth::Algorithm};
-
-    #[test]
-    fn answers_are_bounded_in_bytes_and_in_time() {
-        let mut credentials = Credentials::new("r").unwrap();
-        credentials.add_user("alice", "p").unwrap();
-        let user = credentials.identities("alice", Algorithm::Md5, Duration::ZERO).next().unwrap();
-        let client = ClientAddr("192.0.2.1:1".parse().unwrap());
-        let client = FiveTuple { client, server: "192.0.2.2:3478".parse().unwrap() };
-        let transaction = |n: u32| {
-            let mut id = [0; 12];
-            id[..4].copy_from_slice(&n.to_be_bytes());
-            Transaction { client, method: Method::ALLOCATE, id: TransactionId(id) }
-        };
-        let (mut answered, now) = (Answered::default(), Instant::now());
-        let mut reply = [0; 1232];
-        for n in 0..50_000 {
-            answered.remember(now, transaction(n), &user, &[n as u8; 1232]);
-        }
-        assert!(answered.bytes <= MAX_BYTES && answered.order.len() == answered.answers.len());
-        assert!(answered.order.len() > 5000, "{}", answered.order.len());
-        assert_eq!(answered.again(now, &transaction(49_999), &user, &mut reply), Some(1232));
-        assert_eq!(reply, [49_999_u32 as u8; 1232]);
-        assert_eq!(answered.again(now, &transaction(1), &user, &mut reply), None);
-        let later = now + REMEMBERED;
-        assert_eq!(answered.again(later, &transaction(49_999), &user, &mut reply), None);
-        answered.remember(later, transaction(1), &user, b"again");
-        assert_eq!((answered.order.len(), answered.answers.len(), answered.bytes), (1, 1, 5 + OVERHEAD));
-    }
-}
+mod tests;

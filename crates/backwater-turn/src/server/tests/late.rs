@@ -59,3 +59,19 @@ fn a_late_copy_of_a_request_that_failed_fails_again() {
     assert_eq!(code(&b.bytes(CLIENT, &request).1, true), 508);
     assert_eq!(b.server.allocations(), 0);
 }
+
+/// A user with many requests pushes out its own answers, not those of others.
+#[test]
+fn a_flood_of_one_user_does_not_make_another_users_late_copy_delete_an_allocation() {
+    let mut b = Bench::new();
+    b.allocate(CLIENT);
+    let delete = b.signed(CLIENT, "alice", Method::REFRESH, DELETE);
+    let answer = b.bytes(CLIENT, &delete).1;
+    b.allocate(CLIENT);
+    for _ in 0..30_000 {
+        let request = b.signed("192.0.2.77:1", "bob", Method::REFRESH, DELETE);
+        assert!(matches!(b.bytes("192.0.2.77:1", &request).0, Action::Reply(_)));
+    }
+    assert_eq!(b.bytes(CLIENT, &delete), (Action::Reply(answer.len()), answer));
+    assert_eq!(b.server.allocations(), 1);
+}
