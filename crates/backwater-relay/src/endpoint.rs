@@ -70,19 +70,22 @@ impl Endpoint {
         self.lease.take()
     }
 
-    /// Sends `t`, in fragments where it may be and has to be, or holds what the system refuses of it, or drops that when too much is held already or the policy is to
-    /// drop.
-    pub(crate) fn send(&self, now: Instant, fields: Fields, t: &mut Transmit<'_>) {
+    /// Sends `t` with these fields. Holds what the system refuses of it, or drops that when too much is held already or the policy
+    /// is to drop. Returns whether the system found nothing wrong with it.
+    pub(crate) fn send(&self, now: Instant, fields: Fields, t: &mut Transmit<'_>) -> bool {
         let mut state = self.state.borrow_mut();
         if state.queue.is_empty() {
             fields.prepare(&self.socket);
+            let offered = t.remaining();
             match state.sender.try_send(t) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(report) => return report.sent as usize == offered,
                 // What a failed socket could not send is in its counters; the task that receives on it sees to the rest.
-                Ok(_) | Err(_) => return,
+                Err(_) => return false,
             }
         }
         state.hold(now, fields, t, &self.counters);
+        true
     }
 
     /// Sends what is held. Pending while something still is.

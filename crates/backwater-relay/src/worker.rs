@@ -125,7 +125,8 @@ impl Worker {
     pub(crate) fn start(self: &Rc<Self>) {
         for index in 0..self.listeners.len() {
             let worker = self.clone();
-            self.spawn(async move {
+            spawn_local(async move {
+                let _guard = worker.health.guard();
                 let Some(listener) = worker.listeners.get(index) else { return };
                 let handle = |batch: &RecvBatch| worker.clients_sent(index, batch);
                 poll_fn(|cx| worker.poll_socket(cx, &listener.endpoint, handle)).await;
@@ -134,7 +135,8 @@ impl Worker {
             });
         }
         let worker = self.clone();
-        self.spawn(async move {
+        spawn_local(async move {
+            let _guard = worker.health.guard();
             loop {
                 let limit = Instant::now() + TICK;
                 let at = worker.server.borrow().poll_timeout().map_or(limit, |at| at.min(limit));
@@ -142,16 +144,6 @@ impl Worker {
                 worker.expire(Instant::now());
             }
         });
-    }
-
-    /// Starts a task of this thread. A panic of the task counts as a failure of the relay.
-    fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
-        let guard = self.health.guard();
-        let guarded = async move {
-            let _guard = guard;
-            task.await;
-        };
-        spawn_local(guarded).abort_handle()
     }
 
     /// New clients are turned away from here on.
@@ -242,9 +234,10 @@ impl Worker {
                 // An allocation of another thread is reached on this host: a NAT outside need not send anything back.
                 None => {
                     let to = self.ports.local(run.to).unwrap_or(run.to.0);
-                    send_run(&socket.endpoint, now.instant, to, batch, &runs, run);
                     // A send that fails reads the socket's errors; nothing wakes the socket's task for them then.
-                    self.network_said(via.listener, run.via, &socket.endpoint.socket);
+                    if !send_run(&socket.endpoint, now.instant, to, batch, &runs, run) {
+                        self.network_said(via.listener, run.via, &socket.endpoint.socket);
+                    }
                 }
             }
         }
@@ -329,7 +322,9 @@ impl Worker {
         let endpoint = Rc::new(Endpoint::new(socket, Some(lease), self.counters.clone()));
         let worker = self.clone();
         // The table alone keeps the socket, so that it is closed at the moment the allocation is gone.
-        let task = self.spawn(async move {
+        let task = spawn_local(async move {
+            // Not around the task, which would have its size twice: there is one for each relayed socket.
+            let _guard = worker.health.guard();
             let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
             poll_fn(|cx| match worker.endpoint(id, family) {
                 Some(endpoint) => {
@@ -341,6 +336,7 @@ impl Worker {
             })
             .await;
         });
+        let task = task.abort_handle();
         let mut relayed = self.relayed.borrow_mut();
         if relayed.len() <= id.index() {
             relayed.resize_with(id.index() + 1, || None);
@@ -552,10 +548,11 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
     }
 }
 
-fn send_run(endpoint: &Endpoint, now: Instant, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) {
+/// Returns whether the system found nothing wrong with the run.
+fn send_run(endpoint: &Endpoint, now: Instant, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) -> bool {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
     let mut t = Transmit::new(to, &slices).segment_size(run.segment_size).ecn(run.fields.ecn);
-    endpoint.send(now, run.fields, &mut t);
+    endpoint.send(now, run.fields, &mut t)
 }
 
 fn now() -> Now {

@@ -43,7 +43,8 @@ impl Worker {
     /// Starts the task that answers the other threads, in the current `LocalSet`.
     pub(crate) fn start_moving(self: &Rc<Self>, mut inbox: Inbox) {
         let worker = self.clone();
-        self.spawn(async move {
+        spawn_local(async move {
+            let _guard = worker.health.guard();
             while let Some(mail) = inbox.recv().await {
                 match mail {
                     Mail::Ask { from, listener, request } => {
