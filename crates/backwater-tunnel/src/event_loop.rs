@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::{Datagram, MAX_SEGMENTS, RecvBatch};
+use backwater_udp::{MAX_SEGMENTS, RecvBatch};
 use boringtun::{
-    noise::{self, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
+    noise::rate_limiter::RateLimiter,
     x25519::{PublicKey, StaticSecret},
 };
 use tokio::{
@@ -32,12 +32,16 @@ use crate::{
     },
     path::{self, Path},
     peer::{Peer, Received, Refused, Tools, kind, name_of, parse},
+    session_indices::SessionIndices,
     status::{Device, PeerStatus, PeerTotals, Status},
     yield_budget::YieldBudget,
 };
 
+mod initiator;
 mod names;
 mod routes;
+
+use initiator::Initiator;
 
 /// Between two looks at the protocol's timers while there is traffic, while a peer is called, and while there is nothing. The
 /// runtime wakes up to three times for a timer of seconds.
@@ -60,9 +64,6 @@ const SHORT_BYTES: usize = READS * 1000;
 /// Handshakes a second that are answered without a cookie. Each is counted twice: when its sender is looked for, and by
 /// the session.
 const HANDSHAKES: u64 = 2 * 50;
-
-/// Initiations that are remembered until the next tick, at most: more than are answered in a second.
-const CALLS: usize = 1024;
 
 /// What is held at the end is sent for so long.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -87,6 +88,7 @@ pub(crate) struct EventLoop {
     calls: HashSet<[u8; 16]>,
     peers: Vec<Peer>,
     by_key: HashMap<[u8; 32], usize>,
+    indices: SessionIndices,
     allowed: Allowed,
     /// Of packets from the device, and to it.
     last_destination: Last,
@@ -128,10 +130,10 @@ impl EventLoop {
         let limiter = Arc::new(RateLimiter::new(&public_key, HANDSHAKES));
         let path = Path::bind(options.clone())?;
         let mut allowed = Allowed::new();
-        let mut peers = Vec::new();
+        let (mut peers, mut indices) = (Vec::new(), SessionIndices::default());
         for (index, peer) in config.peers.iter().enumerate() {
             peer.allowed_ips.iter().for_each(|net| allowed.insert(net, index));
-            peers.push(Peer::new(peer, &private_key, index as u32, &limiter));
+            peers.push(Peer::new(peer, &private_key, indices.assign(index)?, &limiter));
         }
         let mtu = usize::from(link.mtu());
         let offload = match (link.has_offload(), link.has_udp_offload()) {
@@ -152,6 +154,7 @@ impl EventLoop {
             calls: HashSet::new(),
             by_key: peers.iter().enumerate().map(|(index, peer)| (peer.public_key.to_bytes(), index)).collect(),
             peers,
+            indices,
             allowed,
             last_destination: Last::default(),
             last_source: Last::default(),
@@ -287,23 +290,36 @@ impl EventLoop {
     }
 
     fn take_batch(&mut self, now: Instant) {
-        let Self { batch, peers, tools, path, allowed, last_source, counters, by_key, link, limiter, calls, .. } = self;
+        let Self {
+            batch,
+            peers,
+            tools,
+            path,
+            allowed,
+            last_source,
+            counters,
+            by_key,
+            indices,
+            link,
+            limiter,
+            calls,
+            ..
+        } = self;
         for train in batch.trains() {
             for datagram in train.datagrams() {
                 let index = match *datagram.payload {
                     [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]
                     | [kind::RESPONSE, _, _, _, _, _, _, _, a, b, c, d, ..] => {
-                        // The session's number is the peer's, and eight bits of its own.
-                        Some((u32::from_le_bytes([a, b, c, d]) >> 8) as usize)
+                        indices.peer(u32::from_le_bytes([a, b, c, d]))
                     }
                     [kind::INITIATION, ..] => {
-                        match who_calls(limiter, calls, &self.private_key, &self.public_key, datagram, tools) {
-                            Caller::Known(key) => by_key.get(&key).copied(),
-                            Caller::Doubtful => {
+                        match initiator::of(limiter, calls, &self.private_key, &self.public_key, datagram, tools) {
+                            Initiator::Known(key) => by_key.get(&key).copied(),
+                            Initiator::Doubtful => {
                                 counters.cookies_sent += 1;
                                 continue;
                             }
-                            Caller::Nobody => None,
+                            Initiator::Nobody => None,
                         }
                     }
                     _ => None,
@@ -541,47 +557,6 @@ impl EventLoop {
             peers: peers.collect(),
         }
     }
-}
-
-enum Caller {
-    Known([u8; 32]),
-    /// Too many call: a cookie was sent.
-    Doubtful,
-    Nobody,
-}
-
-/// Whose handshake initiation it is: its sender's public key is in it, encrypted for this side.
-fn who_calls(
-    limiter: &RateLimiter,
-    calls: &mut HashSet<[u8; 16]>,
-    private_key: &StaticSecret,
-    public_key: &PublicKey,
-    datagram: Datagram<'_>,
-    tools: &mut Tools,
-) -> Caller {
-    let Some(&mac1) = datagram.payload.get(116..).and_then(<[u8]>::first_chunk) else { return Caller::Nobody };
-    if calls.contains(&mac1) {
-        return Caller::Nobody;
-    }
-    let mut cookie = [0; path::MAX_URGENT];
-    let caller = match limiter.verify_packet(Some(datagram.source.ip()), datagram.payload, &mut cookie) {
-        Ok(noise::Packet::HandshakeInit(initiation)) => {
-            match parse_handshake_anon(private_key, public_key, &initiation) {
-                Ok(half) => Caller::Known(half.peer_static_public),
-                Err(_) => Caller::Nobody,
-            }
-        }
-        Err(TunnResult::WriteToNetwork(cookie)) => {
-            tools.answer(datagram.source, cookie);
-            Caller::Doubtful
-        }
-        Ok(_) | Err(_) => return Caller::Nobody,
-    };
-    // Whose code is good knows us.
-    if calls.len() < CALLS {
-        calls.insert(mac1);
-    }
-    caller
 }
 
 fn flush(cx: &mut Context<'_>, peers: &mut [Peer], tools: &mut Tools, of: Option<usize>) {

@@ -15,6 +15,7 @@ mod path;
 mod path_mtu;
 mod peer;
 pub mod queue;
+mod session_indices;
 mod signals;
 pub mod status;
 mod train;

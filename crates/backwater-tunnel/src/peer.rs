@@ -145,7 +145,7 @@ impl Peer {
     pub(crate) fn new(
         config: &config::Peer,
         private_key: &StaticSecret,
-        index: u32,
+        session_number: u32,
         limiter: &Arc<RateLimiter>,
     ) -> Self {
         let public_key = PublicKey::from(config.public_key.0);
@@ -163,7 +163,7 @@ impl Peer {
                 public_key,
                 config.preshared_key.as_ref().map(|key| key.0),
                 config.persistent_keepalive.map(Into::into),
-                index,
+                session_number,
                 Some(limiter.clone()),
             ),
             endpoint: None,

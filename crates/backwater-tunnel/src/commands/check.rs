@@ -19,7 +19,10 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-use crate::config::{Config, Endpoint, Errors, Interface, Key, Peer, tunnel_name};
+use crate::{
+    config::{Config, Endpoint, Errors, Interface, Key, Peer, tunnel_name},
+    session_indices::SessionIndices,
+};
 
 /// Validates a configuration, resolves its names, and tries a handshake with each peer that has an endpoint.
 ///
@@ -177,7 +180,8 @@ async fn handshake(interface: &Interface, peer: &Peer, addr: SocketAddr) -> io::
     let private = x25519::StaticSecret::from(interface.private_key.0);
     let public = x25519::PublicKey::from(peer.public_key.0);
     let preshared = peer.preshared_key.as_ref().map(|Key(bytes)| *bytes);
-    let mut tunn = Tunn::new(private, public, preshared, None, fastrand::u32(..1 << 24), None);
+    let number = SessionIndices::default().assign(0)?;
+    let mut tunn = Tunn::new(private, public, preshared, None, number, None);
     let (mut message, mut answer, mut scratch) = ([0; 148], [0; 2048], [0; 2048]);
     // Once only: a peer that always asks for a cookie is not asked for ever.
     let mut cookie = true;

@@ -87,12 +87,7 @@ fn a_forged_icmp_message_changes_nothing() {
         let index = [0; 4];
         let data = [&[4, 0, 0, 0][..], &index, &[0; 24]].concat();
         for quoted in [&[][..], &data] {
-            let message = fragmentation_needed(1280, quoted);
-            sides.there.within(move || {
-                let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
-                let to = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 9, 1, 1), 0));
-                socket.send_to(&message, &to.into()).unwrap();
-            });
+            forge(&sides, vec![fragmentation_needed(1280, quoted)]);
         }
         for to in THERE {
             packets_of(&sides.here, to, 1420);
@@ -104,6 +99,38 @@ fn a_forged_icmp_message_changes_nothing() {
         assert!(cached.contains("mtu 1280"), "{cached}");
         sides.here.run("ip link set fe1 mtu 1490");
         until_mtu(&sides, 1410);
+    });
+}
+
+/// The peer is this program too, whose sessions once had the index (number of the peer) × 256 + (number of the handshake).
+#[test]
+fn a_forged_icmp_message_about_a_guessed_session_changes_nothing() {
+    in_namespace("path_mtu::a_forged_icmp_message_about_a_guessed_session_changes_nothing", PROGRAMS, || {
+        let sides = Sides::new();
+        let (_peer, _echo) = (sides.own_peer(), Echo::new(&sides.there));
+        let tunnel = sides.up("ListenPort = 40000", "Endpoint = 10.9.1.2:51820");
+        until_answered(&sides.here, THERE[0], SOON);
+        let guesses = (0..16u32).flat_map(|index| (0..8u64).map(move |counter| (index, counter)));
+        let messages = guesses.map(|(index, counter)| {
+            let data = [&[4, 0, 0, 0][..], &index.to_le_bytes(), &counter.to_le_bytes(), &[0; 16]].concat();
+            fragmentation_needed(1280, &data)
+        });
+        forge(&sides, messages.collect());
+        for to in THERE {
+            packets_of(&sides.here, to, 1420);
+        }
+        assert_eq!(tunnel.device("too_big"), 0, "{:#}", tunnel.status());
+    });
+}
+
+/// Sends ICMP messages from the peer's host to ours.
+fn forge(sides: &Sides, messages: Vec<Vec<u8>>) {
+    sides.there.within(move || {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+        let to = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(10, 9, 1, 1), 0));
+        for message in messages {
+            socket.send_to(&message, &to.into()).unwrap();
+        }
     });
 }
 

@@ -125,6 +125,22 @@ impl Sides {
         );
         self.there.wireguard("wg0", &configuration, &["10.0.0.2/24", "fd00::2/64"])
     }
+
+    /// Starts this program as the peer, where the stock one would be.
+    pub fn own_peer(&self) -> Process {
+        let configuration = format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = 51820\nAddress = 10.0.0.2/24, fd00::2/64\n[Peer]\nPublicKey = {}\n\
+             AllowedIPs = 10.0.0.1/32, fd00::1/128\n",
+            self.there_keys.0, self.here_keys.1
+        );
+        let file = self.directory.file("peer.conf", &configuration);
+        let mut command = self.there.command_of([PROGRAM, "up", file.to_str().unwrap()]);
+        self.environment(&mut command);
+        command.env("XDG_CACHE_HOME", self.directory.path.join("peer"));
+        let process = Process::spawn("peer", command);
+        process.wait_for("peer is up");
+        process
+    }
 }
 
 /// Our end of a tunnel. It is killed with the value.

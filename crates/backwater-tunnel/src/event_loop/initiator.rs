@@ -1,0 +1,56 @@
+//! Which peer has initiated a handshake.
+
+use std::collections::HashSet;
+
+use backwater_udp::Datagram;
+use boringtun::{
+    noise::{Packet, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
+    x25519::{PublicKey, StaticSecret},
+};
+
+use crate::{path::MAX_URGENT, peer::Tools};
+
+/// Initiations that are remembered until the next tick, at most: more than are answered in a second.
+const MAX_REMEMBERED: usize = 1024;
+
+/// The sender of a handshake initiation.
+pub(super) enum Initiator {
+    /// Its public key, which the initiation proves.
+    Known([u8; 32]),
+    /// There are too many handshakes: a cookie was sent.
+    Doubtful,
+    Nobody,
+}
+
+/// Identifies the initiator: the initiation has its public key, encrypted for this side. `seen`: `mac1` of the initiations
+/// since the last tick.
+pub(super) fn of(
+    limiter: &RateLimiter,
+    seen: &mut HashSet<[u8; 16]>,
+    private_key: &StaticSecret,
+    public_key: &PublicKey,
+    datagram: Datagram<'_>,
+    tools: &mut Tools,
+) -> Initiator {
+    let Some(&mac1) = datagram.payload.get(116..).and_then(<[u8]>::first_chunk) else { return Initiator::Nobody };
+    if seen.contains(&mac1) {
+        return Initiator::Nobody;
+    }
+    let mut cookie = [0; MAX_URGENT];
+    let initiator = match limiter.verify_packet(Some(datagram.source.ip()), datagram.payload, &mut cookie) {
+        Ok(Packet::HandshakeInit(initiation)) => match parse_handshake_anon(private_key, public_key, &initiation) {
+            Ok(half) => Initiator::Known(half.peer_static_public),
+            Err(_) => Initiator::Nobody,
+        },
+        Err(TunnResult::WriteToNetwork(cookie)) => {
+            tools.answer(datagram.source, cookie);
+            Initiator::Doubtful
+        }
+        Ok(_) | Err(_) => return Initiator::Nobody,
+    };
+    // A sender whose code is right knows our public key.
+    if seen.len() < MAX_REMEMBERED {
+        seen.insert(mac1);
+    }
+    initiator
+}
