@@ -30,11 +30,12 @@ pub fn exposed_mode(file: &File) -> Option<u32> {
     }
 }
 
-/// Checks that a directory belongs to this user, and that no other user can put another one in its place: everything above
-/// it, and every symbolic link on the way, belongs to root or to this user. Windows is not checked.
+/// Checks that a directory belongs to this user, and that no other user can put another one in its place: each directory above
+/// it and each symbolic link on the way belongs to root or to this user, and no other user can write to a directory above it,
+/// unless that has the sticky bit. Links are followed and checked as the system follows them. Windows is not checked.
 ///
 /// # Errors
-/// What belongs to whom, or that there is no such directory.
+/// What belongs to whom or has which mode, or that there is no such directory.
 pub fn check_directory_is_own(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     unix::check_directory_is_own(path)?;
@@ -83,13 +84,17 @@ pub(crate) fn is_own(metadata: &std::fs::Metadata) -> bool {
 #[cfg(unix)]
 mod unix {
     use std::{
-        fs,
+        ffi::OsString,
+        fs::{self, Metadata},
         io::{self, ErrorKind::PermissionDenied},
         os::unix::fs::MetadataExt,
-        path::Path,
+        path::{Component, Path, PathBuf},
     };
 
     const ROOT: u32 = 0;
+
+    /// Linux follows no more symbolic links on the way to a file (`path_resolution(7)`).
+    const MAX_LINKS: usize = 40;
 
     pub(super) fn user() -> u32 {
         rustix::process::geteuid().as_raw()
@@ -97,15 +102,7 @@ mod unix {
 
     pub(super) fn check_directory_is_own(path: &Path) -> io::Result<()> {
         let path = std::path::absolute(path)?;
-        // In a user namespace the system's root user has another number.
-        let system = fs::symlink_metadata("/")?.uid();
-        let trusted = [ROOT, system, user()];
-        for part in path.ancestors() {
-            let owner = fs::symlink_metadata(part).map_err(|error| named(part, &error))?.uid();
-            if !trusted.contains(&owner) {
-                return refused(part, &format!("belongs to another user (uid {owner})"));
-            }
-        }
+        check_way(&path)?;
         let directory = fs::metadata(&path).map_err(|error| named(&path, &error))?;
         if !directory.is_dir() {
             return refused(&path, "is no directory");
@@ -114,6 +111,69 @@ mod unix {
             return refused(&path, &format!("belongs to another user (uid {})", directory.uid()));
         }
         Ok(())
+    }
+
+    /// Checks each directory and each symbolic link that the system passes on the way to an absolute path.
+    fn check_way(path: &Path) -> io::Result<()> {
+        let mut at = PathBuf::from("/");
+        // In a user namespace the system's root user has another number.
+        let system = fs::symlink_metadata(&at)?;
+        let mut rest = Vec::new();
+        push_components(&mut rest, path);
+        let mut links = 0;
+        check_parent(&at, &system, &system)?;
+        while let Some(part) = rest.pop() {
+            if part == ".." {
+                at.pop();
+                continue;
+            }
+            at.push(part);
+            let metadata = fs::symlink_metadata(&at).map_err(|error| named(&at, &error))?;
+            check_owner(&at, &metadata, &system)?;
+            if metadata.is_symlink() {
+                links += 1;
+                if links > MAX_LINKS {
+                    return refused(path, "has too many symbolic links");
+                }
+                let target = fs::read_link(&at).map_err(|error| named(&at, &error))?;
+                at.pop();
+                if target.is_absolute() {
+                    at = PathBuf::from("/");
+                }
+                push_components(&mut rest, &target);
+            } else if !rest.is_empty() {
+                check_parent(&at, &metadata, &system)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the components of a path before those that are left, whose first is the last of the array.
+    fn push_components(rest: &mut Vec<OsString>, path: &Path) {
+        let components = path.components().rev();
+        let components = components.filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+        rest.extend(components.map(|part| part.as_os_str().to_owned()));
+    }
+
+    fn check_owner(path: &Path, metadata: &Metadata, system: &Metadata) -> io::Result<()> {
+        let owner = metadata.uid();
+        if [ROOT, system.uid(), user()].contains(&owner) {
+            return Ok(());
+        }
+        refused(path, &format!("belongs to another user (uid {owner})"))
+    }
+
+    /// Checks that no other user can replace what is in this directory. In one with the sticky bit, only the owners can.
+    fn check_parent(path: &Path, metadata: &Metadata, system: &Metadata) -> io::Result<()> {
+        let (mode, group) = (metadata.mode() & 0o7777, metadata.gid());
+        let own_group = rustix::process::getegid().as_raw();
+        // A group of the user's own has the user's number, where a system makes such groups.
+        let is_private = [ROOT, system.gid()].contains(&group) || group == own_group && group == user();
+        let others = if is_private { 0o002 } else { 0o022 };
+        if mode & 0o1000 != 0 || mode & others == 0 {
+            return Ok(());
+        }
+        refused(path, &format!("has the mode {mode:04o}, so that other users can replace what is in it: chmod go-w it"))
     }
 
     pub(super) fn check_mode(path: &Path) -> io::Result<()> {

@@ -3,8 +3,8 @@
 use std::{
     env,
     fs::{self, Permissions},
-    os::unix::fs::{PermissionsExt, chown, lchown, symlink},
-    path::PathBuf,
+    os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink},
+    path::{Path, PathBuf},
 };
 
 use super::*;
@@ -87,6 +87,90 @@ fn link_of_another_user_is_refused_and_an_own_one_is_followed() {
         symlink(&theirs, &link).unwrap();
         assert!(error(check_directory_is_own(&link)).contains("belongs to another user"), "an own link to another's");
     }
+}
+
+#[test]
+fn what_a_link_leads_through_is_checked_too() {
+    let place = Place::new();
+    let Some(theirs) = place.of_another_user() else { return };
+    // Their directory has a directory of ours in it, and a link to one elsewhere.
+    let (ours, elsewhere) = (theirs.join("ours"), place.0.join("elsewhere"));
+    for directory in [&ours, &elsewhere] {
+        make_directory(directory, 0o700);
+    }
+    symlink(&elsewhere, theirs.join("link")).unwrap();
+    for target in [ours, theirs.join("link"), "theirs/../theirs/ours".into(), "theirs/link".into()] {
+        let link = place.0.join("own link");
+        symlink(&target, &link).unwrap();
+        let error = error(check_directory_is_own(&link));
+        assert!(error.contains("theirs belongs to another user (uid 4711)"), "{}: {error}", target.display());
+        fs::remove_file(link).unwrap();
+    }
+    let link = place.0.join("own link");
+    symlink("elsewhere/../elsewhere/.", &link).unwrap();
+    check_directory_is_own(&link).unwrap();
+    symlink("loop", place.0.join("loop")).unwrap();
+    check_directory_is_own(&place.0.join("loop")).unwrap_err();
+}
+
+/// Once as this user, and once as another one where this is root: what root may write to is another matter.
+#[test]
+fn directory_that_others_can_write_to_is_no_place_for_an_own_one() {
+    const TEST: &str = "private::tests::directory_that_others_can_write_to_is_no_place_for_an_own_one";
+    const PLACE: &str = "BACKWATER_PLACE_OF_ANOTHER_USER";
+    if let Some(place) = env::var_os(PLACE) {
+        let place = PathBuf::from(place);
+        return check_modes(&place, place.parent().map(|above| above.join("open")));
+    }
+    let place = Place::new();
+    fs::set_permissions(&place.0, Permissions::from_mode(0o755)).unwrap();
+    check_modes(&place.0, None);
+    let Some(theirs) = place.of_another_user() else { return };
+    // Of root, for everybody, and without the sticky bit.
+    let open = place.0.join("open");
+    make_directory(&open, 0o777);
+    chown(&theirs, Some(OTHER), Some(OTHER)).unwrap();
+    let mut command = std::process::Command::new("setpriv");
+    // Another user may have no way to where the program is.
+    command.args([&format!("--reuid={OTHER}"), &format!("--regid={OTHER}"), "--clear-groups", "/proc/self/fd/0"]);
+    command.args(["--exact", TEST, "--nocapture"]).env(PLACE, &theirs);
+    let program = fs::File::open(env::current_exe().unwrap()).unwrap();
+    let out = command.stdin(program).output().unwrap();
+    let text = [out.stdout, out.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(out.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// `place` is a directory of this user's own, whose parents nobody else can write to; `open` one that root has left open to all.
+fn check_modes(place: &Path, open: Option<PathBuf>) {
+    let parent = place.join("parent");
+    make_directory(&parent, 0o700);
+    let child = parent.join("child");
+    make_directory(&child, 0o700);
+    for (mode, is_safe) in [(0o755, true), (0o757, false), (0o777, false), (0o1777, true), (0o1757, true)] {
+        fs::set_permissions(&parent, Permissions::from_mode(mode)).unwrap();
+        let checked = check_directory_is_own(&child);
+        assert_eq!(checked.is_ok(), is_safe, "{mode:o}: {checked:?}");
+        if !is_safe {
+            let error = error(make_private_directory(&child));
+            assert!(error.contains(&format!("parent has the mode {mode:04o}, so that other users can")), "{error}");
+        }
+    }
+    // A group of root's or of the user's own has no other members.
+    fs::set_permissions(&parent, Permissions::from_mode(0o775)).unwrap();
+    let groups = (fs::metadata(&parent).unwrap().gid(), rustix::process::geteuid().as_raw());
+    assert_eq!(check_directory_is_own(&child).is_ok(), groups.0 == 0 || groups.0 == groups.1, "{groups:?}");
+    if chown(&parent, None, Some(OTHER + 1)).is_ok() {
+        assert!(error(check_directory_is_own(&child)).contains("parent has the mode 0775, so that other users can"));
+    }
+    if let Some(open) = open {
+        make_directory(&open.join("ours"), 0o700);
+        assert!(error(check_directory_is_own(&open.join("ours"))).contains("open has the mode 0777"));
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) {
+    fs::create_dir(path).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 }
 
 #[cfg(target_os = "linux")]

@@ -50,7 +50,7 @@ fn without_permission_it_says_what_to_grant() {
         for (user, runtime) in users.into_iter().flat_map(|user| [(user, None), (user, Some(()))]) {
             // In a place that is theirs, with a program that they can reach.
             let place = format!("/run/{}", fastrand::u64(..));
-            sides.here.run(&format!("mkdir -m 777 {place}"));
+            sides.here.run(&format!("mkdir -m 1777 {place}"));
             sides.here.run(&format!("cp {PROGRAM} {place}/backwater-tunnel"));
             sides.here.run(&format!("chmod 755 {place}/backwater-tunnel"));
             let configuration = format!("{place}/{NAME}.conf");
