@@ -121,7 +121,7 @@ impl Arguments {
             .about("A TURN relay")
             .after_help(
                 "Each option is also a variable, BACKWATER_RELAY_ and its name in capitals with underscores, lists \
-                 separated by commas (a comma inside of a value is \\,); and a key of the configuration file, lists as arrays. The command line counts \
+                 separated by commas (in a value, a comma is \\, and a backslash \\\\); and a key of the configuration file, lists as arrays. The command line counts \
                  before the environment, that before the file. Passwords are best kept in the file: others can see \
                  the command line.",
             )
@@ -203,17 +203,18 @@ fn variable(key: &str) -> String {
     format!("{PREFIX_OF_VARIABLES}{}", key.to_uppercase().replace('-', "_"))
 }
 
-/// Splits a list at its commas; a comma with a backslash before it belongs to the value.
+/// Splits a list at its commas. In a value, `\,` stands for a comma and `\\` for a backslash; any other backslash for itself.
 fn elements(list: &str) -> Vec<String> {
-    let mut elements = vec![String::new()];
+    let (mut elements, mut element) = (Vec::new(), String::new());
     let mut rest = list.chars().peekable();
     while let Some(c) = rest.next() {
         match c {
-            ',' => elements.push(String::new()),
-            '\\' if rest.next_if_eq(&',').is_some() => elements.iter_mut().last().into_iter().for_each(|e| e.push(',')),
-            c => elements.iter_mut().last().into_iter().for_each(|e| e.push(c)),
+            ',' => elements.push(std::mem::take(&mut element)),
+            '\\' => element.push(rest.next_if(|next| [',', '\\'].contains(next)).unwrap_or(c)),
+            c => element.push(c),
         }
     }
+    elements.push(element);
     elements
 }
 

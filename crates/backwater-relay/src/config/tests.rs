@@ -244,7 +244,7 @@ fn file_with_secrets_that_others_can_read_is_a_warning() {
     }
 }
 
-/// Blanks belong to a password; in the environment, a comma is written with a backslash.
+/// Blanks belong to a password. In a list of the environment, commas and backslashes of a value are written with a backslash.
 #[test]
 fn values_are_taken_as_written() {
     let given = |args: &[&str], env: &[(&str, &str)], key| {
@@ -260,6 +260,15 @@ fn values_are_taken_as_written() {
     assert_eq!(given(&["--user", "alice: a b "], &[], "user"), ["alice: a b "]);
     assert_eq!(given(&["--secret", " a,b "], &[], "secret"), [" a,b "]);
     assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", r" a\,b ,c\d,")], "secret"), [" a,b ", r"c\d", ""]);
+    for (written, meant) in
+        [(r"a\\,b", &[r"a\", "b"][..]), (r"a\\\,b", &[r"a\,b"]), (r"a\\b\", &[r"a\b\"]), (r"\\\\,\,", &[r"\\", ","])]
+    {
+        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", written)], "secret"), meant, "{written}");
+        let joined =
+            meant.iter().map(|value| value.replace('\\', r"\\").replace(',', r"\,")).collect::<Vec<_>>().join(",");
+        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", &joined)], "secret"), meant, "{joined}");
+    }
+    assert_eq!(given(&["--secret", r"a\\,b\,"], &[], "secret"), [r"a\\,b\,"], "a flag has one value");
     let c = config(&[], &[("BACKWATER_RELAY_LISTEN", "127.0.0.1:1, 127.0.0.2:2 ")]).unwrap();
     assert_eq!(c.listen.len(), 2, "an address has no blanks");
 }
