@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use backwater_turn::{AuthFailureReason, server::DropReason};
+use backwater_turn::{AuthFailureReason, QuotaReason, server::DropReason};
 
 /// A number that one thread adds to.
 #[derive(Debug, Default)]
@@ -57,6 +57,7 @@ pub struct Counters {
     pub receive_errors: Counter,
     dropped: [Counter; DropReason::ALL.len()],
     auth_failures: [Counter; AuthFailureReason::ALL.len()],
+    over_quota: [Counter; QuotaReason::ALL.len()],
 }
 
 impl Counters {
@@ -70,6 +71,17 @@ impl Counters {
         if let Some(counter) = self.auth_failures.get(reason as usize) {
             counter.add(1);
         }
+    }
+
+    pub(crate) fn count_over_quota(&self, reason: QuotaReason) {
+        if let Some(counter) = self.over_quota.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// Requests refused with 486 or 508 since this limit was reached.
+    pub fn over_quota(&self, reason: QuotaReason) -> u64 {
+        self.over_quota.get(reason as usize).map_or(0, Counter::get)
     }
 
     /// Requests that did not authenticate for this reason.

@@ -307,6 +307,7 @@ impl Thread {
         while !worker.is_flushed() && Instant::now() < flush {
             poll().await;
         }
+        worker.log_stop();
     }
 }
 

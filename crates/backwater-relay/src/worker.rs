@@ -271,6 +271,11 @@ impl Worker {
                 self.log_refusal(now, from.client, peer, &why);
                 self.reply(listener, now, from, reply.get(..len));
             }
+            Action::OverQuota(len, refusal) => {
+                self.counters.count_over_quota(refusal.reason);
+                self.log_over_quota(now, from.client, &refusal);
+                self.reply(listener, now, from, reply.get(..len));
+            }
             Action::Unauthenticated(failure) => {
                 self.counters.count_auth_failure(failure.reason);
                 self.log_failure(now, from.client, &failure);

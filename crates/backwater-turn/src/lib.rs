@@ -20,7 +20,7 @@ pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedA
 pub use auth::{AuthFailure, AuthFailureReason, Credentials, CredentialsError, time_limited_password};
 pub use failure_limit::FailureLimit;
 pub use peers::{PeerRefused, PeerRules, Subject};
-pub use quota::{Limits, Quotas};
+pub use quota::{Limits, OverQuota, QuotaReason, Quotas};
 pub use relayed_ports::RelayedPorts;
 pub use reply_limit::ReplyLimit;
 

@@ -8,6 +8,8 @@ use std::{
     time::Instant,
 };
 
+use backwater_stun::Code;
+
 use crate::{
     auth::{Identity, time_limit},
     bucket::{Bucket, Rate, Ticks},
@@ -78,6 +80,53 @@ pub(crate) enum Kind {
     Allocations,
     Permissions,
     Channels,
+}
+
+/// A request that was refused since a limit is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverQuota {
+    /// Who has made it.
+    pub user: Box<str>,
+    /// Which limit.
+    pub reason: QuotaReason,
+}
+
+/// The limit that a request was refused for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QuotaReason {
+    /// Allocations of this user: 486.
+    UserAllocations,
+    /// Allocations of all users: 508.
+    TotalAllocations,
+    /// Permissions of the user, of all users, or of the allocation: 508.
+    Permissions,
+    /// Channels, likewise: 508.
+    Channels,
+}
+
+impl QuotaReason {
+    /// All of them, in the order of their numbers.
+    pub const ALL: &'static [Self] =
+        &[Self::UserAllocations, Self::TotalAllocations, Self::Permissions, Self::Channels];
+
+    /// The name in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UserAllocations => "user_allocations",
+            Self::TotalAllocations => "total_allocations",
+            Self::Permissions => "permissions",
+            Self::Channels => "channels",
+        }
+    }
+
+    /// The error code that it is answered with (RFC 8656, section 19).
+    pub fn code(self) -> Code {
+        match self {
+            Self::UserAllocations => Code::ALLOCATION_QUOTA_REACHED,
+            Self::TotalAllocations | Self::Permissions | Self::Channels => Code::INSUFFICIENT_CAPACITY,
+        }
+    }
 }
 
 /// Why there is no more.

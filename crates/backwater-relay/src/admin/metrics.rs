@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use backwater_ops::{MetricKind, Metrics};
-use backwater_turn::{AuthFailureReason, server::DropReason};
+use backwater_turn::{AuthFailureReason, QuotaReason, server::DropReason};
 use backwater_udp::{Policy, Sample, StatsSnapshot};
 
 use super::Control;
@@ -53,6 +53,11 @@ fn relay(m: &mut Metrics, control: &Control) {
     let failures = m.family("backwater_relay_auth_failures_total", MetricKind::Counter, help);
     for &reason in AuthFailureReason::ALL {
         failures.add("", &[("reason", reason.name())], total(&|c| c.auth_failures(reason)) as f64);
+    }
+    let help = "Requests answered with 486 or 508 since a limit was reached.";
+    let refusals = m.family("backwater_relay_over_quota_total", MetricKind::Counter, help);
+    for &reason in QuotaReason::ALL {
+        refusals.add("", &[("reason", reason.name())], total(&|c| c.over_quota(reason)) as f64);
     }
     let help = "Datagrams that were dropped before they were handed to a socket.";
     let drops = m.family("backwater_relay_drops_total", MetricKind::Counter, help);
@@ -126,6 +131,8 @@ mod tests {
         control.counters[1].count_drop(DropReason::NoPermission, 4);
         control.counters[0].count_auth_failure(AuthFailureReason::Expired);
         control.counters[1].count_auth_failure(AuthFailureReason::Expired);
+        control.counters[0].count_over_quota(QuotaReason::UserAllocations);
+        control.counters[1].count_over_quota(QuotaReason::UserAllocations);
         control.counters[0].queue_full.add(5);
         control.counters[0].allocations.add(7);
         control.counters[0].closed.add(1);
@@ -136,6 +143,8 @@ mod tests {
             "backwater_relay_drops_total{reason=\"queue_full\"} 5",
             "backwater_relay_auth_failures_total{reason=\"expired\"} 2",
             "backwater_relay_auth_failures_total{reason=\"wrong_password\"} 0",
+            "backwater_relay_over_quota_total{reason=\"user_allocations\"} 2",
+            "backwater_relay_over_quota_total{reason=\"channels\"} 0",
             "backwater_relay_allocations 6",
             "backwater_relay_allocations_total 7",
             "backwater_policy{policy=\"wait\"} 1",

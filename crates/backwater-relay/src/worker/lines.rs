@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::HashSet, time::Instant};
 
 use backwater_turn::{
-    AuthFailure, ClientAddr, PeerAddr, PeerRefused, PerFamily, RelayedAddr,
+    AuthFailure, ClientAddr, OverQuota, PeerAddr, PeerRefused, PerFamily, QuotaReason, RelayedAddr,
     server::{DropReason, Event, EventKind},
 };
 use tracing::{debug, info, warn};
@@ -26,6 +26,8 @@ pub(crate) struct Lines {
     refused: RefCell<HashSet<ClientAddr>>,
     failures: LogLimit,
     pub(super) no_port: LogLimit,
+    /// By the reason: a user at its own limit does not hide that all together are at theirs.
+    over_quota: [LogLimit; QuotaReason::ALL.len()],
     suppressed: LogLimit,
     unverified: LogLimit,
     /// Whether allocations are logged at `info`.
@@ -41,6 +43,7 @@ impl Lines {
             refused: RefCell::default(),
             failures: LogLimit::new(now),
             no_port: LogLimit::once_a_minute(now),
+            over_quota: std::array::from_fn(|_| LogLimit::once_a_minute(now)),
             suppressed: LogLimit::once_a_minute(now),
             unverified: LogLimit::once_a_minute(now),
             allocations,
@@ -100,6 +103,24 @@ impl Worker {
         }
     }
 
+    /// Says that a request was refused since a limit is reached, and which key raises it.
+    pub(super) fn log_over_quota(&self, now: Instant, client: ClientAddr, OverQuota { user, reason }: &OverQuota) {
+        if !self.lines.over_quota.get(*reason as usize).is_some_and(|limit| limit.allows(now)) {
+            return;
+        }
+        let remedy = match reason {
+            QuotaReason::UserAllocations => "raise max-allocations-per-user, or ask why this user has so many clients",
+            QuotaReason::TotalAllocations => "raise max-allocations, or bound each user by max-allocations-per-user",
+            QuotaReason::Permissions => {
+                "raise max-permissions or max-permissions-per-user; no allocation has more than 256"
+            }
+            QuotaReason::Channels => "raise max-channels or max-channels-per-user; no allocation has more than 256",
+            _ => "a limit of the configuration is reached",
+        };
+        let (user, code): (String, _) = (shown(user), reason.code().number());
+        warn!(%client, user, limit = reason.name(), code, remedy, "a request is refused: a limit is reached");
+    }
+
     /// Logs a failed authentication, for fail2ban and the like. The nonce has proved the client's address.
     pub(super) fn log_failure(&self, now: Instant, client: ClientAddr, failure: &AuthFailure) {
         if self.lines.failures.allows(now) {
@@ -114,6 +135,12 @@ impl Worker {
             let Some(event) = self.server.borrow_mut().poll_event() else { return };
             self.log_event(&event);
         }
+    }
+
+    /// Writes what the allocations that there still are have relayed: the relay stops.
+    pub(crate) fn log_stop(&self) {
+        self.log_events();
+        self.server.borrow_mut().stop().for_each(|event| self.log_event(&event));
     }
 
     fn log_event(&self, Event { kind, client, user, relayed }: &Event) {

@@ -8,7 +8,7 @@ use std::{
 
 use backwater_relay::Relay;
 use backwater_stun::*;
-use backwater_turn::server::DropReason;
+use backwater_turn::{QuotaReason, server::DropReason};
 
 use crate::{
     client::{Client, PATIENCE, channel_data, client, peer, start},
@@ -41,6 +41,8 @@ fn a_users_quota_counts_on_all_threads() {
     let mut bobs: Vec<_> = (0..4).map(|_| Client::new(addr, "bob", "secret", "backwater")).collect();
     let results: Vec<_> = bobs.iter_mut().map(|c| c.try_allocate(&|_| ()).map(drop)).collect();
     assert_eq!(results, [Ok(()), Ok(()), Ok(()), Err(508)]);
+    let refused = |reason| relay.counters().iter().map(|c| c.over_quota(reason)).sum::<u64>();
+    assert_eq!(QuotaReason::ALL.iter().map(|&reason| refused(reason)).collect::<Vec<_>>(), [7, 1, 0, 0]);
     // A place that is given back can be had again.
     let delete: crate::client::Fill<'_> = &|w| {
         w.attribute(&Lifetime(0)).unwrap();

@@ -96,6 +96,42 @@ fn a_clients_403s_are_at_info_once() {
     assert_eq!(severities, ["INFO", "DEBUG", "DEBUG", "INFO", "DEBUG", "DEBUG"]);
 }
 
+/// What they have relayed would be missing from the accounts of whoever reads the log.
+#[test]
+fn allocations_that_are_left_when_the_relay_stops_have_their_last_line() {
+    for threads in ["1", "4"] {
+        let (mut relay, addr, _) =
+            start(&["--log-allocations", "on", "--allow-peer", "127.0.0.0/8", "--threads", threads]);
+        let (peer, peer_addr) = peer();
+        let mut clients: Vec<_> = (0..8).map(|_| Client::new(addr, "alice", "secret", "backwater")).collect();
+        let mut expected = Vec::new();
+        for (number, client) in clients.iter_mut().enumerate() {
+            let relayed = client.allocate();
+            client.bind_channel(0x4000, peer_addr).unwrap();
+            client.socket.send(&channel_data(0x4000, &vec![0; 100 + number])).unwrap();
+            peer.recv(&mut [0; 200]).unwrap();
+            expected.push((relayed.to_string(), 100 + number as u64));
+        }
+        let deleted = clients.pop().unwrap().request(Method::REFRESH, &|w| {
+            w.attribute(&Lifetime(0)).unwrap();
+        });
+        deleted.unwrap();
+        relay.line("allocation ended");
+        expected.pop();
+        let (code, lines) = relay.terminate_and_read();
+        let ended = lines.iter().filter(|line| line["message"] == "allocation ended");
+        let mut ended: Vec<_> = ended
+            .map(|line| {
+                assert_eq!((&line["why"], &line["user"]), (&"stopped".into(), &"alice".into()), "{line}");
+                (line["relayed"].as_str().unwrap().to_owned(), line["bytes_to_peers"].as_u64().unwrap())
+            })
+            .collect();
+        expected.sort();
+        ended.sort();
+        assert_eq!((code, ended), (Some(0), expected), "{threads} threads: {lines:?}");
+    }
+}
+
 /// Clients that get no answer look like a network that loses datagrams.
 #[test]
 fn a_reply_that_is_suppressed_is_a_warning_once() {

@@ -197,6 +197,39 @@ fn an_exhausted_port_range_is_one_warning_with_the_remedy() {
     assert!(warnings[0]["remedy"].as_str().unwrap().contains("ports"), "{}", warnings[0]);
 }
 
+/// Like that of a port range, but a limit of the configuration: each limit has its own line.
+#[test]
+fn a_limit_that_is_reached_is_one_warning_with_its_key() {
+    let limits = ["--threads", "1", "--max-allocations-per-user", "2", "--max-allocations", "3", "--max-channels", "1"];
+    let mut relay = Program::start(&[&QUIET[..], &["--user", "bob:secret"], &limits].concat(), 0);
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    let users = ["alice", "alice", "alice", "alice", "bob", "bob", "bob"];
+    let mut clients = users.map(|user| crate::client::Client::new(addr, user, "secret", "backwater"));
+    let results = clients.each_mut().map(|client| client.try_allocate(&|_| ()).map_or_else(|code| code, |_| 0));
+    assert_eq!(results, [0, 0, 486, 486, 0, 508, 508]);
+    for (number, code) in [(0x4000, 0), (0x4001, 508), (0x4002, 508)] {
+        let bound = clients[0].bind_channel(number, ([9, 9, 9, 9], number).into());
+        assert_eq!(bound.map_or_else(|code| code, |_| 0), code);
+    }
+    let (code, lines) = relay.terminate_and_read();
+    let warnings: Vec<_> = lines.iter().filter(|line| line["severity"] == "WARN").collect();
+    let expected = [
+        ("user_allocations", 486, "alice", "max-allocations-per-user"),
+        ("total_allocations", 508, "bob", "max-allocations"),
+        ("channels", 508, "alice", "max-channels"),
+    ];
+    assert_eq!((code, warnings.len()), (Some(0), expected.len()), "{lines:?}");
+    for (line, (limit, code, user, key)) in warnings.into_iter().zip(expected) {
+        assert_eq!(
+            (&line["limit"], &line["code"], &line["user"]),
+            (&limit.into(), &code.into(), &user.into()),
+            "{line}"
+        );
+        assert!(line["remedy"].as_str().unwrap().contains(&format!("raise {key}")), "{line}");
+        assert!(line["client"].as_str().unwrap().starts_with("127.0.0.1:"), "{line}");
+    }
+}
+
 fn signal(relay: &Program, name: &str) {
     assert!(Command::new("kill").args([name, &relay.pid().to_string()]).status().unwrap().success());
 }

@@ -9,12 +9,12 @@ use backwater_stun::{
 };
 
 use super::{
-    Action, AllocationId, Bind, Bound, DropReason, EventKind, MAX_REPLY, PortRequest, RESERVED_FOR, Server,
+    Action, AllocationId, Bind, Bound, DropReason, Event, EventKind, MAX_REPLY, PortRequest, RESERVED_FOR, Server,
     allocation::{Allocation, Granted},
     answer::{Answer, Refusal, replied},
     requests::Authenticated,
 };
-use crate::{Families, FiveTuple, PerFamily, quota::QuotaReached};
+use crate::{Families, FiveTuple, PerFamily, QuotaReason, quota::QuotaReached};
 
 /// What coturn and its client have for ADDITIONAL-ADDRESS-FAMILY: the number of a draft of RFC 8656.
 const DRAFT_ADDITIONAL_ADDRESS_FAMILY: AttributeType = AttributeType(0x8032);
@@ -77,7 +77,7 @@ impl Server {
         allocation.granted.relayed = bound.relayed;
         allocation.granted.token = bound.token;
         if let Some(allocation) = self.allocations.get(id.index()) {
-            self.events.push(EventKind::Made(allocation.granted.lifetime), allocation);
+            self.events.push(Event::new(EventKind::Made(allocation.granted.lifetime), allocation));
         }
         self.allocated(id, reply)
     }
@@ -121,8 +121,8 @@ impl Server {
             return Err(Code::INSUFFICIENT_CAPACITY.into());
         }
         let (claim, user) = self.config.quotas.claim(user.user, port, now).map_err(|reached| match reached {
-            QuotaReached::User => Code::ALLOCATION_QUOTA_REACHED,
-            QuotaReached::Total => Code::INSUFFICIENT_CAPACITY,
+            QuotaReached::User => QuotaReason::UserAllocations,
+            QuotaReached::Total => QuotaReason::TotalAllocations,
         })?;
         let granted = Granted {
             transaction_id: answer.transaction_id,

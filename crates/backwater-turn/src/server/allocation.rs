@@ -10,7 +10,7 @@ use backwater_stun::{AddressFamily, ChannelNumber, Code, Integrity, TransactionI
 
 use super::{DropReason, events::Traffic};
 use crate::{
-    Families, FiveTuple, PeerAddr, PeerRules, PerFamily, RelayedAddr,
+    Families, FiveTuple, PeerAddr, PeerRules, PerFamily, QuotaReason, RelayedAddr,
     auth::Identity,
     quota::{Claim, Kind},
 };
@@ -77,7 +77,7 @@ struct Channel {
 pub(super) enum BindError {
     /// The number or the peer has another binding.
     Conflict,
-    Full,
+    Full(QuotaReason),
 }
 
 /// All the places are taken.
@@ -208,15 +208,15 @@ impl Allocation {
         let expires = now + CHANNEL_LIFETIME;
         match self.channels.binary_search_by_key(&number, |c| c.number) {
             Ok(at) => {
-                self.permit(&[peer.0.ip()], now, rules).map_err(|Full| BindError::Full)?;
+                self.permit(&[peer.0.ip()], now, rules).map_err(|Full| BindError::Full(QuotaReason::Permissions))?;
                 self.channels[at].expires = expires;
             }
-            Err(_) if self.channels.len() >= MAX_PEERS => return Err(BindError::Full),
+            Err(_) if self.channels.len() >= MAX_PEERS => return Err(BindError::Full(QuotaReason::Channels)),
             Err(at) => {
-                self.claim.take(Kind::Channels, 1).map_err(|_| BindError::Full)?;
+                self.claim.take(Kind::Channels, 1).map_err(|_| BindError::Full(QuotaReason::Channels))?;
                 if self.permit(&[peer.0.ip()], now, rules) == Err(Full) {
                     self.claim.give_back(Kind::Channels, 1);
-                    return Err(BindError::Full);
+                    return Err(BindError::Full(QuotaReason::Permissions));
                 }
                 self.channels.insert(at, Channel { number, peer, expires });
             }
@@ -331,7 +331,7 @@ mod tests {
         for i in 0..MAX_PEERS as u16 {
             a.bind(number(i), PeerAddr((ip(1), i + 1).into()), now, &rules()).unwrap();
         }
-        assert_eq!(a.bind(number(999), peer(2), now, &rules()), Err(BindError::Full));
+        assert_eq!(a.bind(number(999), peer(2), now, &rules()), Err(BindError::Full(QuotaReason::Channels)));
         assert_eq!(a.bind(number(999), peer(2), now + 600 * S, &rules()), Ok(()));
     }
 

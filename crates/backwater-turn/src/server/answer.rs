@@ -10,7 +10,7 @@ use backwater_stun::{
 
 use super::{Action, DropReason, Server, answered::Transaction, requests::amplifies};
 use crate::{
-    AuthFailure, FiveTuple, Now, PeerAddr, PeerRefused,
+    AuthFailure, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, QuotaReason,
     auth::{ALGORITHMS, Identity},
 };
 
@@ -25,12 +25,19 @@ pub(super) enum Refusal {
     Unknown(ArrayVec<AttributeType, MAX_UNKNOWN>),
     Forbidden(PeerAddr, PeerRefused),
     Unauthenticated(Box<AuthFailure>),
+    OverQuota(QuotaReason),
     Drop(DropReason),
 }
 
 impl From<Code> for Refusal {
     fn from(code: Code) -> Self {
         Self::Code(code)
+    }
+}
+
+impl From<QuotaReason> for Refusal {
+    fn from(reason: QuotaReason) -> Self {
+        Self::OverQuota(reason)
     }
 }
 
@@ -83,6 +90,12 @@ impl Server {
             Refusal::Forbidden(peer, why) => {
                 let result = answer.error(reply, Code::FORBIDDEN, |_| Ok(()));
                 return result.map_or_else(Action::Drop, |len| Action::Forbid(len, peer, Box::new(why)));
+            }
+            Refusal::OverQuota(reason) => {
+                let user = answer.user.as_ref().map(|(user, _)| user.name.clone()).unwrap_or_default();
+                let result = answer.error(reply, reason.code(), |_| Ok(()));
+                return result
+                    .map_or_else(Action::Drop, |len| Action::OverQuota(len, Box::new(OverQuota { user, reason })));
             }
         };
         replied(result)

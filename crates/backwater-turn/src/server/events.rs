@@ -46,6 +46,8 @@ pub enum Ending {
     Deleted,
     /// It was not refreshed in time.
     Expired,
+    /// The server stopped.
+    Stopped,
 }
 
 impl Ending {
@@ -54,6 +56,7 @@ impl Ending {
         match self {
             Self::Deleted => "deleted",
             Self::Expired => "expired",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -82,22 +85,28 @@ impl Traffic {
 pub(super) struct Events(VecDeque<Event>);
 
 impl Events {
-    pub(super) fn push(&mut self, kind: EventKind, allocation: &Allocation) {
+    pub(super) fn push(&mut self, event: Event) {
         if self.0.len() >= MAX_EVENTS {
             self.0.pop_front();
         }
-        self.0.push_back(Event {
+        self.0.push_back(event);
+    }
+}
+
+impl Event {
+    pub(super) fn new(kind: EventKind, allocation: &Allocation) -> Self {
+        Self {
             kind,
             client: allocation.five_tuple.client,
             user: allocation.user.name.clone(),
             relayed: allocation.granted.relayed,
-        });
+        }
     }
 
-    pub(super) fn ended(&mut self, why: Ending, allocation: &Allocation) {
+    pub(super) fn ended(why: Ending, allocation: &Allocation) -> Self {
         let Traffic { to_peers, to_client } = &allocation.traffic;
         let kind = EventKind::Ended { why, bytes_to_peers: to_peers.get(), bytes_to_client: to_client.get() };
-        self.push(kind, allocation);
+        Self::new(kind, allocation)
     }
 }
 
@@ -105,5 +114,14 @@ impl Server {
     /// The next event, in their order. 1,024 are kept, the latest.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.0.pop_front()
+    }
+
+    /// Ends all allocations, for an owner that stops and closes the sockets itself. Returns an event for each, in no order.
+    pub fn stop(&mut self) -> impl Iterator<Item = Event> {
+        self.clients.clear();
+        self.expiries.clear();
+        self.recent = None;
+        let allocations = self.allocations.drain().filter(Allocation::is_bound);
+        allocations.map(|allocation| Event::ended(Ending::Stopped, &allocation))
     }
 }

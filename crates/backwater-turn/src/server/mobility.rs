@@ -151,9 +151,11 @@ impl Server {
         let action = action.unwrap_or_else(|refusal| match refusal {
             Refusal::Code(code) => replied(answer.error(reply, code, |_| Ok(()))),
             Refusal::Drop(reason) => Action::Drop(reason),
-            Refusal::Challenge(_) | Refusal::Unknown(_) | Refusal::Forbidden(..) | Refusal::Unauthenticated(_) => {
-                replied(answer.error(reply, Code::SERVER_ERROR, |_| Ok(())))
-            }
+            Refusal::Challenge(_)
+            | Refusal::Unknown(_)
+            | Refusal::Forbidden(..)
+            | Refusal::Unauthenticated(_)
+            | Refusal::OverQuota(_) => replied(answer.error(reply, Code::SERVER_ERROR, |_| Ok(()))),
         });
         (Some(id), action)
     }

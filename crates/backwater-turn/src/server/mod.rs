@@ -31,8 +31,8 @@ pub use events::{Ending, Event, EventKind};
 pub use mobility::{Move, Moved};
 
 use crate::{
-    AuthFailure, Credentials, FailureLimit, Families, FiveTuple, Now, PeerAddr, PeerRefused, PeerRules, PerFamily,
-    Quotas, RelayedAddr, RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
+    AuthFailure, Credentials, FailureLimit, Families, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, PeerRules,
+    PerFamily, Quotas, RelayedAddr, RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
 };
 
 /// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
@@ -110,6 +110,8 @@ pub enum Action {
     Drop(DropReason),
     /// Refused with 403: reply as above, and tell the operator why.
     Forbid(usize, PeerAddr, Box<PeerRefused>),
+    /// Refused with 486 or 508 since a limit is reached: reply as above, and tell the operator which.
+    OverQuota(usize, Box<OverQuota>),
 }
 
 /// Sockets to be bound.
@@ -380,7 +382,7 @@ impl Server {
     fn close(&mut self, id: AllocationId, families: Families, why: Ending) -> bool {
         let left = self.allocation_mut(id).is_some_and(|allocation| allocation.close(families));
         if !left && let Some(allocation) = self.remove(id).filter(Allocation::is_bound) {
-            self.events.ended(why, &allocation);
+            self.events.push(Event::ended(why, &allocation));
         }
         left
     }

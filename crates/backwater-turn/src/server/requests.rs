@@ -14,12 +14,12 @@ use backwater_stun::{
 };
 
 use super::{
-    Action, AllocationId, DropReason, Ending, EventKind, MAX_PEERS, Server, UNDERSTOOD,
+    Action, AllocationId, DropReason, Ending, Event, EventKind, MAX_PEERS, Server, UNDERSTOOD,
     allocation::{Allocation, BindError, Full},
     answer::{Answer, MAX_UNKNOWN, Refusal},
 };
 use crate::{
-    AuthFailure, AuthFailureReason, Families, FiveTuple, Now, PeerAddr, PeerRules, ReplyLimit,
+    AuthFailure, AuthFailureReason, Families, FiveTuple, Now, PeerAddr, PeerRules, QuotaReason, ReplyLimit,
     auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
 };
 
@@ -121,7 +121,11 @@ impl Server {
 
     /// Remembers the answer to an authenticated request.
     pub(super) fn remember(&mut self, now: Instant, client: FiveTuple, answer: &Answer, action: &Action, reply: &[u8]) {
-        let (Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..)) = *action else { return };
+        let (Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) | Action::OverQuota(len, _)) =
+            *action
+        else {
+            return;
+        };
         if let (Some((user, _)), Some(reply)) = (&answer.user, reply.get(..len)) {
             self.answered.remember(now, answer.transaction(client), user, reply);
         }
@@ -265,7 +269,7 @@ impl Server {
             allocation.purge(now);
         }
         if let Some(allocation) = self.allocations.get(id.index()) {
-            self.events.push(EventKind::Refreshed(lifetime), allocation);
+            self.events.push(Event::new(EventKind::Refreshed(lifetime), allocation));
         }
         self.look_in_time(id);
         Ok(Action::Reply(len))
@@ -277,13 +281,13 @@ impl Server {
         for peer in message.all::<XorPeerAddress>() {
             let peer = self.own_family(id, peer.map_err(|_| Code::BAD_REQUEST)?)?;
             self.config.peers.check_ip(peer.0.ip()).map_err(|why| Refusal::Forbidden(peer, why))?;
-            peers.try_push(peer.0.ip()).map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
+            peers.try_push(peer.0.ip()).map_err(|_| QuotaReason::Permissions)?;
         }
         if peers.is_empty() {
             return Err(Code::BAD_REQUEST.into());
         }
         let (allocation, rules) = self.allocation_and_rules(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        Ok(allocation.permit(&peers, now, rules).map_err(|Full| Code::INSUFFICIENT_CAPACITY)?)
+        Ok(allocation.permit(&peers, now, rules).map_err(|Full| QuotaReason::Permissions)?)
     }
 
     /// RFC 8656, section 12.2.
@@ -297,10 +301,9 @@ impl Server {
         self.config.peers.check(peer).map_err(|why| Refusal::Forbidden(peer, why))?;
         let (allocation, rules) = self.allocation_and_rules(id).ok_or(Code::ALLOCATION_MISMATCH)?;
         allocation.bind(number, peer, now, rules).map_err(|error| match error {
-            BindError::Conflict => Code::BAD_REQUEST,
-            BindError::Full => Code::INSUFFICIENT_CAPACITY,
-        })?;
-        Ok(())
+            BindError::Conflict => Code::BAD_REQUEST.into(),
+            BindError::Full(reason) => reason.into(),
+        })
     }
 
     fn allocation_and_rules(&mut self, id: AllocationId) -> Option<(&mut Allocation, &PeerRules)> {

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use backwater_stun::*;
 
 use super::*;
-use crate::{AuthFailureReason, ClientAddr, Limits, RelayedAddr};
+use crate::{AuthFailureReason, ClientAddr, Limits, QuotaReason, RelayedAddr};
 
 mod authentication;
 mod dual_stack;
@@ -94,7 +94,7 @@ impl Bench {
         let mut reply = [0; MAX_REPLY];
         let action = self.server.from_client(self.now, from(client), bytes, &mut reply);
         let len = match action {
-            Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) => len,
+            Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) | Action::OverQuota(len, _) => len,
             Action::Unauthenticated(ref failure) => failure.reply.unwrap_or(0),
             Action::Forward { .. } | Action::Bind(_) | Action::Move(_) | Action::Drop(_) => 0,
         };

@@ -360,7 +360,7 @@ impl World {
 
     fn answered(&mut self, sent: &Sent, action: &Action, reply: &[u8], right: &[u16]) {
         let len = match action {
-            Action::Reply(len) | Action::Forbid(len, ..) => *len,
+            Action::Reply(len) | Action::Forbid(len, ..) | Action::OverQuota(len, _) => *len,
             Action::Unauthenticated(failure) => failure.reply.unwrap(),
             Action::Unbind(id, families, len) => {
                 let held = &self.model.held[&sent.from];

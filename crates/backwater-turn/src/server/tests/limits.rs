@@ -15,7 +15,13 @@ fn a_user_at_its_quota_is_486_and_all_together_508() {
     let as_user = |b: &mut Bench, client: &str, user: &str| {
         let request = b.signed(client, user, Method::ALLOCATE, &udp);
         let (action, reply) = b.bytes(client, &request);
-        if matches!(action, Action::Bind(_)) { 0 } else { code(&reply, false) }
+        let code = if matches!(action, Action::Bind(_)) { 0 } else { code(&reply, false) };
+        if let Action::OverQuota(_, refusal) = action {
+            assert_eq!((&*refusal.user, refusal.reason.code().number()), (user, code));
+        } else {
+            assert_eq!(code, 0, "the operator is not told");
+        }
+        code
     };
     assert_eq!(as_user(&mut b, "192.0.2.1:2", "alice"), 486);
     assert_eq!(as_user(&mut b, "192.0.2.1:3", "bob"), 0);
@@ -40,13 +46,20 @@ fn permissions_and_channels_are_counted_over_allocations() {
         (0x4002, "203.0.113.1:3", 508),
         (0x4001, "203.0.113.1:2", 0),
     ] {
-        assert_eq!(code(&b.channel(CLIENT, number, peer).1, true), want, "{number:#x}");
+        let (action, reply) = b.channel(CLIENT, number, peer);
+        assert_eq!(code(&reply, true), want, "{number:#x}");
+        let reason = if let Action::OverQuota(_, refusal) = action { Some(refusal.reason) } else { None };
+        assert_eq!(reason, (want != 0).then_some(QuotaReason::Channels), "{number:#x}");
     }
     let permit =
         |b: &mut Bench, client: &str, peer: &str| matches!(b.permit(client, peer), Action::Reply(len) if len < 60);
     assert!(permit(&mut b, "192.0.2.1:2", "203.0.113.1:1"));
     assert!(permit(&mut b, "192.0.2.1:2", "203.0.113.2:1"));
-    assert!(!permit(&mut b, "192.0.2.1:2", "203.0.113.3:1"), "the fourth");
+    let fourth = b.permit("192.0.2.1:2", "203.0.113.3:1");
+    assert!(
+        matches!(&fourth, Action::OverQuota(_, refusal) if refusal.reason == QuotaReason::Permissions),
+        "{fourth:?}"
+    );
     assert!(permit(&mut b, "192.0.2.1:2", "203.0.113.2:1"), "a refresh");
     // Two that are the same count once, and a request that is refused takes nothing.
     b.pass(301);

@@ -90,7 +90,8 @@ impl Attacker {
             | Action::Unbind(..)
             | Action::Move(_)
             | Action::Drop(_)
-            | Action::Forbid(..) => {}
+            | Action::Forbid(..)
+            | Action::OverQuota(..) => {}
         }
     }
 

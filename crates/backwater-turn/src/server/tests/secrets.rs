@@ -46,7 +46,10 @@ fn an_answer_has_nothing_of_the_buffer_it_is_written_to() {
                     };
                     len
                 }
-                Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) => *len,
+                Action::Reply(len)
+                | Action::Unbind(_, _, len)
+                | Action::Forbid(len, ..)
+                | Action::OverQuota(len, _) => *len,
                 Action::Unauthenticated(failure) => failure.reply.unwrap(),
                 Action::Forward { .. } | Action::Move(_) | Action::Drop(_) => panic!("{action:?}"),
             };
