@@ -43,16 +43,6 @@ pub struct Counters {
     pub icmp: Counter,
     /// Answers to requests.
     pub replies: Counter,
-    /// Refused by the system and held back.
-    pub held: Counter,
-    /// Held back until the deadline.
-    pub held_too_long: Counter,
-    /// Held back until the allocation was gone, or had moved to another thread.
-    pub held_at_close: Counter,
-    /// Refused by the system while too much was held.
-    pub queue_full: Counter,
-    /// Refused by the system while the policy was to drop.
-    pub no_room: Counter,
     /// Receives that failed.
     pub receive_errors: Counter,
     dropped: [Counter; DropReason::ALL.len()],

@@ -1,7 +1,6 @@
 //! The fields of the IP header that go through the relay (RFC 8656, section 14).
 
-use backwater_udp::{Ecn, Fragmentation, Train, UdpSocket};
-use tracing::debug;
+use backwater_udp::{Ecn, Fragmentation, Train, Transmit};
 
 /// What a datagram leaves with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +11,7 @@ pub(crate) struct Fields {
     fragmentation: Fragmentation,
 }
 
-/// Where it is none, [`UdpSocket::set_fragmentation`] is `Unsupported`, and sockets are as the system makes them.
+/// Where it is none, sockets are as the system makes them.
 pub(crate) const IS_FRAGMENTATION_A_CHOICE: bool = !cfg!(any(windows, target_os = "openbsd", target_os = "netbsd"));
 
 impl Fields {
@@ -32,18 +31,9 @@ impl Fields {
         Self { fragmentation: Fragmentation::Never, ..self }
     }
 
-    /// Has the socket send what is next with these fields, but for ECN, which a transmit has itself. Costs a system call only where
-    /// one changes.
+    /// Gives them to a transmit.
     #[inline]
-    pub(crate) fn prepare(self, socket: &UdpSocket) {
-        if IS_FRAGMENTATION_A_CHOICE
-            && socket.fragmentation() != self.fragmentation
-            && let Err(error) = socket.set_fragmentation(self.fragmentation)
-        {
-            debug!(%error, "fragmentation stays as it is");
-        }
-        if let Err(error) = socket.set_hop_limit(self.hop_limit) {
-            debug!(%error, "the hop limit stays as it is");
-        }
+    pub(crate) fn of(self, t: Transmit<'_>) -> Transmit<'_> {
+        t.ecn(self.ecn).hop_limit(self.hop_limit.unwrap_or(0)).fragmentation(self.fragmentation)
     }
 }

@@ -101,7 +101,7 @@ impl Worker {
     ) -> Self {
         let listeners = listeners.into_iter().map(|socket| Listener {
             wildcard: socket.local_addr().ip().is_unspecified(),
-            endpoint: Endpoint::new(socket, None, counters.clone()),
+            endpoint: Endpoint::listener(socket),
         });
         Self {
             server: RefCell::new(server),
@@ -165,7 +165,7 @@ impl Worker {
     /// Sends what the socket holds back and handles what has arrived at it, within a budget. Ready when the socket has failed;
     /// other sockets are closed by ending their task.
     fn poll_socket(&self, cx: &mut Context<'_>, endpoint: &Endpoint, handle: impl Fn(&RecvBatch)) -> Poll<()> {
-        if let Poll::Ready(Err(error)) = endpoint.poll_flush(cx, Instant::now()) {
+        if let Poll::Ready(Err(error)) = endpoint.poll_flush(cx) {
             warn!(%error, socket = %endpoint.socket.local_addr(), "a send failed");
         }
         let (mut batch, mut receiver) = (self.batch.borrow_mut(), endpoint.receiver.borrow_mut());
@@ -235,7 +235,7 @@ impl Worker {
                 None => {
                     let to = self.ports.local(run.to).unwrap_or(run.to.0);
                     // A send that fails reads the socket's errors; nothing wakes the socket's task for them then.
-                    if !send_run(&socket.endpoint, now.instant, to, batch, &runs, run) {
+                    if !send_run(&socket.endpoint, to, batch, &runs, run) {
                         self.network_said(via.listener, run.via, &socket.endpoint.socket);
                     }
                 }
@@ -253,7 +253,7 @@ impl Worker {
     /// Everything but forwarding.
     fn act(self: &Rc<Self>, listener: usize, now: Instant, from: FiveTuple, action: Action, reply: &mut [u8]) {
         match action {
-            Action::Reply(len) => self.reply(listener, now, from, reply.get(..len)),
+            Action::Reply(len) => self.reply(listener, from, reply.get(..len)),
             Action::Drop(reason) => {
                 self.counters.count_drop(reason, 1);
                 self.log_limited(now, from.client, reason);
@@ -264,12 +264,12 @@ impl Worker {
             }
             Action::Unbind(id, families, len) => {
                 self.close(id, families);
-                self.reply(listener, now, from, reply.get(..len));
+                self.reply(listener, from, reply.get(..len));
             }
             Action::Forbid(len, peer, why) => {
                 self.counters.forbidden.add(1);
                 self.log_refusal(now, from.client, peer, &why);
-                self.reply(listener, now, from, reply.get(..len));
+                self.reply(listener, from, reply.get(..len));
             }
             Action::OverQuota(len, refusal) => {
                 self.counters.count_over_quota(refusal.reason);
@@ -279,7 +279,7 @@ impl Worker {
             Action::Unauthenticated(failure) => {
                 self.counters.count_auth_failure(failure.reason);
                 self.log_failure(now, from.client, &failure);
-                self.reply(listener, now, from, failure.reply.and_then(|len| reply.get(..len)));
+                self.reply(listener, from, failure.reply.and_then(|len| reply.get(..len)));
             }
             Action::Move(request) => self.ask(listener, request),
             // `bind` answers with a reply or a drop, and forwarding is done by the caller.
@@ -287,10 +287,17 @@ impl Worker {
         }
     }
 
-    fn reply(&self, listener: usize, now: Instant, to: FiveTuple, reply: Option<&[u8]>) {
+    fn reply(&self, listener: usize, to: FiveTuple, reply: Option<&[u8]>) {
         let (Some(listener), Some(reply)) = (self.listeners.get(listener), reply) else { return };
         self.counters.replies.add(1);
-        listener.send(now, to, &[IoSlice::new(reply)], 0, Fields::OWN);
+        let slices = [IoSlice::new(reply)];
+        let t = listener.transmit(to, &slices, 0);
+        // A stranger is never waited for: anyone can be made one, at addresses that no datagram reaches. He asks again.
+        if self.server.borrow().has_allocation(to) {
+            listener.endpoint.send(Fields::OWN, t);
+        } else {
+            listener.endpoint.send_or_drop(Fields::OWN, t);
+        }
     }
 
     fn bind(self: &Rc<Self>, listener: usize, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
@@ -324,7 +331,7 @@ impl Worker {
         let Some(addr) = self.ports.relayed(&lease) else { return };
         let family = AddressFamily::of(&addr.0);
         self.by_port.borrow_mut().get_mut(family).insert(addr.0.port(), id);
-        let endpoint = Rc::new(Endpoint::new(socket, Some(lease), self.counters.clone()));
+        let endpoint = Rc::new(Endpoint::relayed(socket, lease));
         let worker = self.clone();
         // The table alone keeps the socket, so that it is closed at the moment the allocation is gone.
         let task = spawn_local(async move {
@@ -441,7 +448,7 @@ impl Worker {
                     match server.data_indication(peer, payload.len()) {
                         Ok(prefix) => {
                             let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
-                            down.listener.send(down.now, client, &parts, 0, fields);
+                            down.listener.send(client, &parts, 0, fields);
                         }
                         Err(reason) => self.counters.count_drop(reason, 1),
                     }
@@ -460,7 +467,7 @@ impl Worker {
             match told {
                 Ok((client, len)) => {
                     self.counters.icmp.add(1);
-                    listener.send(now, client, &[IoSlice::new(&reply[..len])], 0, Fields::OWN);
+                    listener.send(client, &[IoSlice::new(&reply[..len])], 0, Fields::OWN);
                 }
                 Err(reason) => self.counters.count_drop(reason, 1),
             }
@@ -489,10 +496,13 @@ impl Listener {
         FiveTuple { client: ClientAddr(train.source), server }
     }
 
-    fn send(&self, now: Instant, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, fields: Fields) {
+    fn send(&self, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, fields: Fields) {
+        self.endpoint.send(fields, self.transmit(to, slices, segment_size));
+    }
+
+    fn transmit<'s>(&self, to: FiveTuple, slices: &'s [IoSlice<'s>], segment_size: usize) -> Transmit<'s> {
         let source = self.wildcard.then(|| to.server.ip());
-        let mut t = Transmit::new(to.client.0, slices).segment_size(segment_size).source(source).ecn(fields.ecn);
-        self.endpoint.send(now, fields, &mut t);
+        Transmit::new(to.client.0, slices).segment_size(segment_size).source(source)
     }
 }
 
@@ -532,7 +542,7 @@ impl Down<'_> {
     fn flush(&mut self) {
         if let (Some(client), 1..) = (self.client, self.count) {
             let slices = [IoSlice::new(&self.train)];
-            self.listener.send(self.now, client, &slices, CHANNEL_HEADER_LEN + self.first, self.fields);
+            self.listener.send(client, &slices, CHANNEL_HEADER_LEN + self.first, self.fields);
         }
         self.train.clear();
         self.count = 0;
@@ -554,10 +564,9 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
 }
 
 /// Returns whether the system found nothing wrong with the run.
-fn send_run(endpoint: &Endpoint, now: Instant, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) -> bool {
+fn send_run(endpoint: &Endpoint, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) -> bool {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
-    let mut t = Transmit::new(to, &slices).segment_size(run.segment_size).ecn(run.fields.ecn);
-    endpoint.send(now, run.fields, &mut t)
+    endpoint.send(run.fields, Transmit::new(to, &slices).segment_size(run.segment_size))
 }
 
 fn now() -> Now {

@@ -21,8 +21,11 @@ use crate::{
 };
 
 mod attempt;
+mod queue;
 
-use attempt::{Budget, attempt, attempt_one, drop_rest, fail, pass};
+pub(crate) use queue::QueueCore;
+
+use attempt::{Budget, attempt, attempt_one, drop_rest, pass};
 
 pub(crate) struct Core<I: Io> {
     io: I,
@@ -69,6 +72,53 @@ enum Attempt {
     /// There may be more room, but others have to run.
     Paused,
     Fatal(io::Error),
+}
+
+/// What waits to be sent.
+trait Load {
+    /// Offers it to the system, as far as there is room.
+    fn attempt<I: Io>(&mut self, io: &I, id: u32) -> Attempt;
+
+    /// Datagrams of it that the system has taken.
+    fn sent(&self) -> u64;
+
+    /// Since when the oldest of it waits, if not since the sender does.
+    fn since(&mut self) -> Option<Instant>;
+
+    /// Drops what has waited since `since` or longer. Returns whether nothing is left.
+    fn drop_old<I: Io>(&mut self, io: &I, since: Instant, reason: DropReason) -> bool;
+
+    fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason);
+
+    /// The longest silent wait for it, if less than others'.
+    fn longest_wait(&self) -> Option<Duration>;
+}
+
+impl Load for [Transmit<'_>] {
+    fn attempt<I: Io>(&mut self, io: &I, id: u32) -> Attempt {
+        attempt(io, id, self, None, Budget::of_a_poll())
+    }
+
+    fn sent(&self) -> u64 {
+        sent(self)
+    }
+
+    fn since(&mut self) -> Option<Instant> {
+        None
+    }
+
+    fn drop_old<I: Io>(&mut self, io: &I, _since: Instant, reason: DropReason) -> bool {
+        drop_rest(io, self, reason);
+        true
+    }
+
+    fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason) {
+        drop_rest(io, self, reason);
+    }
+
+    fn longest_wait(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// A system call that failed already, with so many datagrams of the first transmit that is left.
@@ -140,8 +190,8 @@ impl<I: Io> Core<I> {
                     self.was_blocked();
                     return Poll::Ready(self.finish(ts, Attempt::Done));
                 }
-                Attempt::Crowded => self.park(ts, Class::Silent, true),
-                Attempt::Refused(class) => self.park(ts, class, false),
+                Attempt::Crowded => self.park(sent(ts) > 0, Class::Silent, true),
+                Attempt::Refused(class) => self.park(sent(ts) > 0, class, false),
                 Attempt::Paused => return self.pause(cx, ts),
                 ended @ (Attempt::Done | Attempt::Fatal(_)) => return Poll::Ready(self.finish(ts, ended)),
             }
@@ -165,10 +215,19 @@ impl<I: Io> Core<I> {
     }
 
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
+        match self.offer(t) {
+            Attempt::Done => Ok(t.cursor.report),
+            Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Err(io::ErrorKind::WouldBlock.into()),
+            Attempt::Fatal(e) => Err(e),
+        }
+    }
+
+    /// Offers `t` to the system, and holds nothing.
+    fn offer(&mut self, t: &mut Transmit<'_>) -> Attempt {
         let failed = match pass(&self.io, self.id, std::slice::from_mut(t)) {
-            Ok(Some(sent)) => {
+            Ok(Some(_)) => {
                 self.made_progress();
-                return Ok(Report { sent, ..Report::default() });
+                return Attempt::Done;
             }
             Ok(None) => None,
             Err(failed) => Some(failed),
@@ -184,11 +243,7 @@ impl<I: Io> Core<I> {
         if t.cursor.report.sent > sent {
             self.made_progress();
         }
-        match ended {
-            Attempt::Done => Ok(t.cursor.report),
-            Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Err(io::ErrorKind::WouldBlock.into()),
-            Attempt::Fatal(e) => Err(e),
-        }
+        ended
     }
 
     /// Counts what is held of `ts` as given up: they may be offered again, to any sender.
@@ -305,10 +360,10 @@ impl<I: Io> Core<I> {
         })
     }
 
-    fn park(&mut self, ts: &[Transmit<'_>], class: Class, crowded: bool) {
+    fn park(&mut self, partial: bool, class: Class, crowded: bool) {
         let now = Instant::now();
         self.io.stats().park();
-        if ts.iter().any(|t| t.cursor.report.sent > 0) {
+        if partial {
             self.io.stats().partial();
         }
         let id = self.id;
@@ -326,6 +381,21 @@ impl<I: Io> Core<I> {
         wait.yielded = false;
         wait.crowded = crowded;
         wait.parked = Some(parked);
+    }
+
+    fn parked_class(&self) -> Option<Class> {
+        self.wait.as_ref().and_then(|wait| wait.parked.as_ref()).map(|parked| parked.class)
+    }
+
+    /// While it waits, something else was refused: the send buffer may be full now.
+    fn refused(&mut self, class: Class) {
+        if class == Class::Advised
+            && self.parked_class() == Some(Class::Silent)
+            && let Some(mut wait) = self.wait.take()
+        {
+            self.wait_on(&mut wait, class, By::Call, false, None, Instant::now());
+            self.wait = Some(wait);
+        }
     }
 
     /// The system has taken something.
@@ -358,11 +428,11 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn poll_parked(
+    fn poll_parked<L: Load + ?Sized>(
         &self,
         cx: &mut Context<'_>,
         wait: &mut Wait<I::Registration>,
-        ts: &mut [Transmit<'_>],
+        load: &mut L,
     ) -> Poll<Attempt> {
         // First to be woken by a switch, then to read the policy: a switch in between is not missed.
         self.io.backpressure().wait(self.id, cx.waker());
@@ -370,43 +440,44 @@ impl<I: Io> Core<I> {
         loop {
             let Some(parked) = &mut wait.parked else { return Poll::Ready(Attempt::Done) };
             let now = Instant::now();
-            let (until, reason) = match self.io.backpressure().get() {
-                Policy::Wait { deadline } => (parked.since + deadline, DropReason::Deadline),
-                Policy::Drop if wait.crowded => (parked.since + LAST_BACKSTOP, DropReason::Deadline),
-                Policy::Drop => (now, DropReason::NoBuffers),
+            let (longest, reason) = match self.io.backpressure().get() {
+                Policy::Wait { deadline } => (deadline, DropReason::Deadline),
+                Policy::Drop if wait.crowded => (LAST_BACKSTOP, DropReason::Deadline),
+                Policy::Drop => (Duration::ZERO, DropReason::NoBuffers),
             };
-            let (class, before) = (parked.class, sent(ts));
+            let until = load.since().unwrap_or(parked.since) + longest;
+            let (class, before) = (parked.class, load.sent());
             let (ended, by) = if now >= until {
                 let by = if reason == DropReason::Deadline { By::Timer } else { By::Call };
-                let ended = match self.attempt(ts) {
-                    Attempt::Refused(_) | Attempt::Crowded => {
-                        if sent(ts) > before {
-                            clear_blocked(&self.io, wait);
-                        }
-                        drop_rest(&self.io, ts, reason);
-                        see_whether_stuck(&self.io, wait, now);
+                let ended = load.attempt(&self.io, self.id);
+                if matches!(ended, Attempt::Refused(_) | Attempt::Crowded) {
+                    if load.sent() > before {
+                        clear_blocked(&self.io, wait);
+                    }
+                    let is_done = load.drop_old(&self.io, now - longest, reason);
+                    see_whether_stuck(&self.io, wait, now);
+                    if is_done {
                         return Poll::Ready(Attempt::Done);
                     }
-                    ended @ (Attempt::Done | Attempt::Paused | Attempt::Fatal(_)) => ended,
-                };
+                }
                 (ended, by)
             } else if std::mem::take(&mut called) && parked.may_attempt(now) {
-                (self.attempt(ts), By::Call)
+                (load.attempt(&self.io, self.id), By::Call)
             } else if std::mem::take(&mut wait.yielded) {
-                (self.attempt(ts), By::Timer)
+                (load.attempt(&self.io, self.id), By::Timer)
             } else if parked.yielding {
                 wait.yielded = true;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             } else {
-                match self.poll_wake(cx, wait, until, ts) {
+                match self.poll_wake(cx, wait, until, load) {
                     Poll::Ready(woken) => woken,
                     Poll::Pending => return Poll::Pending,
                 }
             };
             self.io.stats().wake(class, by);
             wait.crowded = matches!(ended, Attempt::Crowded);
-            let progress = sent(ts) > before;
+            let progress = load.sent() > before;
             if progress {
                 self.recovered(wait, class, by, now);
             }
@@ -416,7 +487,7 @@ impl<I: Io> Core<I> {
                     if by == By::Readiness && !progress {
                         self.io.stats().spurious_wake();
                     }
-                    self.wait_on(wait, class, by, progress, now);
+                    self.wait_on(wait, class, by, progress, load.longest_wait(), now);
                 }
                 ended @ (Attempt::Done | Attempt::Paused | Attempt::Fatal(_)) => return Poll::Ready(ended),
             }
@@ -424,12 +495,12 @@ impl<I: Io> Core<I> {
     }
 
     /// Waits for readiness, where it counts, and for the timer; tries when either comes.
-    fn poll_wake(
+    fn poll_wake<L: Load + ?Sized>(
         &self,
         cx: &mut Context<'_>,
         wait: &mut Wait<I::Registration>,
         until: Instant,
-        ts: &mut [Transmit<'_>],
+        load: &mut L,
     ) -> Poll<(Attempt, By)> {
         let Some(parked) = &wait.parked else { return Poll::Ready((Attempt::Done, By::Call)) };
         if parked.listening {
@@ -437,17 +508,18 @@ impl<I: Io> Core<I> {
                 Some(registration) => registration,
                 none => match self.io.register() {
                     Ok(registration) => none.insert(registration),
-                    Err(e) if errno(&e) == Errno::Socket => return Poll::Ready((fail(&self.io, ts, e), By::Call)),
+                    Err(e) if errno(&e) == Errno::Socket => return Poll::Ready((self.fail(load, e), By::Call)),
                     Err(e) => {
                         self.io.stats().no_registration(&e);
-                        return self.poll_timer(cx, wait, until, ts);
+                        return self.poll_timer(cx, wait, until, load);
                     }
                 },
             };
             // The call is made inside the reactor's `try_io`, so that a wake-up which arrives meanwhile is not erased.
             let mut ended = None;
             let polled = self.io.poll_write(registration, cx, || {
-                let blocked = matches!(ended.insert(self.attempt(ts)), Attempt::Refused(_) | Attempt::Crowded);
+                let blocked =
+                    matches!(ended.insert(load.attempt(&self.io, self.id)), Attempt::Refused(_) | Attempt::Crowded);
                 if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             if ended.is_some() {
@@ -456,36 +528,45 @@ impl<I: Io> Core<I> {
             match (polled, ended) {
                 (Poll::Ready(_), Some(ended)) => return Poll::Ready((ended, By::Readiness)),
                 (Poll::Ready(Err(e)), None) if errno(&e) == Errno::Socket => {
-                    return Poll::Ready((fail(&self.io, ts, e), By::Readiness));
+                    return Poll::Ready((self.fail(load, e), By::Readiness));
                 }
                 (Poll::Ready(Err(e)), None) => self.io.stats().no_registration(&e),
                 (Poll::Ready(Ok(())), None) | (Poll::Pending, _) => {}
             }
         }
-        self.poll_timer(cx, wait, until, ts)
+        self.poll_timer(cx, wait, until, load)
     }
 
-    fn poll_timer(
+    fn poll_timer<L: Load + ?Sized>(
         &self,
         cx: &mut Context<'_>,
         wait: &mut Wait<I::Registration>,
         until: Instant,
-        ts: &mut [Transmit<'_>],
+        load: &mut L,
     ) -> Poll<(Attempt, By)> {
         let at = wait.parked.as_ref().map_or(until, |parked| parked.at.min(until));
         let timer = wait.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         if timer.deadline() != at {
             timer.as_mut().reset(at);
         }
-        timer.as_mut().poll(cx).map(|()| (self.attempt(ts), By::Timer))
+        timer.as_mut().poll(cx).map(|()| (load.attempt(&self.io, self.id), By::Timer))
     }
 
-    fn attempt(&self, ts: &mut [Transmit<'_>]) -> Attempt {
-        attempt(&self.io, self.id, ts, None, Budget::of_a_poll())
+    fn fail<L: Load + ?Sized>(&self, load: &mut L, error: io::Error) -> Attempt {
+        load.drop_all(&self.io, DropReason::Socket);
+        Attempt::Fatal(error)
     }
 
     /// After another refusal: how to go on waiting.
-    fn wait_on(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, progress: bool, now: Instant) {
+    fn wait_on(
+        &self,
+        wait: &mut Wait<I::Registration>,
+        class: Class,
+        by: By,
+        progress: bool,
+        longest: Option<Duration>,
+        now: Instant,
+    ) {
         let Some(parked) = &mut wait.parked else { return };
         if progress {
             parked.made_progress(now);
@@ -493,6 +574,9 @@ impl<I: Io> Core<I> {
         // A call that found room for a part is the beginning of another wait.
         let by = if progress && by == By::Call { By::Timer } else { by };
         let renew = parked.refused(class, by, now, wait.recovery, random(self.id));
+        if let (Some(longest), Class::Silent) = (longest, class) {
+            parked.at = parked.at.min(now + longest);
+        }
         self.io.schedule(parked);
         wait.blocked_since.get_or_insert(now);
         if renew == Renew::Yes {

@@ -93,11 +93,17 @@ impl Io for UdpSocket {
     }
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
+        self.prepare(out.header);
         self.0.state.send(self.0.sock_ref(), out, self.0.peer)
     }
 
+    /// Those that need the same options of the socket.
     fn send_several<'a>(&self, outs: impl Iterator<Item = Outgoing<'a>>) -> io::Result<usize> {
-        let sent = self.0.state.send_several(self.0.sock_ref(), outs, self.0.peer)?;
+        let mut outs = outs.peekable();
+        let header = outs.peek().map(|out| out.header).unwrap_or_default();
+        self.prepare(header);
+        let alike = outs.take_while(|out| out.header == header);
+        let sent = self.0.state.send_several(self.0.sock_ref(), alike, self.0.peer)?;
         if sent.failed {
             // The kernel reports the messages that went, and forgets the error, but not what the error queue has about it.
             self.0.drain_errors(None, u64::MAX);

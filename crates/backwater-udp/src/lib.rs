@@ -66,6 +66,7 @@ mod park;
 mod policy;
 mod policy_text;
 mod receiver;
+mod send_queue;
 mod sender;
 mod socket;
 mod stats;
@@ -82,10 +83,11 @@ pub use events::{IcmpError, IcmpKind, Quoted};
 pub use policy::{Backpressure, Policy};
 pub use policy_text::PolicyError;
 pub use receiver::{Datagram, Receiver, RecvBatch, Train};
+pub use send_queue::{Bounds, SendQueue};
 pub use sender::Sender;
 pub use socket::{Builder, Fragmentation, UdpSocket};
 pub use stats::{
     BUCKETS, ByWaker, ClassSnapshot, DropCounts, DropReason, DropTotals, Enobufs, HistogramSnapshot, Report, Sample,
     Stats, StatsSnapshot,
 };
-pub use transmit::{Cursor, Ecn, MAX_SEGMENTS, Transmit};
+pub use transmit::{Cursor, Ecn, MAX_SEGMENTS, OwnedTransmit, Transmit};

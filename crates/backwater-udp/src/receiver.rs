@@ -189,9 +189,7 @@ impl<'a> Train<'a> {
     /// The payloads.
     #[inline]
     pub fn payloads(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
-        // `chunks` would yield nothing for no bytes, but an empty datagram is one.
-        let empty = self.payload.is_empty().then_some(self.payload);
-        self.payload.chunks(self.segment_size.max(1)).chain(empty)
+        Payloads { rest: Some(self.payload), size: self.segment_size.max(1) }
     }
 
     /// The datagrams.
@@ -203,6 +201,24 @@ impl<'a> Train<'a> {
     /// How many datagrams it holds.
     pub fn datagram_count(&self) -> usize {
         self.payload.len().div_ceil(self.segment_size.max(1)).max(1)
+    }
+}
+
+/// What is left of a train. No bytes at all are an empty datagram, which `chunks` would leave out.
+struct Payloads<'a> {
+    rest: Option<&'a [u8]>,
+    size: usize,
+}
+
+impl<'a> Iterator for Payloads<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = self.rest?;
+        let (next, rest) = rest.split_at_checked(self.size).unwrap_or((rest, &[]));
+        self.rest = if rest.is_empty() { None } else { Some(rest) };
+        Some(next)
     }
 }
 

@@ -10,12 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tracing::debug;
 
 use crate::{
     Backpressure, IcmpError, OwnedDatagram, Receiver, Sender, Stats, Train,
     contention::Contention,
     events::Events,
     sys::{self, RawTrain},
+    transmit::Header,
 };
 
 /// Calls that look for what a socket caught before it was connected; what a faster peer has sent by then stays in it.
@@ -203,6 +205,23 @@ impl UdpSocket {
             self.0.hop_limit.store(wanted, Relaxed);
         }
         Ok(())
+    }
+
+    /// Sets the options that the next datagrams need. Where one cannot be set they go as they are.
+    #[inline]
+    pub(crate) fn prepare(&self, header: Header) {
+        let Header { hop_limit, fragmentation } = header;
+        if let Some(hops) = hop_limit
+            && let Err(error) = self.set_hop_limit(Some(hops))
+        {
+            debug!(%error, "the hop limit stays as it is");
+        }
+        if let Some(fragmentation) = fragmentation
+            && fragmentation != self.fragmentation()
+            && let Err(error) = self.set_fragmentation(fragmentation)
+        {
+            debug!(%error, "fragmentation stays as it is");
+        }
     }
 
     /// The address it is bound to.

@@ -35,11 +35,13 @@ pub enum DropReason {
     Socket,
     /// The system said what nobody expects of a send, or a driver failed (`EIO`). The log has the error.
     Other,
+    /// The system had no room, and neither had the [`SendQueue`](crate::SendQueue).
+    QueueFull,
 }
 
 impl DropReason {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoBuffers,
         Self::Deadline,
         Self::TooLarge,
@@ -49,6 +51,7 @@ impl DropReason {
         Self::Cancelled,
         Self::Socket,
         Self::Other,
+        Self::QueueFull,
     ];
 
     /// The name in metrics.
@@ -63,6 +66,7 @@ impl DropReason {
             Self::Cancelled => "cancelled",
             Self::Socket => "socket",
             Self::Other => "other",
+            Self::QueueFull => "queue_full",
         }
     }
 }
@@ -80,6 +84,7 @@ impl fmt::Display for DropReason {
             Self::Cancelled => "dropped: given up",
             Self::Socket => "dropped: the socket failed",
             Self::Other => "dropped: the system refuses it for a reason that the log has",
+            Self::QueueFull => "dropped: the system had no room, and too much waits already",
         })
     }
 }
@@ -177,6 +182,7 @@ impl Stats {
             cancelled: dropped(DropReason::Cancelled),
             socket: dropped(DropReason::Socket),
             other: dropped(DropReason::Other),
+            queue_full: dropped(DropReason::QueueFull),
         };
         let class = |class: Class| {
             let class = class as usize;

@@ -6,9 +6,14 @@ use std::{
 use arrayvec::ArrayVec;
 
 use crate::{
+    socket::Fragmentation,
     stats::{DropReason, Report},
     sys::Outgoing,
 };
+
+mod owned;
+
+pub use owned::OwnedTransmit;
 
 /// The most datagrams that one system call sends as a train (`UDP_MAX_SEGMENTS` of Linux before 6.9; later kernels
 /// take 128, which measured no faster).
@@ -61,9 +66,17 @@ pub struct Transmit<'a> {
     pub(crate) destination: SocketAddr,
     pub(crate) source: Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
+    pub(crate) header: Header,
     slices: &'a [IoSlice<'a>],
     segment_size: usize,
     pub(crate) cursor: Cursor,
+}
+
+/// Fields of the IP header that an option of the socket sets. `None`: whatever it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) hop_limit: Option<u8>,
+    pub(crate) fragmentation: Option<Fragmentation>,
 }
 
 /// How much of a [`Transmit`] is done. It outlives the transmit, so that whoever owns the bytes can let go of the slices
@@ -108,6 +121,7 @@ impl<'a> Transmit<'a> {
             destination,
             source: None,
             ecn: None,
+            header: Header::default(),
             slices,
             segment_size: bytes,
             cursor: Cursor {
@@ -145,6 +159,26 @@ impl<'a> Transmit<'a> {
     #[must_use]
     pub fn ecn(mut self, ecn: Option<Ecn>) -> Self {
         self.ecn = ecn;
+        self
+    }
+
+    /// The time to live (IPv4) or hop limit (IPv6) of every datagram; 0 for the system's default. Without this call it is what the
+    /// socket has ([`UdpSocket::set_hop_limit`](crate::UdpSocket::set_hop_limit)).
+    ///
+    /// It is an option of the socket, set before the datagrams are sent if the last ones had another: tasks on several threads
+    /// that send with different ones on one socket get each other's. Ignored elsewhere than on Linux.
+    #[must_use]
+    pub fn hop_limit(mut self, hops: u8) -> Self {
+        self.header.hop_limit = Some(hops);
+        self
+    }
+
+    /// Whether these datagrams may be fragmented. Without this call it is what the socket has
+    /// ([`UdpSocket::set_fragmentation`](crate::UdpSocket::set_fragmentation)). An option of the socket, as
+    /// [`hop_limit`](Self::hop_limit); ignored on Windows, OpenBSD and NetBSD.
+    #[must_use]
+    pub fn fragmentation(mut self, fragmentation: Fragmentation) -> Self {
+        self.header.fragmentation = Some(fragmentation);
         self
     }
 
@@ -281,6 +315,7 @@ impl<'a> Transmit<'a> {
             destination: &self.destination,
             source: &self.source,
             ecn: self.ecn,
+            header: self.header,
             slices: chunk.slices,
             bytes: chunk.bytes,
             segment_size,

@@ -64,9 +64,6 @@ fn relay(m: &mut Metrics, control: &Control) {
     for &reason in DropReason::ALL {
         drops.add("", &[("reason", reason.name())], total(&|c| c.dropped(reason)) as f64);
     }
-    for (reason, get) in QUEUE_DROPS {
-        drops.add("", &[("reason", reason)], field(*get) as f64);
-    }
 }
 
 type Field = fn(&Counters) -> &Counter;
@@ -80,16 +77,7 @@ const COUNTERS: &[(&str, &str, Field)] = &[
     ("backwater_relay_moved_total", "Allocations that followed their client to another thread.", |c| &c.moved),
     ("backwater_relay_forbidden_total", "Requests answered with 403.", |c| &c.forbidden),
     ("backwater_relay_bind_failed_total", "Allocations that found no port.", |c| &c.bind_failed),
-    ("backwater_relay_queued_total", "Datagrams that the system refused and a queue took.", |c| &c.held),
     ("backwater_relay_receive_errors_total", "Receives that failed.", |c| &c.receive_errors),
-];
-
-/// What the queues in front of the sockets drop.
-const QUEUE_DROPS: &[(&str, Field)] = &[
-    ("held_too_long", |c| &c.held_too_long),
-    ("closed", |c| &c.held_at_close),
-    ("queue_full", |c| &c.queue_full),
-    ("no_room", |c| &c.no_room),
 ];
 
 fn socket(m: &mut Metrics, sample: &Sample) {
@@ -133,14 +121,12 @@ mod tests {
         control.counters[1].count_auth_failure(AuthFailureReason::Expired);
         control.counters[0].count_over_quota(QuotaReason::UserAllocations);
         control.counters[1].count_over_quota(QuotaReason::UserAllocations);
-        control.counters[0].queue_full.add(5);
         control.counters[0].allocations.add(7);
         control.counters[0].closed.add(1);
         let text = render(&control);
         for line in [
             "backwater_relay_to_peers_total 5",
             "backwater_relay_drops_total{reason=\"no_permission\"} 4",
-            "backwater_relay_drops_total{reason=\"queue_full\"} 5",
             "backwater_relay_auth_failures_total{reason=\"expired\"} 2",
             "backwater_relay_auth_failures_total{reason=\"wrong_password\"} 0",
             "backwater_relay_over_quota_total{reason=\"user_allocations\"} 2",

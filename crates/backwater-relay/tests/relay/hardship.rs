@@ -259,7 +259,7 @@ fn a_blocked_path_holds_up_only_its_own_traffic() {
             })
         };
         let began = Instant::now();
-        while relay.metric("backwater_relay_queued_total") == 0 {
+        while relay.metric("backwater_held") == 0 {
             assert!(began.elapsed() < PATIENCE, "the path is not blocked");
         }
         round_trips(&good, 1000);

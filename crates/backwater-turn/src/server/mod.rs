@@ -286,6 +286,11 @@ impl Server {
         self.allocations.len()
     }
 
+    /// Whether the client of this 5-tuple has an allocation.
+    pub fn has_allocation(&self, client: FiveTuple) -> bool {
+        self.clients.contains_key(&client)
+    }
+
     /// Answers every new Allocate request with 508 from here on. Allocations that exist go on.
     pub fn refuse_new(&mut self) {
         self.refuses_new = true;

@@ -25,6 +25,17 @@ impl Budget {
         Self(64)
     }
 
+    pub(super) fn is_spent(&self) -> bool {
+        self.0 == 0
+    }
+
+    /// One of them.
+    pub(super) fn one_call(&mut self) -> Self {
+        let one = self.0.min(1);
+        self.0 -= one;
+        Self(one)
+    }
+
     pub(super) fn unlimited() -> Self {
         Self(u32::MAX)
     }
@@ -280,7 +291,7 @@ fn classify<I: Io>(
     verdict
 }
 
-pub(super) fn fail<I: Io>(io: &I, ts: &mut [Transmit<'_>], error: io::Error) -> Attempt {
+fn fail<I: Io>(io: &I, ts: &mut [Transmit<'_>], error: io::Error) -> Attempt {
     drop_rest(io, ts, DropReason::Socket);
     Attempt::Fatal(error)
 }

@@ -76,6 +76,8 @@ pub struct DropTotals {
     pub cancelled: u64,
     pub socket: u64,
     pub other: u64,
+    /// The system had no room, and neither had the [`SendQueue`](crate::SendQueue).
+    pub queue_full: u64,
 }
 
 /// What refusals of one class have led to: those that promise a readiness event, or those that promise none.
@@ -297,8 +299,18 @@ impl AddAssign for StatsSnapshot {
 
 impl AddAssign for DropTotals {
     fn add_assign(&mut self, more: Self) {
-        let Self { no_buffers, deadline, too_large, unreachable, not_permitted, invalid, cancelled, socket, other } =
-            more;
+        let Self {
+            no_buffers,
+            deadline,
+            too_large,
+            unreachable,
+            not_permitted,
+            invalid,
+            cancelled,
+            socket,
+            other,
+            queue_full,
+        } = more;
         self.no_buffers += no_buffers;
         self.deadline += deadline;
         self.too_large += too_large;
@@ -308,6 +320,7 @@ impl AddAssign for DropTotals {
         self.cancelled += cancelled;
         self.socket += socket;
         self.other += other;
+        self.queue_full += queue_full;
     }
 }
 
@@ -350,6 +363,7 @@ impl DropTotals {
             DropReason::Cancelled => self.cancelled,
             DropReason::Socket => self.socket,
             DropReason::Other => self.other,
+            DropReason::QueueFull => self.queue_full,
         }
     }
 }

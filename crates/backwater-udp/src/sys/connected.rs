@@ -77,10 +77,18 @@ mod tests {
     use std::net::{SocketAddr, UdpSocket};
 
     use super::*;
-    use crate::transmit::Ecn;
+    use crate::transmit::{Ecn, Header};
 
     fn outgoing<'a>(destination: &'a SocketAddr, ecn: Option<Ecn>) -> Outgoing<'a> {
-        Outgoing { destination, source: &None, ecn, slices: &[], bytes: 5, segment_size: None }
+        Outgoing {
+            destination,
+            source: &None,
+            ecn,
+            header: Header::default(),
+            slices: &[],
+            bytes: 5,
+            segment_size: None,
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::transmit::Ecn;
+use crate::transmit::{Ecn, Header};
 
 #[cfg_attr(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)), path = "linux.rs")]
 #[cfg_attr(not(all(any(target_os = "linux", target_os = "android"), not(backwater_portable))), path = "portable.rs")]
@@ -85,6 +85,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) destination: &'a SocketAddr,
     pub(crate) source: &'a Option<IpAddr>,
     pub(crate) ecn: Option<Ecn>,
+    /// What the socket has to be told first: the caller of `send` has.
+    pub(crate) header: Header,
     pub(crate) slices: &'a [IoSlice<'a>],
     /// Of all the slices.
     pub(crate) bytes: usize,

@@ -1,0 +1,404 @@
+//! What waits on one socket, each key in a line of its own: a path that is refused holds up no other.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Attempt, Class, Core, Load,
+    attempt::{Budget, attempt_one, drop_rest},
+};
+use crate::{
+    Policy,
+    io::Io,
+    send_queue::Bounds,
+    stats::{DropReason, Report},
+    transmit::{Hold, OwnedTransmit, Transmit},
+};
+
+/// Bytes that a line may send before the next has its turn: ten full datagrams of an Ethernet, 6.5 ms at 20 Mbit/s.
+const QUANTUM: i64 = 16 << 10;
+
+/// Lines that may be refused in one pass. With a pass a millisecond it bounds what waiting costs, however many wait.
+const REFUSALS: usize = 4;
+
+/// With more than [`REFUSALS`] lines each is tried as often as a sender on its own, as far as that goes.
+const LONGEST_WAIT: Duration = Duration::from_millis(8);
+const SHORTEST_WAIT: Duration = Duration::from_millis(1);
+
+pub(crate) struct QueueCore<I: Io, K: Copy + Ord> {
+    core: Core<I>,
+    bounds: Bounds,
+    lines: Option<Box<Lines<K>>>,
+    /// Of the task that empties the queue.
+    waker: Option<Waker>,
+}
+
+struct Lines<K> {
+    /// A line without anything in it stays until its turn.
+    lines: BTreeMap<K, Line>,
+    /// Each line once.
+    turns: VecDeque<K>,
+    /// When things came, the oldest first; some have gone since.
+    ages: VecDeque<(Instant, K)>,
+    bytes: usize,
+    datagrams: usize,
+    sent: u64,
+}
+
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    /// Bytes that it may still send in its turn; a datagram may overdraw it.
+    credit: i64,
+    /// Whether it has sent some in its turn.
+    is_served: bool,
+}
+
+struct Waiting {
+    transmit: OwnedTransmit,
+    since: Instant,
+}
+
+/// How a line's turn ended.
+enum Served {
+    Empty,
+    /// The next one's turn.
+    Turn,
+    Paused,
+    Refused(Class),
+    Fatal(io::Error),
+}
+
+impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
+    pub(crate) fn new(io: I, bounds: Bounds) -> Self {
+        Self { core: Core::new(io), bounds, lines: None, waker: None }
+    }
+
+    pub(crate) fn core(&self) -> &Core<I> {
+        &self.core
+    }
+
+    pub(crate) fn held(&self) -> usize {
+        self.lines.as_ref().map_or(0, |lines| lines.datagrams)
+    }
+
+    pub(crate) fn held_bytes(&self, key: K) -> usize {
+        self.lines.as_ref().and_then(|lines| lines.lines.get(&key)).map_or(0, |line| line.bytes)
+    }
+
+    pub(crate) fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+        match self.offer(key, t)? {
+            Some(class) if self.policy() == Policy::Drop => self.refuse(t, class, DropReason::NoBuffers),
+            Some(class) => self.hold(key, t, class),
+            None => {}
+        }
+        Ok(t.cursor.report)
+    }
+
+    pub(crate) fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+        if let Some(class) = self.offer(key, t)? {
+            self.refuse(t, class, DropReason::NoBuffers);
+        }
+        Ok(t.cursor.report)
+    }
+
+    /// Offers it to the system, unless it is known that there is no room. `Some` says that there is none for the rest.
+    fn offer(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Option<Class>> {
+        if let Some(lines) = &self.lines
+            && lines.datagrams > 0
+        {
+            if self.core.parked_class() == Some(Class::Advised) {
+                return Ok(Some(Class::Advised));
+            }
+            if lines.lines.get(&key).is_some_and(|line| !line.waiting.is_empty()) {
+                return Ok(Some(Class::Silent));
+            }
+        }
+        match self.core.offer(t) {
+            Attempt::Done => Ok(None),
+            Attempt::Refused(class) => Ok(Some(class)),
+            Attempt::Crowded | Attempt::Paused => Ok(Some(Class::Silent)),
+            Attempt::Fatal(e) => Err(e),
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        self.core.io.backpressure().get()
+    }
+
+    fn refuse(&mut self, t: &mut Transmit<'_>, class: Class, reason: DropReason) {
+        drop_rest(&self.core.io, std::slice::from_mut(t), reason);
+        if self.held() == 0 {
+            self.core.was_blocked();
+        } else {
+            self.core.refused(class);
+        }
+    }
+
+    fn hold(&mut self, key: K, t: &mut Transmit<'_>, class: Class) {
+        let bytes = t.cursor.bytes_left.max(LEAST);
+        let of_all = self.lines.as_ref().map_or(0, |lines| lines.bytes);
+        if self.held_bytes(key) + bytes > self.bounds.of_a_key || of_all + bytes > self.bounds.of_all {
+            return self.refuse(t, class, DropReason::QueueFull);
+        }
+        let lines = self.lines.get_or_insert_default();
+        let line = lines.lines.entry(key).or_insert_with(|| {
+            // One that sends little need not wait for all that send much. It stays, emptied, until its turn: nobody is new twice
+            // in a round.
+            lines.turns.push_front(key);
+            Line::default()
+        });
+        let now = Instant::now();
+        let datagrams = t.remaining();
+        self.core.name();
+        self.core.io.stats().accept(datagrams);
+        t.cursor.hold = Hold { sender: self.core.id, generation: 0 };
+        line.bytes += bytes;
+        line.waiting.push_back(Waiting { transmit: OwnedTransmit::from(&*t), since: now });
+        lines.bytes += bytes;
+        lines.datagrams += datagrams;
+        lines.ages.push_back((now, key));
+        if self.core.is_parked() {
+            self.core.refused(class);
+        } else {
+            self.core.park(t.cursor.report.sent > 0, class, false);
+            if let Some(waker) = &self.waker {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            waker @ None => *waker = Some(cx.waker().clone()),
+        }
+        let Some(lines) = &mut self.lines else { return Poll::Ready(Ok(())) };
+        if lines.datagrams == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let ended = match self.core.wait.take() {
+            Some(mut wait) if wait.parked.is_some() => {
+                let ended = self.core.poll_parked(cx, &mut wait, &mut **lines);
+                self.core.wait = Some(wait);
+                ended
+            }
+            wait => {
+                self.core.wait = wait;
+                Poll::Ready(lines.attempt(&self.core.io, self.core.id))
+            }
+        };
+        let Poll::Ready(ended) = ended else { return Poll::Pending };
+        self.core.unpark();
+        match ended {
+            Attempt::Paused => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Attempt::Refused(class) => {
+                self.core.park(false, class, false);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Attempt::Crowded | Attempt::Done => {
+                lines.clear();
+                self.core.look_after();
+                Poll::Ready(Ok(()))
+            }
+            Attempt::Fatal(e) => {
+                lines.drop_all(&self.core.io, DropReason::Socket);
+                Poll::Ready(Err(e))
+            }
+        }
+    }
+
+    /// What waits under this key is given up.
+    pub(crate) fn cancel(&mut self, key: K) {
+        let Some(lines) = &mut self.lines else { return };
+        let Some(line) = lines.lines.get_mut(&key) else { return };
+        lines.bytes -= std::mem::take(&mut line.bytes);
+        let datagrams = line.waiting.drain(..).map(|waiting| waiting.transmit.remaining()).sum();
+        lines.datagrams -= datagrams;
+        self.core.io.stats().dropped(DropReason::Cancelled, datagrams);
+        if lines.datagrams == 0 {
+            lines.clear();
+            self.core.unpark();
+        }
+    }
+}
+
+impl<I: Io, K: Copy + Ord> Drop for QueueCore<I, K> {
+    fn drop(&mut self) {
+        self.core.io.stats().dropped(DropReason::Cancelled, self.held());
+    }
+}
+
+/// What a datagram without bytes counts, and what any costs beside its bytes.
+const LEAST: usize = 64;
+
+impl<K> Default for Lines<K> {
+    fn default() -> Self {
+        Self { lines: BTreeMap::new(), turns: VecDeque::new(), ages: VecDeque::new(), bytes: 0, datagrams: 0, sent: 0 }
+    }
+}
+
+impl<K: Copy + Ord> Load for Lines<K> {
+    /// Serves the lines by turns. One that is refused is not tried again in this pass; after a few the pass ends, and the next one
+    /// begins behind them, but for a line whose turn is not over: it had room for a part. What can be sent is, however many
+    /// are refused.
+    fn attempt<I: Io>(&mut self, io: &I, id: u32) -> Attempt {
+        let mut budget = Budget::of_a_poll();
+        let (mut refused, mut begun) = (Vec::new(), Vec::new());
+        let mut ended = Attempt::Done;
+        while let Some(key) = self.turns.pop_front() {
+            match self.serve(io, id, key, &mut budget) {
+                Served::Empty => {
+                    self.lines.remove(&key);
+                }
+                Served::Turn => self.turns.push_back(key),
+                Served::Paused => {
+                    self.turns.push_front(key);
+                    ended = Attempt::Paused;
+                    break;
+                }
+                Served::Refused(Class::Advised) => {
+                    self.turns.push_front(key);
+                    ended = Attempt::Refused(Class::Advised);
+                    break;
+                }
+                Served::Refused(Class::Silent) => {
+                    let is_served = self.lines.get(&key).is_some_and(|line| line.is_served);
+                    (if is_served { &mut begun } else { &mut refused }).push(key);
+                    if refused.len() + begun.len() == REFUSALS {
+                        break;
+                    }
+                }
+                Served::Fatal(e) => {
+                    self.turns.push_front(key);
+                    ended = Attempt::Fatal(e);
+                    break;
+                }
+            }
+        }
+        if refused.len() + begun.len() > 0 && matches!(ended, Attempt::Done) {
+            ended = Attempt::Refused(Class::Silent);
+        }
+        self.turns.extend(refused);
+        begun.into_iter().rev().for_each(|key| self.turns.push_front(key));
+        ended
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn since(&mut self) -> Option<Instant> {
+        while let Some(&(since, key)) = self.ages.front() {
+            let head = self.lines.get(&key).and_then(|line| line.waiting.front());
+            if head.is_some_and(|head| head.since <= since) {
+                return Some(since);
+            }
+            self.ages.pop_front();
+        }
+        None
+    }
+
+    fn drop_old<I: Io>(&mut self, io: &I, since: Instant, reason: DropReason) -> bool {
+        while let Some(oldest) = self.since()
+            && oldest <= since
+            && let Some((_, key)) = self.ages.pop_front()
+        {
+            self.drop_head(io, key, reason);
+        }
+        self.datagrams == 0
+    }
+
+    fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason) {
+        io.stats().dropped(reason, self.datagrams);
+        self.clear();
+    }
+
+    fn longest_wait(&self) -> Option<Duration> {
+        let passes = self.lines.len().div_ceil(REFUSALS) as u32;
+        Some((LONGEST_WAIT / passes.max(1)).max(SHORTEST_WAIT))
+    }
+}
+
+impl<K: Copy + Ord> Lines<K> {
+    fn serve<I: Io>(&mut self, io: &I, id: u32, key: K, budget: &mut Budget) -> Served {
+        let Some(line) = self.lines.get_mut(&key) else { return Served::Empty };
+        if line.credit <= 0 {
+            line.credit += QUANTUM;
+            line.is_served = false;
+        }
+        loop {
+            let Some(head) = line.waiting.front_mut() else { return Served::Empty };
+            let (before, counted) = (head.transmit.remaining(), head.transmit.bytes().max(LEAST));
+            if before == 0 {
+                line.bytes -= counted;
+                self.bytes -= counted;
+                line.waiting.pop_front();
+                continue;
+            }
+            if line.credit <= 0 {
+                return Served::Turn;
+            }
+            if budget.is_spent() {
+                return Served::Paused;
+            }
+            let sent = head.transmit.report().sent;
+            let credit = line.credit;
+            let (ended, bytes) = head.transmit.lend(|t| offer_at_most(io, id, t, credit, budget));
+            line.credit -= bytes as i64;
+            line.is_served |= bytes > 0;
+            self.datagrams -= before - head.transmit.remaining();
+            self.sent += u64::from(head.transmit.report().sent - sent);
+            let class = match ended {
+                Attempt::Done | Attempt::Paused => continue,
+                Attempt::Fatal(e) => return Served::Fatal(e),
+                Attempt::Refused(class) => class,
+                Attempt::Crowded => Class::Silent,
+            };
+            return Served::Refused(class);
+        }
+    }
+
+    fn drop_head<I: Io>(&mut self, io: &I, key: K, reason: DropReason) {
+        let Some(line) = self.lines.get_mut(&key) else { return };
+        let Some(head) = line.waiting.pop_front() else { return };
+        let (datagrams, bytes) = (head.transmit.remaining(), head.transmit.bytes().max(LEAST));
+        line.bytes -= bytes;
+        self.bytes -= bytes;
+        self.datagrams -= datagrams;
+        io.stats().dropped(reason, datagrams);
+    }
+
+    fn clear(&mut self) {
+        *self = Self { sent: self.sent, ..Self::default() };
+    }
+}
+
+/// One call, with no more datagrams than fit in so many bytes, but for the first. How many bytes are done after it.
+fn offer_at_most<I: Io>(io: &I, id: u32, t: &mut Transmit<'_>, bytes: i64, budget: &mut Budget) -> (Attempt, usize) {
+    let before = t.cursor.bytes_left;
+    let at_most = t.cursor.at_most;
+    let fit = usize::try_from(bytes).unwrap_or(0) / t.datagram_len().max(1);
+    let offered = u8::try_from(fit).unwrap_or(u8::MAX).clamp(1, at_most);
+    t.cursor.at_most = offered;
+    let ended = attempt_one(io, id, t, None, &mut budget.one_call());
+    // Unless it was a train too many for the system.
+    if t.cursor.at_most == offered {
+        t.cursor.at_most = at_most;
+    }
+    (ended, before - t.cursor.bytes_left)
+}
+
+#[cfg(test)]
+mod tests;

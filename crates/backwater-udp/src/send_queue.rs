@@ -1,0 +1,128 @@
+//! A queue for one socket and many destinations.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use crate::{UdpSocket, core::QueueCore, stats::Report, transmit::Transmit};
+
+/// Sends to many destinations on one socket, and keeps what there is no room for: for a task that must not wait for any of them.
+///
+/// Kernels refuse a *path* (an interface's queue, a traffic class, a full neighbour table), not a socket. So what is refused
+/// waits in a line for its key, by default its destination, and other keys' datagrams go on. `EWOULDBLOCK` alone means that
+/// the socket has no room for anyone. Lines are served by turns, so many bytes each (deficit round robin). Each key, and all together,
+/// keep no more than the [`Bounds`] say, and nothing for longer than the [`Policy`](crate::Policy) of the socket; under
+/// [`Policy::Drop`](crate::Policy::Drop) nothing is kept.
+///
+/// A transmit is counted as accepted, sent, dropped or held from when it is given to the queue; what the queue holds when it is
+/// dropped is counted as [`Cancelled`](crate::DropReason::Cancelled).
+///
+/// [`poll_flush`](Self::poll_flush) has to be polled by a task: it sends what waits, and is the only one to wait.
+///
+/// ```
+/// use backwater_udp::{Bounds, DatagramStream, SendQueue, Transmit, UdpSocket};
+/// use std::{future::poll_fn, io::IoSlice};
+///
+/// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+/// let here = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
+/// let there = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
+/// let mut queue = SendQueue::new(here, Bounds::default());
+/// let to = there.local_addr();
+/// let payload = [IoSlice::new(b"hello")];
+/// queue.send(to, &mut Transmit::new(to, &payload))?;
+/// poll_fn(|cx| queue.poll_flush(cx)).await?;
+/// assert_eq!(&*DatagramStream::new(there.receiver()).recv().await?.payload, b"hello");
+/// # std::io::Result::Ok(()) }).unwrap();
+/// ```
+pub struct SendQueue<K: Copy + Ord = SocketAddr>(QueueCore<UdpSocket, K>);
+
+/// How much a [`SendQueue`] keeps, in bytes of payload; a datagram counts 64 at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Of one key.
+    pub of_a_key: usize,
+    /// Of all keys together.
+    pub of_all: usize,
+}
+
+impl Default for Bounds {
+    /// 256 KiB a key, 4 MiB together.
+    fn default() -> Self {
+        Self { of_a_key: 256 << 10, of_all: 4 << 20 }
+    }
+}
+
+impl<K: Copy + Ord> SendQueue<K> {
+    /// A queue without anything in it.
+    pub fn new(socket: UdpSocket, bounds: Bounds) -> Self {
+        Self(QueueCore::new(socket, bounds))
+    }
+
+    /// The socket it sends on.
+    pub fn socket(&self) -> &UdpSocket {
+        self.0.core().io()
+    }
+
+    /// Sends what the system takes of `t` now, behind what waits under the same key, and keeps a copy of the rest or drops it. The
+    /// report is of what is done: what is missing from it is held.
+    ///
+    /// # Errors
+    /// When the socket has failed; what was left of `t` is then dropped.
+    pub fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+        self.0.send(key, t)
+    }
+
+    /// As [`send`](Self::send), but nothing is held: what there is no room for is dropped as
+    /// [`NoBuffers`](crate::DropReason::NoBuffers). For answers to whom nothing is known of.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+        self.0.send_or_drop(key, t)
+    }
+
+    /// Sends what waits. Pending while something does; the task is woken when there may be room, and by a
+    /// [`send`](Self::send) that begins to wait. At most 64 system calls a poll.
+    ///
+    /// Cancel safe: what waits goes on waiting.
+    ///
+    /// # Errors
+    /// When the socket has failed; what waited is then dropped.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx)
+    }
+
+    /// Gives up what waits under a key; it is counted as [`Cancelled`](crate::DropReason::Cancelled).
+    pub fn cancel(&mut self, key: K) {
+        self.0.cancel(key);
+    }
+
+    /// Datagrams that wait.
+    pub fn held(&self) -> usize {
+        self.0.held()
+    }
+
+    /// Bytes that wait under a key, as they count towards [`Bounds::of_a_key`].
+    pub fn held_bytes(&self, key: K) -> usize {
+        self.0.held_bytes(key)
+    }
+
+    /// As [`Sender::is_stuck`](crate::Sender::is_stuck).
+    pub fn is_stuck(&self) -> bool {
+        self.0.core().is_stuck()
+    }
+
+    /// As [`Sender::blocked_for`](crate::Sender::blocked_for).
+    pub fn blocked_for(&self) -> Option<Duration> {
+        self.0.core().blocked_for()
+    }
+}
+
+impl<K: Copy + Ord> fmt::Debug for SendQueue<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SendQueue").field("socket", self.socket()).field("held", &self.held()).finish_non_exhaustive()
+    }
+}
