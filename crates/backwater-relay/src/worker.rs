@@ -274,7 +274,7 @@ impl Worker {
             Action::OverQuota(len, refusal) => {
                 self.counters.count_over_quota(refusal.reason);
                 self.log_over_quota(now, from.client, &refusal);
-                self.reply(listener, now, from, reply.get(..len));
+                self.reply(listener, from, reply.get(..len));
             }
             Action::Unauthenticated(failure) => {
                 self.counters.count_auth_failure(failure.reason);
