@@ -61,6 +61,14 @@ impl fmt::Display for ServerAddress {
     }
 }
 
+/// Takes the address of a socket of this process.
+pub(crate) fn parse_peer(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "expected an IP address of this host and a port, such as 192.0.2.7:0 or [2001:db8::7]:0 (port 0: any)"
+            .to_owned()
+    })
+}
+
 /// The first address of a host, with `default` for the port where the text names none. `None` where there is no such host.
 pub(crate) fn resolve(text: &str, default: u16) -> Option<SocketAddr> {
     let (host, port) = split(text)?;

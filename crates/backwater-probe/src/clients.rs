@@ -32,6 +32,8 @@ pub struct Clients {
     /// The addresses that were given out on loopback.
     addresses: u32,
     user: Option<User>,
+    /// Whether the server has answered anything.
+    has_answered: bool,
     /// Tells the transactions of this process from others', and one round of requests from the next.
     round: (u32, u32),
 }
@@ -45,6 +47,10 @@ pub(crate) struct Client {
     pub(crate) ip: Option<IpAddr>,
     nonce: Vec<u8>,
     relayed: Option<SocketAddr>,
+    /// An authenticated Allocate request was sent, and has not been refused.
+    may_be_allocated: bool,
+    /// Whom its channel is for.
+    peer: Option<SocketAddr>,
 }
 
 /// What a round of requests, one for each client, came to.
@@ -129,6 +135,7 @@ impl Clients {
             clients: Vec::with_capacity(count),
             addresses: 0,
             user: None,
+            has_answered: false,
             round: (tag, 0),
         };
         for _ in 0..count {
@@ -170,9 +177,13 @@ impl Clients {
         channel: ChannelNumber,
         peer: impl Fn(usize) -> SocketAddr,
     ) -> Result<Round, TurnError> {
+        let which = self.allocated();
+        for &number in &which {
+            self.clients[number].peer = Some(peer(number));
+        }
         let attributes =
             |number, w: &mut Writer<'_>| w.attribute(&channel)?.attribute(&XorPeerAddress(peer(number))).map(drop);
-        self.request(Method::CHANNEL_BIND, self.allocated(), attributes, |_, _| Ok(())).await
+        self.request(Method::CHANNEL_BIND, which, attributes, |_, _| Ok(())).await
     }
 
     /// Ends the allocations.
@@ -180,12 +191,22 @@ impl Clients {
     /// # Errors
     /// As [`allocate`](Self::allocate).
     pub async fn release(&mut self) -> Result<Round, TurnError> {
+        self.delete(self.allocated()).await
+    }
+
+    /// Ends what the server may have allocated, also where its answer has not come. What the server says to it does not matter.
+    pub(crate) async fn give_back(&mut self) {
+        let which = (0..self.len()).filter(|&number| self.clients.get(number).is_some_and(|c| c.may_be_allocated));
+        let _ = self.delete(which.collect()).await;
+    }
+
+    async fn delete(&mut self, which: Vec<usize>) -> Result<Round, TurnError> {
         let attributes = |_, w: &mut Writer<'_>| w.attribute(&Lifetime(0)).map(drop);
         let granted = |client: &mut Client, _: &Message<'_>| {
-            client.relayed = None;
+            (client.relayed, client.may_be_allocated) = (None, false);
             Ok(())
         };
-        self.request(Method::REFRESH, self.allocated(), attributes, granted).await
+        self.request(Method::REFRESH, which, attributes, granted).await
     }
 
     /// How many there are.
@@ -234,7 +255,14 @@ impl Clients {
         if ip.is_none() || self.sockets.is_empty() {
             self.sockets.push(generator_socket(SocketAddr::new(local_ip(self.server.ip(), ip.is_some()), 0))?);
         }
-        Ok(Client { socket: self.sockets.len() - 1, ip, nonce: Vec::new(), relayed: None })
+        Ok(Client {
+            socket: self.sockets.len() - 1,
+            ip,
+            nonce: Vec::new(),
+            relayed: None,
+            may_be_allocated: false,
+            peer: None,
+        })
     }
 
     /// Sends one request for each of `which`, many at a time, with what the server wants for authentication, which it
@@ -267,6 +295,8 @@ impl Clients {
             for &number in &to_send {
                 transactions[number].sent = turn;
                 transactions[number].sends += 1;
+                let client = &mut self.clients[number];
+                client.may_be_allocated |= method == Method::ALLOCATE && !client.nonce.is_empty();
             }
             self.send(method, &mut ends.senders, &to_send, &transactions, &attributes).await?;
             to_send.clear();
@@ -282,6 +312,7 @@ impl Clients {
                     idle = false;
                     let Ok(message) = Message::parse(datagram.payload) else { continue };
                     let Some(number) = self.of(&message, &transactions) else { continue };
+                    self.has_answered = true;
                     match self.answer(method, number, &message, &mut transactions[number], &mut granted)? {
                         Answer::Again => {
                             transactions[number].sends = 0;
@@ -305,7 +336,7 @@ impl Clients {
                     let transaction = &transactions[number];
                     if transaction.state == State::Open && turn - transaction.sent > WAIT * transaction.sends {
                         if transaction.sends >= SENDS {
-                            return Err(silence(method, self.server, &self.sockets));
+                            return Err(silence(method, self.server, &self.sockets, self.has_answered));
                         }
                         to_send.push(number);
                     }
@@ -421,8 +452,10 @@ impl Clients {
                 Ok(Answer::Again)
             }
             code => {
+                client.may_be_allocated &= method != Method::ALLOCATE;
                 let reason = error.reason.to_owned();
-                Ok(Answer::Refused(TurnError::Refused { method, server: self.server, code, reason }))
+                let peer = client.peer.filter(|_| method == Method::CHANNEL_BIND);
+                Ok(Answer::Refused(TurnError::Refused { method, server: self.server, code, reason, peer }))
             }
         }
     }

@@ -149,6 +149,9 @@ pub enum LoadError {
     /// The load cannot be sent.
     #[error("{0}")]
     Invalid(&'static str),
+    /// It was told to stop before it was done.
+    #[error("stopped by a signal")]
+    Stopped,
 }
 
 /// The smallest payload: the stamp.
@@ -170,6 +173,9 @@ const MOST_TRAINS: usize = 64;
 const LONGEST_DRAIN: Duration = Duration::from_millis(500);
 const QUIET: Duration = Duration::from_millis(30);
 
+/// The runtime learns of signals when a load yields: after this time at the latest.
+const LONGEST_TURN: Duration = Duration::from_millis(100);
+
 /// The channel of every client.
 pub(crate) const CHANNEL: ChannelNumber = ChannelNumber::MIN;
 
@@ -177,8 +183,16 @@ impl Session {
     /// Makes clients and a peer, with allocations and channels where there is a TURN server.
     ///
     /// # Errors
-    /// See [`LoadError`].
+    /// See [`LoadError`]. Allocations that were made are given back.
     pub async fn open(setup: &Setup) -> Result<Self, LoadError> {
+        Self::open_until(setup, std::future::pending()).await
+    }
+
+    /// As [`open`](Self::open), unless `stop` resolves before that is done.
+    ///
+    /// # Errors
+    /// As there, or [`LoadError::Stopped`].
+    pub async fn open_until(setup: &Setup, stop: impl Future<Output = ()>) -> Result<Self, LoadError> {
         let &Setup { direction, clients: count, .. } = setup;
         if count == 0 || direction == Direction::Across && count % 2 == 1 {
             return Err(LoadError::Invalid("there must be clients, and an even number of them across"));
@@ -198,20 +212,22 @@ impl Session {
             Via::Nothing => at_peer,
         };
         let mut clients = Clients::new(server, count)?;
-        let missing = LoadError::Invalid("a client has no address");
         let (towards_peer, towards_client): (Vec<SocketAddr>, Vec<SocketAddr>) = match &setup.via {
             Via::Turn(_, credential) => {
-                refused(clients.allocate(credential, AddressFamily::of(&at_peer)).await?)?;
-                let relayed: Option<Vec<_>> = (0..count).map(|i| clients.relayed(i)).collect();
-                let relayed = relayed.ok_or(missing)?;
-                let partner = |i: usize| if direction == Direction::Across { relayed[i ^ 1] } else { at_peer };
-                refused(clients.bind_channels(CHANNEL, partner).await?)?;
-                (vec![server; count], relayed)
+                let allocated = tokio::select! {
+                    biased;
+                    () = stop => Err(LoadError::Stopped),
+                    allocated = allocate(&mut clients, credential, direction, at_peer) => allocated,
+                };
+                if allocated.is_err() {
+                    clients.give_back().await;
+                }
+                (vec![server; count], allocated?)
             }
             Via::Forwarder(_) => (vec![server; count], Vec::new()),
             Via::Nothing => {
                 let locals: Option<Vec<_>> = (0..count).map(|i| clients.local(i)).collect();
-                let locals = locals.ok_or(missing)?;
+                let locals = locals.ok_or(NO_ADDRESS)?;
                 let across = direction == Direction::Across;
                 ((0..count).map(|i| if across { locals[i ^ 1] } else { at_peer }).collect(), locals)
             }
@@ -313,11 +329,15 @@ impl Session {
         let end = began + duration.as_nanos() as u64;
         let mut pace = Pace::new(load.rate, load.burst, began);
         let most = (DATAGRAMS_PER_LOOK / load.burst).clamp(1, MOST_TRAINS);
-        let mut trains = 0;
+        let (mut trains, mut yielded) = (0, began);
         loop {
             let time = now(self.start);
             if time >= end {
                 return Ok(sent);
+            }
+            if time - yielded >= LONGEST_TURN.as_nanos() as u64 {
+                yielded = time;
+                tokio::task::yield_now().await;
             }
             let due = pace.due(time, most);
             self.sources.send(due, self.run, time, &mut sent)?;
@@ -343,6 +363,24 @@ impl Session {
         Ok(())
     }
 }
+
+/// Allocates for each client, with a channel to the peer or, across, to the relayed address of its partner. Returns the relayed
+/// addresses.
+async fn allocate(
+    clients: &mut Clients,
+    credential: &Credential,
+    direction: Direction,
+    peer: SocketAddr,
+) -> Result<Vec<SocketAddr>, LoadError> {
+    refused(clients.allocate(credential, AddressFamily::of(&peer)).await?)?;
+    let relayed: Option<Vec<_>> = (0..clients.len()).map(|i| clients.relayed(i)).collect();
+    let relayed = relayed.ok_or(NO_ADDRESS)?;
+    let partner = |i: usize| if direction == Direction::Across { relayed[i ^ 1] } else { peer };
+    refused(clients.bind_channels(CHANNEL, partner).await?)?;
+    Ok(relayed)
+}
+
+const NO_ADDRESS: LoadError = LoadError::Invalid("a client has no address");
 
 /// A session wants all that it asks for.
 fn refused(round: Round) -> Result<(), TurnError> {

@@ -5,17 +5,19 @@ mod address;
 mod pressure_command;
 
 use std::{
+    fmt, io,
     net::SocketAddr,
+    pin::pin,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
 
-use address::{ServerAddress, Unresolvable};
+use address::{ServerAddress, Unresolvable, parse_peer};
 
 use anyhow::{Context, bail, ensure};
 use backwater_probe::{
     forward::Forwarder,
-    load::{Direction, Load, MAX_SIZE, MIN_SIZE, Outcome, Session, Setup, Via},
+    load::{Direction, Load, LoadError, MAX_SIZE, MIN_SIZE, Outcome, Session, Setup, Via},
     turn::Credential,
 };
 use clap::{Args, Parser, Subcommand};
@@ -23,7 +25,7 @@ use pressure_command::PressureArgs;
 
 /// Load-tests TURN servers over UDP; measures back-pressure on this host.
 #[derive(Parser)]
-#[command(name = "backwater-probe", version, about)]
+#[command(name = "backwater-probe", version, about, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -66,7 +68,7 @@ struct ServerArgs {
     #[arg(long, default_value_t = 1)]
     clients: usize,
     /// Where the peer is, which is this process. The server must be able to reach it.
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0", value_parser = parse_peer)]
     peer: SocketAddr,
     /// From the clients to the peer, down to the clients, or across, from client to client.
     #[arg(long, value_enum, default_value = "up")]
@@ -114,12 +116,31 @@ struct HoldArgs {
 
 #[derive(Args)]
 struct ForwardArgs {
-    #[arg(long)]
+    #[arg(long, value_parser = parse_peer)]
     listen: SocketAddr,
-    #[arg(long)]
+    #[arg(long, value_parser = parse_peer)]
     peer: SocketAddr,
     #[arg(long, value_enum)]
     direction: Direction,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0: it worked; 1: it did not, as the error says; 2: the command line cannot be used.";
+
+/// A mistake of the command line that clap does not find.
+#[derive(Debug)]
+struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+fn usage(problem: impl Into<String>) -> Usage {
+    Usage(problem.into())
 }
 
 fn main() -> ExitCode {
@@ -129,7 +150,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("backwater-probe: {e:#}");
-            if e.is::<Unresolvable>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            let is_invalid = matches!(e.downcast_ref(), Some(LoadError::Invalid(_)));
+            if is_invalid || e.is::<Usage>() || e.is::<Unresolvable>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -147,8 +169,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn load(args: LoadArgs) -> anyhow::Result<()> {
-    ensure!((MIN_SIZE..=MAX_SIZE).contains(&args.size), "--size must be {MIN_SIZE} to {MAX_SIZE}");
-    ensure!(args.burst > 0, "--burst must be at least 1");
+    let sizes = MIN_SIZE..=MAX_SIZE;
+    ensure!(sizes.contains(&args.size), usage(format!("--size must be {MIN_SIZE} to {MAX_SIZE}")));
+    ensure!(args.burst > 0, usage("--burst must be at least 1"));
     let load = Load {
         size: args.size,
         burst: args.burst,
@@ -156,9 +179,15 @@ async fn load(args: LoadArgs) -> anyhow::Result<()> {
         warm_up: seconds("--warm-up", args.warm_up)?,
         duration: seconds("--duration", args.duration)?,
     };
-    let mut session = Session::open(&setup(args.server, args.raw)?).await?;
-    let (outcome, _) = session.run(&load, || ()).await?;
-    session.close().await?;
+    let mut stop = pin!(stopped()?);
+    let mut session = Session::open_until(&setup(args.server, args.raw)?, stop.as_mut()).await?;
+    let ran = tokio::select! {
+        ran = session.run(&load, || ()) => ran,
+        () = stop => Err(LoadError::Stopped),
+    };
+    let closed = session.close().await;
+    let (outcome, _) = ran?;
+    closed?;
     if args.json {
         println!("{}", serde_json::to_string(&outcome)?);
     } else {
@@ -171,10 +200,41 @@ async fn load(args: LoadArgs) -> anyhow::Result<()> {
 async fn hold(args: HoldArgs) -> anyhow::Result<()> {
     let wait = seconds("--seconds", args.seconds)?;
     let setup = setup(args.server, false)?;
-    let session = Session::open(&setup).await?;
+    let mut stop = pin!(stopped()?);
+    let session = Session::open_until(&setup, stop.as_mut()).await?;
     println!("holding {} allocations", setup.clients);
-    tokio::time::sleep(wait).await;
+    // Either end is the one that was asked for.
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = stop => {}
+    }
     Ok(session.close().await?)
+}
+
+/// Resolves when a signal ends the program: SIGINT, SIGTERM or SIGHUP.
+#[cfg(unix)]
+fn stopped() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let [mut interrupt, mut terminate, mut hangup] =
+        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?];
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    })
+}
+
+/// Resolves when Ctrl-C ends the program.
+#[cfg(not(unix))]
+fn stopped() -> io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        // Without it the system's own way of ending the program is left.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    })
 }
 
 fn setup(args: ServerArgs, raw: bool) -> anyhow::Result<Setup> {
@@ -194,7 +254,7 @@ fn print(o: &Outcome) {
 }
 
 fn seconds(name: &str, value: f64) -> anyhow::Result<Duration> {
-    Duration::try_from_secs_f64(value).with_context(|| format!("{name} must be a number of seconds"))
+    Ok(Duration::try_from_secs_f64(value).map_err(|_| usage(format!("{name} must be a number of seconds")))?)
 }
 
 /// How long a credential that is made from a secret is valid.
@@ -210,13 +270,14 @@ fn credential(
         (Some(user), Some(password), None) => Ok(Credential { user, password }),
         (user, _, Some(secret)) => {
             let name = user.unwrap_or_else(|| "probe".to_owned());
-            ensure!(!name.contains(':'), "--user with --secret is a NAME alone: the expiry and the password are made");
+            let problem = "--user with --secret is a NAME alone: the expiry and the password are made";
+            ensure!(!name.contains(':'), usage(problem));
             Ok(Credential::time_limited(&secret, &name, now + VALIDITY))
         }
         (Some(user), None, None) => match user.rsplit_once(':') {
             Some((name, password)) => Ok(Credential { user: name.to_owned(), password: password.to_owned() }),
-            None => bail!("--user: expected NAME:PASSWORD, or NAME with --password or --secret"),
+            None => bail!(usage("--user: expected NAME:PASSWORD, or NAME with --password or --secret")),
         },
-        (None, ..) => bail!("--user NAME:PASSWORD or --secret SECRET is missing"),
+        (None, ..) => bail!(usage("--user NAME:PASSWORD or --secret SECRET is missing")),
     }
 }

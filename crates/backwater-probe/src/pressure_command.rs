@@ -9,7 +9,10 @@ use anyhow::{Context, ensure};
 use backwater_probe::pressure::{Findings, Pressure, Progress, Treatment};
 use clap::{Args, ValueEnum};
 
-use crate::address::{Unresolvable, resolve};
+use crate::{
+    address::{Unresolvable, resolve},
+    usage,
+};
 
 #[derive(Args)]
 pub(crate) struct PressureArgs {
@@ -50,12 +53,11 @@ const MAX_SECONDS: f64 = 3600.0;
 
 impl PressureArgs {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        ensure!(self.size <= MAX_PAYLOAD, "--size must be at most {MAX_PAYLOAD}");
-        ensure!(
-            self.seconds > 0.0 && self.seconds <= MAX_SECONDS,
-            "--seconds must be more than 0, at most {MAX_SECONDS}"
-        );
-        ensure!(self.rate >= 0.0 && self.rate.is_finite(), "--rate must be a number of datagrams per second");
+        ensure!(self.size <= MAX_PAYLOAD, usage(format!("--size must be at most {MAX_PAYLOAD}")));
+        let seconds = self.seconds > 0.0 && self.seconds <= MAX_SECONDS;
+        ensure!(seconds, usage(format!("--seconds must be more than 0, at most {MAX_SECONDS}")));
+        let rate = self.rate >= 0.0 && self.rate.is_finite();
+        ensure!(rate, usage("--rate must be a number of datagrams per second"));
         let to = resolve(&self.address, DISCARD).ok_or(Unresolvable(self.address))?;
         let duration = Duration::from_secs_f64(self.seconds);
         let pressure = Pressure { to, size: self.size, rate: self.rate, duration };

@@ -39,8 +39,16 @@ pub enum TurnError {
     #[error(transparent)]
     Io(#[from] io::Error),
     /// Nothing came back, not even an ICMP message.
-    #[error("{0}: nothing came back from {1}: UDP is blocked on the way, or the address is wrong")]
+    #[error(
+        "{0}: nothing came back from {1}: UDP is blocked on the way, the address is wrong, or the server drops what is sent from here"
+    )]
     NoAnswer(Method, SocketAddr),
+    /// Nothing came back to this request, whereas the server has answered others.
+    #[error(
+        "{0}: {1} has answered before, but not this: the server drops requests, as it does after many wrong passwords or over a \
+         limit, or it has ended"
+    )]
+    Dropped(Method, SocketAddr),
     /// No answer but an ICMP message: the host is there, and no program listens on the port. Linux only.
     #[error("{0}: nobody listens at {1}: the host has sent ICMP port unreachable")]
     NobodyListens(Method, SocketAddr),
@@ -60,7 +68,7 @@ pub enum TurnError {
     #[error("{0}: this host has sent nothing to {1}: {reason}", reason = reason(*.2))]
     NotSent(Method, SocketAddr, DropReason),
     /// The server refused.
-    #[error("{method}: {server} refused with {code} {reason}")]
+    #[error("{method}: {server} refused with {code}{about}", about = about(*.code, .reason, *.peer))]
     Refused {
         /// What was asked for.
         method: Method,
@@ -70,6 +78,8 @@ pub enum TurnError {
         code: Code,
         /// Its reason phrase.
         reason: String,
+        /// The peer that the request was about.
+        peer: Option<SocketAddr>,
     },
     /// The answer lacks what it must have, or its integrity is wrong.
     #[error("{0}: the answer has no valid {1}")]
@@ -89,8 +99,19 @@ impl Credential {
     }
 }
 
-/// Why these sockets have no answer from `server`.
-pub(crate) fn silence(method: Method, server: SocketAddr, sockets: &[UdpSocket]) -> TurnError {
+/// What to add to the code of a refusal: the reason phrase, and the peer that the request was about.
+fn about(code: Code, reason: &str, peer: Option<SocketAddr>) -> String {
+    let blank = if reason.is_empty() { "" } else { " " };
+    let peer = match peer {
+        Some(peer) if code == Code::FORBIDDEN => format!(": it does not allow the peer {peer}"),
+        Some(peer) => format!(": for the peer {peer}"),
+        None => String::new(),
+    };
+    format!("{blank}{reason}{peer}")
+}
+
+/// Why these sockets have no answer from `server`. `has_answered`: to other requests it had one.
+pub(crate) fn silence(method: Method, server: SocketAddr, sockets: &[UdpSocket], has_answered: bool) -> TurnError {
     let events = sockets.iter().flat_map(|socket| std::iter::from_fn(|| socket.next_icmp_error()));
     let mut said = None;
     for event in events.filter(|event| event.destination == server) {
@@ -108,6 +129,7 @@ pub(crate) fn silence(method: Method, server: SocketAddr, sockets: &[UdpSocket])
     match said {
         Some(said) if said == refused => TurnError::NobodyListens(method, server),
         Some((icmp_type, code)) => TurnError::Unreachable { method, server, icmp_type, code },
+        None if has_answered => TurnError::Dropped(method, server),
         None => dropped().map_or(TurnError::NoAnswer(method, server), |why| TurnError::NotSent(method, server, why)),
     }
 }
@@ -148,7 +170,7 @@ pub async fn binding(socket: &UdpSocket, server: SocketAddr, patience: Duration)
             }
         }
     };
-    let silence = |_| Err(silence(Method::BINDING, server, std::slice::from_ref(socket)));
+    let silence = |_| Err(silence(Method::BINDING, server, std::slice::from_ref(socket), false));
     timeout(patience, answer).await.unwrap_or_else(silence)
 }
 

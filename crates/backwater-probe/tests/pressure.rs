@@ -57,9 +57,9 @@ fn bad_input_is_one_line() {
         ("host.invalid", 2),
         ("127.0.0.1:0", 2),
         ("127.0.0.1 --policies hope", 2),
-        ("127.0.0.1 --size 70000", 1),
-        ("127.0.0.1 --seconds 0", 1),
-        ("127.0.0.1 --rate -1", 1),
+        ("127.0.0.1 --size 70000", 2),
+        ("127.0.0.1 --seconds 0", 2),
+        ("127.0.0.1 --rate -1", 2),
     ] {
         let out = pressure(arguments);
         assert_eq!(out.status.code(), Some(code), "{arguments}");
