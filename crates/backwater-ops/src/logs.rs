@@ -30,6 +30,8 @@ use json::Json;
 pub struct Logs {
     filter: reload::Handle<EnvFilter, Registry>,
     is_in_journal: bool,
+    is_seen: bool,
+    file_error: Option<io::Error>,
     _guards: Vec<WorkerGuard>,
 }
 
@@ -56,8 +58,8 @@ impl Logs {
     }
 
     /// Begins, in files; and on stdout as well where that is a terminal. The filter is as for
-    /// [`to_stdout`](Self::to_stdout). A directory that cannot be written to, or a disk that is full, is said on stderr
-    /// and tried again with later lines.
+    /// [`to_stdout`](Self::to_stdout). A directory that cannot be written to is in [`file_error`](Self::file_error), and tried again
+    /// with later lines; one that can no longer be written to, or a disk that is full, is said on stderr.
     ///
     /// # Errors
     /// [`BadFilter`].
@@ -65,7 +67,20 @@ impl Logs {
         let filter = parsed(filter)?;
         let terminal = io::stdout().is_terminal().then(|| non_blocking(io::stdout()));
         let journal = journal::is_stderr().then(|| non_blocking(io::stderr()));
-        Ok(Self::begin(filter, terminal, Some(non_blocking(files.writer(now()))), journal))
+        let mut writer = files.writer(now());
+        let file_error = writer.begin().err();
+        let is_seen = terminal.is_some() || journal.is_some();
+        Ok(Self { is_seen, file_error, ..Self::begin(filter, terminal, Some(non_blocking(writer)), journal) })
+    }
+
+    /// Why no file could be written to at the beginning.
+    pub fn file_error(&self) -> Option<&io::Error> {
+        self.file_error.as_ref()
+    }
+
+    /// Whether the lines go to stdout, or warnings and errors to systemd's journal: an operator sees them without opening a file.
+    pub fn is_seen(&self) -> bool {
+        self.is_seen
     }
 
     /// Whether warnings and errors go to systemd's journal by way of stderr.
@@ -115,7 +130,8 @@ impl Logs {
         // Someone else's subscriber, set earlier, gets the events then.
         drop(tracing::subscriber::set_global_default(registry));
         let guards = [terminal_guard, json_guard, journal_guard];
-        Self { filter, is_in_journal, _guards: guards.into_iter().flatten().collect() }
+        let guards = guards.into_iter().flatten().collect();
+        Self { filter, is_in_journal, is_seen: true, file_error: None, _guards: guards }
     }
 }
 

@@ -49,6 +49,14 @@ impl Endpoints {
         self.candidates().next()
     }
 
+    /// The configured endpoint's name; `None` if it is an address.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match &self.configured {
+            Some(Endpoint::Name(name, _)) => Some(name),
+            Some(Endpoint::Address(_)) | None => None,
+        }
+    }
+
     /// Whether handshakes have failed since the peer answered last.
     pub(crate) fn is_failing(&self) -> bool {
         self.is_failing

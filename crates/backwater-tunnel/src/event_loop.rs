@@ -26,6 +26,7 @@ use crate::{
     config::Config,
     counters::Counters,
     link::{Link, Monitor, Suspended},
+    notices::Notices,
     packet::{
         coalesce::{Coalescer, Offload},
         icmp, virtio,
@@ -123,6 +124,7 @@ impl EventLoop {
         link: Link,
         options: path::Options,
         queries: mpsc::Receiver<oneshot::Sender<Status>>,
+        notices: Notices,
     ) -> io::Result<Self> {
         let now = Instant::now();
         let private_key = StaticSecret::from(config.interface.private_key.0);
@@ -158,7 +160,7 @@ impl EventLoop {
             allowed,
             last_destination: Last::default(),
             last_source: Last::default(),
-            tools: Tools::new(mtu, config.interface.mtu.is_some(), Coalescer::new(offload)),
+            tools: Tools::new(mtu, config.interface.mtu.is_some(), Coalescer::new(offload), notices),
             batch: RecvBatch::new(SLOTS),
             read: vec![0; virtio::LEN + 65_536].into(),
             counters: Counters::default(),

@@ -10,6 +10,7 @@ pub mod counters;
 mod endpoints;
 mod event_loop;
 pub mod link;
+mod notices;
 pub mod packet;
 mod path;
 mod path_mtu;

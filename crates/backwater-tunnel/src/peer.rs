@@ -22,6 +22,7 @@ use crate::{
     config::{self, Key},
     counters::{Numbers, PeerCounters},
     endpoints::Endpoints,
+    notices::Notices,
     packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
     path_mtu::PathMtu,
@@ -75,8 +76,16 @@ pub(crate) struct Peer {
     heard: Option<Instant>,
     persistent: bool,
     pub(crate) path_mtu: PathMtu,
+    pub(crate) told: Told,
     /// The endpoint is another one than when the event loop looked up the route to it.
     pub(crate) needs_route: bool,
+}
+
+/// What the operator has been told of a peer.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) unresolved: bool,
+    unanswered: bool,
 }
 
 struct Held {
@@ -95,6 +104,7 @@ pub(crate) struct Tools {
     /// The MTU of the device in bytes, and whether it is from the configuration.
     pub(crate) mtu: usize,
     pub(crate) mtu_is_configured: bool,
+    pub(crate) notices: Notices,
     segment: Box<[u8]>,
     message: Box<[u8]>,
 }
@@ -123,13 +133,14 @@ pub(crate) enum Received {
 }
 
 impl Tools {
-    pub(crate) fn new(mtu: usize, mtu_is_configured: bool, coalescer: Coalescer) -> Self {
+    pub(crate) fn new(mtu: usize, mtu_is_configured: bool, coalescer: Coalescer, notices: Notices) -> Self {
         Self {
             train: Train::new(),
             coalescer,
             urgent: Vec::new(),
             mtu,
             mtu_is_configured,
+            notices,
             segment: vec![0; 65_536 + 16].into(),
             message: vec![0; 65_536 + OVERHEAD].into(),
         }
@@ -177,6 +188,7 @@ impl Peer {
             heard: None,
             persistent: config.persistent_keepalive.is_some(),
             path_mtu: PathMtu::default(),
+            told: Told::default(),
             needs_route: false,
         }
     }
@@ -248,11 +260,16 @@ impl Peer {
     }
 
     /// A handshake had no answer: tries the next address, if there is one.
-    fn handshake_failed(&mut self, now: Instant, path: &Path) {
+    fn handshake_failed(&mut self, now: Instant, path: &Path, notices: &mut Notices) {
         let Some(current) = self.endpoint else { return };
         let peer = name_of(&self.public_key);
         if !self.endpoints.is_failing() {
             warn!(peer, endpoint = %current, "no answer to a handshake: UDP is blocked, a key is wrong, or nobody is there");
+            if !std::mem::replace(&mut self.told.unanswered, true) {
+                notices.tell(&format!(
+                    "peer {peer} at {current} does not answer: UDP is blocked, a key is wrong, or nobody is there"
+                ));
+            }
         }
         if let Some(next) = self.endpoints.handshake_failed(now, current) {
             debug!(peer, endpoint = %next, "trying another address");
@@ -482,13 +499,13 @@ impl Peer {
         match self.tunn.update_timers(&mut tools.message) {
             TunnResult::WriteToNetwork(message) => {
                 if has_failed && message.first() == Some(&kind::INITIATION) {
-                    self.handshake_failed(now, path);
+                    self.handshake_failed(now, path, &mut tools.notices);
                 }
                 self.answer(now, Some(&*message), &mut tools.urgent);
             }
             TunnResult::Err(WireGuardError::ConnectionExpired) => {
                 if has_failed {
-                    self.handshake_failed(now, path);
+                    self.handshake_failed(now, path, &mut tools.notices);
                 }
                 self.initiated = None;
                 // It has called for a minute and a half in vain. The next packet makes it call again.

@@ -128,6 +128,18 @@ impl Write for Writer {
 }
 
 impl Writer {
+    /// Opens the first file before the first line.
+    ///
+    /// # Errors
+    /// Why it cannot be opened. The caller says so; it is tried again with later lines.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        self.said = true;
+        self.state = State::Closed { retry: Some(Instant::now() + RETRY) };
+        self.state = State::Open { file: self.open()?, bytes: 0, torn: false };
+        self.said = false;
+        Ok(())
+    }
+
     fn line(&mut self, line: &[u8]) -> io::Result<()> {
         let len = line.len() as u64;
         let max = self.options.max_file();

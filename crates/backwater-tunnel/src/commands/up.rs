@@ -1,11 +1,6 @@
 //! `up`: the tunnel itself.
 
-use std::{
-    io::{self, Write},
-    path::PathBuf,
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use backwater_ops::{BadFilter, LogFiles, Logs};
@@ -18,6 +13,7 @@ use crate::{
     control,
     event_loop::EventLoop,
     link::Link,
+    notices::{Notices, say},
     path,
     signals::{Ending, Order, Signals},
 };
@@ -55,7 +51,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => Logs::to_stdout(&filter),
     };
     let logs = Arc::new(logs.with_context(|| format!("--log {:?}", args.log))?);
-    let place = files.map_or_else(|| "on stdout".to_owned(), |files| format!("in {}", files.directory.display()));
+    let place = match (files, logs.file_error()) {
+        (Some(files), Some(error)) => format!("its logs cannot be written to {}: {error}", files.directory.display()),
+        (Some(files), None) => format!("its logs are in {}", files.directory.display()),
+        (None, _) => "its logs are on stdout".to_owned(),
+    };
     for warning in warnings {
         warn!("{warning}");
         // The journal has it already.
@@ -88,14 +88,15 @@ async fn tunnel(
     let link = Link::open(&config, name)?;
     let control = control::serve(name, controls).with_context(|| format!("the control socket of {name}"))?;
     let port = config.interface.listen_port;
+    let notices = Notices::new(name, logs.is_seen());
     let options = path::Options { port, mark: link.fwmark(), backpressure, stats: Arc::default() };
-    let event_loop =
-        EventLoop::new(name.to_owned(), &config, link, options, asked).with_context(|| format!("port {port}"))?;
+    let event_loop = EventLoop::new(name.to_owned(), &config, link, options, asked, notices)
+        .with_context(|| format!("port {port}"))?;
     let control = tokio::spawn(control);
     info!(tunnel = name, peers = config.peers.len(), "up");
     // Its keys are in the sessions.
     drop(config);
-    say(&format!("{name} is up; its logs are {place}"));
+    say(&format!("{name} is up; {place}"));
     #[cfg(target_os = "linux")]
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         warn!(%error, "systemd was not told");
@@ -150,9 +151,4 @@ pub(crate) fn log_filter(filter: &str) -> Result<String, BadFilter> {
 /// Leaves out the lines of the protocol's library, which name neither peer nor endpoint, unless the filter asks for them.
 fn with_own_words(filter: &str) -> String {
     format!("boringtun=off,{filter}")
-}
-
-/// Writes a line to stderr, which may be closed.
-fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
 }

@@ -75,8 +75,24 @@ pub(super) fn running() -> io::Result<Vec<String>> {
 }
 
 fn directory() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(directory) if !directory.is_empty() => PathBuf::from(directory).join("backwater"),
-        _ => PathBuf::from("/run/backwater"),
+    below(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
+}
+
+/// A relative path is ignored, as the XDG Base Directory Specification demands: it would be another one for each command.
+fn below(runtime: Option<PathBuf>) -> PathBuf {
+    runtime.filter(|path| path.is_absolute()).unwrap_or_else(|| PathBuf::from("/run")).join("backwater")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runtime_directory_that_is_not_absolute_is_ignored() {
+        for (given, used) in [(Some("/x"), "/x/backwater"), (Some("x"), "/run/backwater"), (Some(""), "/run/backwater")]
+        {
+            assert_eq!(below(given.map(PathBuf::from)), PathBuf::from(used), "{given:?}");
+        }
+        assert_eq!(below(None), PathBuf::from("/run/backwater"));
     }
 }

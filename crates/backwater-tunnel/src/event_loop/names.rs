@@ -54,7 +54,11 @@ impl EventLoop {
     pub(super) fn resolved(&mut self, now: Instant, Resolved { peer, result }: Resolved) {
         let Some(peer) = self.peers.get_mut(peer) else { return };
         if let Err(error) = peer.endpoints.resolved(now, result) {
-            warn!(peer = %name_of(&peer.public_key), %error, "the name of the peer's endpoint does not resolve");
+            let (key, name) = (name_of(&peer.public_key), peer.endpoints.name().unwrap_or_default());
+            warn!(peer = key, name, %error, "the name of the peer's endpoint does not resolve");
+            if !std::mem::replace(&mut peer.told.unresolved, true) {
+                self.tools.notices.tell(&format!("peer {key}: the name {name} does not resolve: {error}"));
+            }
             return;
         }
         let stays = peer.endpoint().is_some_and(|current| {

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 
 use crate::support::{
-    in_namespace,
+    Process, in_namespace,
     traffic::{Echo, transfer, until_answered},
     tunnel::{HERE, NAME, PROGRAMS, Sides, THERE},
 };
@@ -162,6 +162,9 @@ fn log_names_a_peer_that_does_not_answer() {
         };
         assert_eq!((&line["severity"], &line["endpoint"]), (&"WARN".into(), &"10.9.1.2:51820".into()), "{line}");
         assert_eq!(line["peer"], tunnel.status()["peers"][0]["public_key"]);
+        // Whoever has started it sees it, too: once, however often it is tried.
+        let told = format!("{NAME}: peer {} at 10.9.1.2:51820 does not answer: ", line["peer"].as_str().unwrap());
+        tunnel.process.wait_for(&told);
         assert!(!tunnel.log().contains("REKEY"), "{}", tunnel.log());
         // Who wants to see its lines can.
         assert_eq!(sides.output(["set", "log", "info,boringtun=warn"]).0, 0);
@@ -169,5 +172,32 @@ fn log_names_a_peer_that_does_not_answer() {
             assert!(Instant::now() < end, "{}", tunnel.log());
             std::thread::sleep(Duration::from_millis(50));
         }
+        assert_eq!(tunnel.process.output().matches("does not answer").count(), 1, "{}", tunnel.process.output());
+    });
+}
+
+/// A directory that is no place for logs is named instead of promised.
+#[test]
+fn logs_that_cannot_be_written_are_said_so() {
+    in_namespace("control::logs_that_cannot_be_written_are_said_so", PROGRAMS, || {
+        let sides = Sides::new();
+        let file = sides.directory.file(&format!("{NAME}.conf"), &sides.configuration("", ""));
+        let caches = sides.directory.file("caches", "a file");
+        let mut command = sides.program(["up", file.to_str().unwrap()]);
+        command.env("XDG_CACHE_HOME", &caches);
+        let mut process = Process::spawn("tunnel", command);
+        process.wait_for(&format!("{NAME} is up; its logs cannot be written to {}/", caches.display()));
+        assert!(process.stop().success());
+        let said = process.output();
+        assert!(!said.contains("its logs are in") && said.lines().count() == 1, "{said}");
+
+        // A relative path is none of the specification's.
+        let mut command = sides.program(["up", file.to_str().unwrap()]);
+        let home = sides.directory.path.join("home");
+        command.env("XDG_CACHE_HOME", "caches").env("HOME", &home);
+        let process = Process::spawn("tunnel", command);
+        let logs = home.join(".cache/dev.backwater.client/data/logs");
+        process.wait_for(&format!("{NAME} is up; its logs are in {}\n", logs.display()));
+        assert_eq!(std::fs::read_dir(logs).unwrap().count(), 1);
     });
 }

@@ -60,6 +60,26 @@ fn a_name_is_resolved_again_while_handshakes_fail() {
 }
 
 #[test]
+fn a_name_that_does_not_resolve_is_named_in_the_log_and_on_stderr() {
+    in_namespace("names::a_name_that_does_not_resolve_is_named_in_the_log_and_on_stderr", PROGRAMS, || {
+        let sides = named(&[]);
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let tunnel = sides.up("", "Endpoint = peer.example:51820\nPersistentKeepalive = 25");
+        tunnel.wait_for_log("does not resolve", PATIENCE);
+        let log = tunnel.log();
+        let line = log.lines().find(|line| line.contains("does not resolve")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&line["severity"], &line["name"]), (&"WARN".into(), &"peer.example".into()), "{line}");
+        tunnel.process.wait_for(": the name peer.example does not resolve: ");
+        // It is tried again, and told once.
+        name(&sides, &["10.9.1.2"]);
+        until_answered(&sides.here, THERE[0], PATIENCE);
+        let said = tunnel.process.output();
+        assert_eq!(said.matches("does not resolve").count(), 1, "{said}");
+    });
+}
+
+#[test]
 fn an_ipv4_mapped_endpoint_is_ipv4() {
     in_namespace("names::an_ipv4_mapped_endpoint_is_ipv4", PROGRAMS, || {
         let sides = Sides::new();
