@@ -42,7 +42,7 @@ const AGAIN: Duration = Duration::from_millis(1500);
 /// Initiations that come sooner than 20 ms after one are ignored (Linux' `INITIATIONS_PER_SECOND`).
 const FLOOD: Duration = Duration::from_millis(50);
 
-/// Peers that are tried at once: each has a socket.
+/// Peers that are tried at once: each has two sockets at most.
 const AT_ONCE: usize = 64;
 
 /// Prints a line for each address of each peer.
@@ -118,8 +118,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The addresses of a peer, as they are shown, and what became of each. They are tried one after the other: a peer
-/// ignores an initiation that comes too soon after another.
+/// Tries an IPv4 and an IPv6 address of a peer side by side. Returns the addresses, as they are shown, and what became of each.
 async fn check(interface: &Interface, peer: &Peer) -> Vec<(String, Outcome)> {
     let (name, port) = match &peer.endpoint {
         None => return Vec::new(),
@@ -134,15 +133,14 @@ async fn check(interface: &Interface, peer: &Peer) -> Vec<(String, Outcome)> {
         Ok(found) => found,
         Err(error) => return vec![(format!("{name}:{port}"), Outcome::Unresolved(error))],
     };
-    let mut report = Vec::new();
-    for v4 in [true, false] {
-        if let Some(addr) = found.iter().find(|addr| addr.is_ipv4() == v4) {
-            if !report.is_empty() {
-                sleep(FLOOD).await;
-            }
-            report.push((format!("{name}, {addr}"), attempt(interface, peer, *addr).await));
-        }
-    }
+    let first = |v4: bool| found.iter().copied().find(|addr| addr.is_ipv4() == v4);
+    let attempt_after = async |delay, addr: Option<SocketAddr>| {
+        let addr = addr?;
+        sleep(delay).await;
+        Some((format!("{name}, {addr}"), attempt(interface, peer, addr).await))
+    };
+    let (v4, v6) = tokio::join!(attempt_after(Duration::ZERO, first(true)), attempt_after(FLOOD, first(false)));
+    let mut report = Vec::from_iter(v4.into_iter().chain(v6));
     if report.is_empty() {
         let error = io::Error::new(ErrorKind::NotFound, "it has no address");
         report.push((format!("{name}:{port}"), Outcome::Unresolved(error)));

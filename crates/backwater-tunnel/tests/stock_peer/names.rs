@@ -1,11 +1,17 @@
 //! The peer's endpoint is a name, or an address that is written in another way. The names are in a hosts file of the test's own.
 
-use std::{fs, time::Duration};
+use std::{fs, net::UdpSocket, time::Duration};
+
+use backwater_tunnel::config::Config;
+use boringtun::{
+    noise::{Tunn, TunnResult},
+    x25519::{PublicKey, StaticSecret},
+};
 
 use crate::support::{
     in_namespace,
     traffic::{Echo, until_answered},
-    tunnel::{PROGRAMS, Sides, THERE},
+    tunnel::{NAME, PROGRAMS, Sides, THERE},
 };
 
 /// A handshake without an answer takes five seconds (`REKEY_TIMEOUT`); a busy machine has ten times as long as two of them.
@@ -56,6 +62,38 @@ fn a_name_is_resolved_again_while_handshakes_fail() {
         name(&sides, &["10.9.1.4"]);
         until_answered(&sides.here, THERE[0], PATIENCE);
         assert_eq!(tunnel.status()["peers"][0]["endpoint"], "10.9.1.4:51820");
+    });
+}
+
+/// A peer that answers nothing until it has been tried at both of its addresses.
+#[test]
+fn check_tries_the_addresses_of_a_name_side_by_side() {
+    in_namespace("names::check_tries_the_addresses_of_a_name_side_by_side", PROGRAMS, || {
+        let sides = named(&["fd09:1::2", "10.9.1.2"]);
+        let Config { interface, peers } = Config::read(&sides.peer_configuration()).unwrap().0;
+        let (private, public) = (StaticSecret::from(interface.private_key.0), PublicKey::from(peers[0].public_key.0));
+        let mut tunn = Tunn::new(private, public, None, None, 1, None);
+        let addresses = ["10.9.1.2:51820", "[fd09:1::2]:51820"];
+        let sockets = sides.there.within(move || addresses.map(|address| UdpSocket::bind(address).unwrap()));
+        std::thread::spawn(move || {
+            let (mut messages, mut answer) = ([[0; 2048]; 2], [0; 2048]);
+            loop {
+                let received = [0, 1].map(|at| sockets[at].recv_from(&mut messages[at]).unwrap());
+                for (at, (len, from)) in received.into_iter().enumerate() {
+                    let message = &messages[at][..len];
+                    if let TunnResult::WriteToNetwork(bytes) = tunn.decapsulate(None, message, &mut answer) {
+                        sockets[at].send_to(bytes, from).unwrap();
+                    }
+                }
+            }
+        });
+        let text = sides.configuration("", "Endpoint = peer.example:51820");
+        let file = sides.directory.file(&format!("{NAME}.conf"), &text);
+        let (code, out, err) = sides.output(["check", file.to_str().unwrap()]);
+        assert_eq!((code, &*err), (0, ""), "{out}");
+        for address in addresses {
+            assert!(out.contains(&format!(" at peer.example, {address}: answered in ")), "{out}");
+        }
     });
 }
 

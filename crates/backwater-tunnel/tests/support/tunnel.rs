@@ -126,14 +126,19 @@ impl Sides {
         self.there.wireguard("wg0", &configuration, &["10.0.0.2/24", "fd00::2/64"])
     }
 
-    /// Starts this program as the peer, where the stock one would be.
-    pub fn own_peer(&self) -> Process {
+    /// A configuration of the other end, for this program.
+    pub fn peer_configuration(&self) -> PathBuf {
         let configuration = format!(
             "[Interface]\nPrivateKey = {}\nListenPort = 51820\nAddress = 10.0.0.2/24, fd00::2/64\n[Peer]\nPublicKey = {}\n\
              AllowedIPs = 10.0.0.1/32, fd00::1/128\n",
             self.there_keys.0, self.here_keys.1
         );
-        let file = self.directory.file("peer.conf", &configuration);
+        self.directory.file("peer.conf", &configuration)
+    }
+
+    /// Starts this program as the peer, where the stock one would be.
+    pub fn own_peer(&self) -> Process {
+        let file = self.peer_configuration();
         let mut command = self.there.command_of([PROGRAM, "up", file.to_str().unwrap()]);
         self.environment(&mut command);
         command.env("XDG_CACHE_HOME", self.directory.path.join("peer"));
