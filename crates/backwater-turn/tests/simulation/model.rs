@@ -85,6 +85,11 @@ impl Model {
         if let Ask::Binding = sent.ask {
             return vec![0];
         }
+        // An allocation answers copies of its own request for as long as it lasts, whatever has become of the nonce.
+        let is_copy = |held: &Held| held.request == sent.id && !held.mobile;
+        if matches!(sent.ask, Ask::Allocate { .. }) && self.held.get(&sent.from).is_some_and(is_copy) {
+            return vec![0];
+        }
         let nonce =
             sent.nonce.is_some_and(|(to, at)| to == sent.from && now.unix.as_secs().abs_diff(at.as_secs()) <= 3600);
         match (sent.signed, nonce) {
@@ -232,6 +237,10 @@ impl Model {
         let Some(held) = self.held.get_mut(&sent.from) else { return };
         match &sent.ask {
             Ask::Refresh { lifetime: Some(0), family, .. } => {
+                // From now on the answer to its Allocate is remembered for as long as any other.
+                if let Some(answer) = self.answered.get_mut(&(sent.from, held.request)).filter(|_| !held.mobile) {
+                    answer.at = now;
+                }
                 for gone in FAMILIES.into_iter().filter(|f| family.is_none_or(|family| family == *f)) {
                     held.close(gone);
                 }
