@@ -16,7 +16,10 @@ use std::{
 };
 
 use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData};
-use backwater_udp::{MAX_SEGMENTS, Receiver, RecvBatch, Sender, Transmit, UdpSocket};
+use backwater_udp::{
+    Receiver, RecvBatch, Sender, Transmit, UdpSocket,
+    gso::{MAX_BYTES, MAX_SEGMENTS},
+};
 use tokio::task::JoinSet;
 
 use crate::load::{CHANNEL, Direction};
@@ -50,9 +53,6 @@ const SLOTS: usize = 32;
 
 /// What a relay would ask for.
 const RECEIVE_BUFFER: usize = 4 << 20;
-
-/// The kernel's limit on a train, in bytes.
-const MAX_TRAIN: usize = 65_507;
 
 impl Forwarder {
     /// A forwarder of this direction: clients send to `listen`, and up and down there is one `peer`.
@@ -188,7 +188,7 @@ impl Down {
             let Ok(len) = u16::try_from(first.len()) else { continue };
             let (header, size) = (ChannelData::header(CHANNEL, len), CHANNEL_HEADER_LEN + first.len());
             slices.extend([IoSlice::new(&header), IoSlice::new(first)]);
-            let most = MAX_SEGMENTS.min(MAX_TRAIN / size).max(1);
+            let most = MAX_SEGMENTS.min(MAX_BYTES / size).max(1);
             while slices.len() / 2 < most
                 && let Some(next) = data.next_if(|next| next.len() == first.len())
             {
@@ -213,7 +213,7 @@ impl<'a> Run<'a> {
     #[inline]
     fn takes(&self, datagrams: usize, size: usize) -> bool {
         let all = self.datagrams + datagrams;
-        self.datagrams == 0 || size == self.size && all <= MAX_SEGMENTS && all * size <= MAX_TRAIN
+        self.datagrams == 0 || size == self.size && all <= MAX_SEGMENTS && all * size <= MAX_BYTES
     }
 
     #[inline]

@@ -48,7 +48,7 @@ enum Connected {
 /// The discard protocol, RFC 863.
 const DISCARD: u16 = 9;
 
-const MAX_PAYLOAD: usize = 65_507;
+const MAX_PAYLOAD: usize = backwater_udp::gso::MAX_BYTES;
 const MAX_SECONDS: f64 = 3600.0;
 
 impl PressureArgs {

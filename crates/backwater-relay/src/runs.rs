@@ -1,12 +1,9 @@
 //! Datagrams of a received batch that go the same way, gathered so that they leave in one call.
 
 use backwater_turn::{PeerAddr, server::AllocationId};
-use backwater_udp::{MAX_SEGMENTS, RecvBatch};
+use backwater_udp::{RecvBatch, gso::Shape};
 
 use crate::fields::Fields;
-
-/// Bytes that one segmented send takes over IPv4.
-pub(crate) const MAX_TRAIN: usize = 65_507;
 
 /// The runs of one batch. The order within a flow is kept.
 #[derive(Default)]
@@ -19,16 +16,12 @@ pub(crate) struct Runs {
     stamp: u32,
 }
 
-/// Datagrams of one allocation to one peer, of one length but for the last.
+/// Datagrams of one allocation to one peer that leave in one call.
 pub(crate) struct Run {
     pub(crate) via: AllocationId,
     pub(crate) to: PeerAddr,
     pub(crate) fields: Fields,
-    pub(crate) segment_size: usize,
-    pub(crate) datagrams: usize,
-    pub(crate) bytes: usize,
-    /// Nothing may follow a datagram that is shorter than the others.
-    closed: bool,
+    pub(crate) shape: Shape,
     first: u32,
     last: u32,
 }
@@ -72,23 +65,13 @@ impl Runs {
         {
             self.pieces[run.last as usize].next = piece;
             run.last = piece;
-            run.datagrams += 1;
-            run.bytes += len;
-            run.closed = len < run.segment_size;
+            run.shape.append(len);
             return;
         }
         *open = (self.stamp, self.runs.len() as u32);
-        self.runs.push(Run {
-            via,
-            to,
-            fields,
-            segment_size: len,
-            datagrams: 1,
-            bytes: len,
-            closed: len == 0,
-            first: piece,
-            last: piece,
-        });
+        let mut shape = Shape::default();
+        shape.append(len);
+        self.runs.push(Run { via, to, fields, shape, first: piece, last: piece });
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Run> {
@@ -107,11 +90,6 @@ impl Runs {
 
 impl Run {
     fn takes(&self, via: AllocationId, to: PeerAddr, fields: Fields, len: usize) -> bool {
-        !self.closed
-            && len <= self.segment_size
-            && len > 0
-            && self.datagrams < MAX_SEGMENTS
-            && self.bytes + len <= MAX_TRAIN
-            && (self.via, self.to, self.fields) == (via, to, fields)
+        (self.via, self.to, self.fields) == (via, to, fields) && self.shape.can_append(len)
     }
 }

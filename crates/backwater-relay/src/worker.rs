@@ -18,7 +18,7 @@ use backwater_turn::{
     ClientAddr, Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
 };
-use backwater_udp::{Builder, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket};
+use backwater_udp::{Builder, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket, gso::Batch};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{error, warn};
 
@@ -28,7 +28,7 @@ use crate::{
     fields::Fields,
     health::Health,
     ports::{self, Bound, Lease, Ports, Sockets},
-    runs::{MAX_TRAIN, Run, Runs},
+    runs::{Run, Runs},
 };
 
 pub(crate) mod lines;
@@ -57,7 +57,7 @@ pub(crate) struct Worker {
     batch: RefCell<RecvBatch>,
     runs: RefCell<Runs>,
     /// Where trains to clients are put together.
-    train: RefCell<Vec<u8>>,
+    down: RefCell<DownBatch>,
     /// How relayed sockets are made.
     builder: Builder,
     ports: Arc<Ports>,
@@ -110,7 +110,7 @@ impl Worker {
             by_port: RefCell::default(),
             batch: RefCell::new(RecvBatch::new(BATCH)),
             runs: RefCell::default(),
-            train: RefCell::default(),
+            down: RefCell::new(Batch::new(MAX_CHANNEL_DATA)),
             builder,
             ports,
             counters,
@@ -215,20 +215,20 @@ impl Worker {
             let family = AddressFamily::of(&run.to.0);
             let via = relayed.get(run.via.index()).and_then(Option::as_ref);
             let Some((via, socket)) = via.and_then(|via| Some((via, via.socket(run.via, family)?))) else {
-                self.counters.count_drop(DropReason::NoAllocation, run.datagrams);
+                self.counters.count_drop(DropReason::NoAllocation, run.shape.datagrams());
                 continue;
             };
-            self.counters.to_peers.add(run.datagrams as u64);
+            self.counters.to_peers.add(run.shape.datagrams() as u64);
             match self.inside(run.to) {
                 Some(id) => {
-                    self.counters.inside.add(run.datagrams as u64);
+                    self.counters.inside.add(run.shape.datagrams() as u64);
                     let listener = relayed.get(id.index()).and_then(|r| Some(r.as_ref()?.listener));
                     let Some(mut down) = listener.and_then(|listener| self.down(listener, now.instant)) else {
                         continue;
                     };
                     let peer = PeerAddr(socket.relayed.0);
                     let payloads = runs.payloads(run, batch);
-                    self.deliver(&mut down, id, peer, run.fields, run.datagrams, run.bytes, payloads);
+                    self.deliver(&mut down, id, peer, run.fields, run.shape.datagrams(), run.shape.bytes(), payloads);
                     down.flush();
                 }
                 // An allocation of another thread is reached on this host: a NAT outside need not send anything back.
@@ -408,16 +408,7 @@ impl Worker {
 
     fn down(&self, listener: usize, now: Instant) -> Option<Down<'_>> {
         let listener = self.listeners.get(listener)?;
-        Some(Down {
-            listener,
-            now,
-            client: None,
-            fields: Fields::OWN,
-            train: self.train.borrow_mut(),
-            first: 0,
-            last: 0,
-            count: 0,
-        })
+        Some(Down { listener, now, batch: self.down.borrow_mut() })
     }
 
     /// Datagrams of a peer's, which share all but their payloads, to the client of an allocation.
@@ -506,46 +497,41 @@ impl Listener {
     }
 }
 
-/// ChannelData messages on their way to one client, put together into a train while they are of one length.
+/// ChannelData messages that leave in one call: their client, and their fields.
+type DownBatch = Batch<(FiveTuple, Fields)>;
+
+/// Bytes of the longest ChannelData message.
+const MAX_CHANNEL_DATA: usize = CHANNEL_HEADER_LEN + u16::MAX as usize;
+
+/// The way from peers to a listener's clients.
 struct Down<'a> {
     listener: &'a Listener,
     now: Instant,
-    client: Option<FiveTuple>,
-    fields: Fields,
-    train: RefMut<'a, Vec<u8>>,
-    /// The payloads' lengths.
-    first: usize,
-    last: usize,
-    count: usize,
+    batch: RefMut<'a, DownBatch>,
 }
 
 impl Down<'_> {
     fn channel_data(&mut self, client: FiveTuple, fields: Fields, channel: ChannelNumber, payload: &[u8]) {
-        // A datagram shorter than the first may only be the last of its train.
-        let fits = payload.len() <= self.first
-            && self.last == self.first
-            && self.count < MAX_SEGMENTS
-            && self.train.len() + CHANNEL_HEADER_LEN + payload.len() <= MAX_TRAIN;
-        if self.count > 0 && !(fits && self.client == Some(client) && self.fields == fields) {
+        let len = CHANNEL_HEADER_LEN + payload.len();
+        if !self.batch.can_append(&(client, fields), len) {
             self.flush();
         }
-        if self.count == 0 {
-            (self.client, self.fields, self.first) = (Some(client), fields, payload.len());
+        if let Some((header, rest)) = self.batch.reserve().split_first_chunk_mut()
+            && let Some(place) = rest.get_mut(..payload.len())
+        {
+            // A UDP payload is shorter than 65,536 bytes.
+            *header = ChannelData::header(channel, payload.len() as u16);
+            place.copy_from_slice(payload);
+            self.batch.commit((client, fields), len);
         }
-        self.last = payload.len();
-        self.count += 1;
-        // A UDP payload is shorter than 65,536 bytes.
-        self.train.extend_from_slice(&ChannelData::header(channel, payload.len() as u16));
-        self.train.extend_from_slice(payload);
     }
 
     fn flush(&mut self) {
-        if let (Some(client), 1..) = (self.client, self.count) {
-            let slices = [IoSlice::new(&self.train)];
-            self.listener.send(client, &slices, CHANNEL_HEADER_LEN + self.first, self.fields);
+        if let Some(&(client, fields)) = self.batch.common() {
+            let slices = [IoSlice::new(self.batch.bytes())];
+            self.listener.send(client, &slices, self.batch.shape().segment_size(), fields);
+            self.batch.clear();
         }
-        self.train.clear();
-        self.count = 0;
     }
 }
 
@@ -566,7 +552,7 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
 /// Returns whether the system found nothing wrong with the run.
 fn send_run(endpoint: &Endpoint, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) -> bool {
     let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
-    endpoint.send(run.fields, Transmit::new(to, &slices).segment_size(run.segment_size))
+    endpoint.send(run.fields, Transmit::new(to, &slices).segment_size(run.shape.segment_size()))
 }
 
 fn now() -> Now {

@@ -563,7 +563,7 @@ impl EventLoop {
 
 fn flush(cx: &mut Context<'_>, peers: &mut [Peer], tools: &mut Tools, of: Option<usize>) {
     if let Some(peer) = of.and_then(|index| peers.get_mut(index)) {
-        peer.flush(cx, &mut tools.train);
+        peer.flush(cx, &mut tools.batch);
     }
 }
 

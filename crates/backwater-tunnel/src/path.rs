@@ -2,14 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    io::{self, IoSlice},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     task::Context,
 };
 
-use arrayvec::ArrayVec;
-use backwater_udp::{Backpressure, Cursor, Receiver, Sender, Stats, Transmit, UdpSocket};
+use backwater_udp::{Backpressure, OwnedTransmit, Receiver, Sender, Stats, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// The longest message that is not data: a handshake initiation.
@@ -51,18 +50,12 @@ pub(crate) struct Side {
     pub(crate) receiver: Receiver,
     /// Of what goes before data.
     urgent: Sender,
-    waiting: VecDeque<Urgent>,
+    waiting: VecDeque<OwnedTransmit>,
     /// The same socket, for its options.
     options: Socket,
     /// The buffer that the system gives, and the one that is asked for now.
     default_send_buffer: usize,
     send_buffer: usize,
-}
-
-struct Urgent {
-    destination: SocketAddr,
-    bytes: ArrayVec<u8, MAX_URGENT>,
-    cursor: Option<Cursor>,
 }
 
 impl Path {
@@ -155,9 +148,9 @@ impl Path {
     /// sender's retransmission makes good for one that is lost.
     pub(crate) fn send_urgent(&mut self, cx: &mut Context<'_>, destination: SocketAddr, message: &[u8]) {
         let side = if destination.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
-        let (Some(side), Ok(bytes)) = (side, ArrayVec::try_from(message)) else { return };
+        let Some(side) = side else { return };
         if side.waiting.len() < MAX_WAITING {
-            side.waiting.push_back(Urgent { destination, bytes, cursor: None });
+            side.waiting.push_back(OwnedTransmit::new(destination, message.to_vec().into()));
             side.poll_urgent(cx);
         }
     }
@@ -180,14 +173,7 @@ impl Side {
     /// Sends what waits, as far as there is room.
     pub(crate) fn poll_urgent(&mut self, cx: &mut Context<'_>) {
         while let Some(next) = self.waiting.front_mut() {
-            let slices = [IoSlice::new(&next.bytes)];
-            let mut transmit = Transmit::new(next.destination, &slices);
-            if let Some(cursor) = next.cursor {
-                transmit = transmit.resume(cursor);
-            }
-            let sent = self.urgent.poll_send(cx, &mut transmit);
-            next.cursor = Some(transmit.cursor());
-            if sent.is_pending() {
+            if self.urgent.poll_send_owned(cx, next).is_pending() {
                 return;
             }
             self.waiting.pop_front();

@@ -5,12 +5,12 @@ use std::{
     io::IoSlice,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    task::{Context, Poll},
+    task::Context,
     time::{Duration, Instant, SystemTime},
 };
 
 use arrayvec::ArrayVec;
-use backwater_udp::{Cursor, DropReason, Ecn, Sender, Transmit};
+use backwater_udp::{DropReason, Ecn, OwnedTransmit, Report, Sender, Transmit, gso::Batch};
 use boringtun::{
     noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -22,12 +22,12 @@ use crate::{
     config::{self, Key},
     counters::{Numbers, PeerCounters},
     endpoints::Endpoints,
+    lengths::{LONGEST_PACKET, MAX_DATAGRAM, OVERHEAD},
     notices::Notices,
     packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
     path::{MAX_URGENT, Path},
     path_mtu::PathMtu,
     queue::{fair::Fair, rate::Rate},
-    train::{self, OVERHEAD, Train},
 };
 
 /// A peer that has sent data hears something within this time (`KEEPALIVE_TIMEOUT`; WireGuard, section 6.5).
@@ -65,7 +65,7 @@ pub(crate) struct Peer {
     source: Option<IpAddr>,
     sender: Option<Sender>,
     /// Encrypted, but refused so far. Never more than what one packet of the device makes.
-    held: VecDeque<Held>,
+    held: VecDeque<OwnedTransmit>,
     /// Whether there is a session to encrypt with.
     established: bool,
     initiated: Option<Instant>,
@@ -88,16 +88,10 @@ pub(crate) struct Told {
     unanswered: bool,
 }
 
-struct Held {
-    bytes: Box<[u8]>,
-    segment_size: usize,
-    ecn: Option<Ecn>,
-    cursor: Option<Cursor>,
-}
-
 /// What all peers work with.
 pub(crate) struct Tools {
-    pub(crate) train: Train,
+    /// Encrypted datagrams that leave in one call, and their ECN field.
+    pub(crate) batch: Batch<Option<Ecn>>,
     pub(crate) coalescer: Coalescer,
     /// Messages to send before any data.
     pub(crate) urgent: Vec<(SocketAddr, ArrayVec<u8, MAX_URGENT>)>,
@@ -135,7 +129,7 @@ pub(crate) enum Received {
 impl Tools {
     pub(crate) fn new(mtu: usize, mtu_is_configured: bool, coalescer: Coalescer, notices: Notices) -> Self {
         Self {
-            train: Train::new(),
+            batch: Batch::new(MAX_DATAGRAM),
             coalescer,
             urgent: Vec::new(),
             mtu,
@@ -296,7 +290,7 @@ impl Peer {
 
     /// Takes a sender of the sockets as they are now. What the old one held is given up: it was for another path.
     pub(crate) fn use_sockets(&mut self, path: &Path) {
-        self.counters.datagrams_dropped += self.held.iter().map(Held::left).sum::<u64>();
+        self.counters.datagrams_dropped += self.held.iter().map(|held| held.remaining() as u64).sum::<u64>();
         self.held.clear();
         self.sender = self.endpoint.and_then(|endpoint| path.sender(endpoint));
     }
@@ -315,7 +309,7 @@ impl Peer {
             return Err(Refused::NoEndpoint);
         }
         let segments = Segments::new(&header, packet.bytes()).map_err(|_| Refused::Malformed)?;
-        let longest = self.path_mtu.longest(now, packet.is_v6(), tools.mtu_is_configured).min(train::LONGEST_PACKET);
+        let longest = self.path_mtu.longest(now, packet.is_v6(), tools.mtu_is_configured).min(LONGEST_PACKET);
         if segments.segment_len() > longest {
             return Err(Refused::TooBig(longest));
         }
@@ -361,11 +355,13 @@ impl Peer {
             if let Some(padding) = tools.segment.get_mut(len..padded) {
                 padding.fill(0);
             }
-            if !tools.train.takes(padded + OVERHEAD, ecn, longest_train) {
-                self.flush(cx, &mut tools.train);
+            let batch = &mut tools.batch;
+            let sealed = padded + OVERHEAD;
+            if !batch.can_append(&ecn, sealed) || !batch.is_empty() && batch.shape().bytes() + sealed > longest_train {
+                self.flush(cx, batch);
             }
             let Some(plain) = tools.segment.get(..padded) else { return };
-            let sealed = match self.tunn.encapsulate(plain, tools.train.space()) {
+            let sealed = match self.tunn.encapsulate(plain, tools.batch.reserve()) {
                 TunnResult::WriteToNetwork(sealed) if sealed.first() == Some(&kind::DATA) => sealed.len(),
                 // The session is over; the packet was kept, and goes with the next one.
                 TunnResult::WriteToNetwork(message) => {
@@ -378,58 +374,37 @@ impl Peer {
                 | TunnResult::WriteToTunnelV4(..)
                 | TunnResult::WriteToTunnelV6(..) => continue,
             };
-            tools.train.push(sealed, ecn);
+            tools.batch.commit(ecn, sealed);
             self.unanswered = None;
             self.counters.bytes_sent += len as u64;
         }
     }
 
-    /// Sends the train, or holds it.
-    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, train: &mut Train) {
-        if train.is_empty() {
-            return;
+    /// Sends the batch, or holds it.
+    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Option<Ecn>>) {
+        let Some(&ecn) = batch.common() else { return };
+        let (Some(sender), Some(destination)) = (&mut self.sender, self.endpoint) else {
+            self.counters.datagrams_dropped += batch.shape().datagrams() as u64;
+            return batch.clear();
+        };
+        let slices = [IoSlice::new(batch.bytes())];
+        let segment_size = batch.shape().segment_size();
+        let mut t = Transmit::new(destination, &slices).segment_size(segment_size).source(self.local_ip).ecn(ecn);
+        let waits = !self.held.is_empty() || sender.poll_send(cx, &mut t).is_pending();
+        if waits {
+            self.held.push_back(OwnedTransmit::from(&t));
+            self.counters.held += 1;
         }
-        let mut cursor = None;
-        if self.held.is_empty() {
-            match self.send(cx, train.bytes(), train.segment_size(), train.ecn(), None) {
-                Ok(()) => return train.clear(),
-                Err(at) => cursor = Some(at),
-            }
+        // What a broken socket did not send is in the report, too.
+        self.count_sent(t.report(), segment_size, waits);
+        if !waits {
+            self.path_mtu.on_sent(batch.bytes(), batch.shape().datagrams() as u64);
         }
-        self.counters.held += 1;
-        let (bytes, segment_size, ecn) = (train.bytes().into(), train.segment_size(), train.ecn());
-        self.held.push_back(Held { bytes, segment_size, ecn, cursor });
-        train.clear();
+        batch.clear();
     }
 
-    /// Sends; `Err` says how far it got when the rest is held.
-    fn send(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-        segment_size: usize,
-        ecn: Option<Ecn>,
-        cursor: Option<Cursor>,
-    ) -> Result<(), Cursor> {
-        let (Some(sender), Some(destination)) = (&mut self.sender, self.endpoint) else {
-            self.counters.datagrams_dropped += bytes.len().div_ceil(segment_size.max(1)) as u64;
-            return Ok(());
-        };
-        let slices = [IoSlice::new(bytes)];
-        let mut transmit =
-            Transmit::new(destination, &slices).segment_size(segment_size).source(self.local_ip).ecn(ecn);
-        if let Some(cursor) = cursor {
-            transmit = transmit.resume(cursor);
-        }
-        match sender.poll_send(cx, &mut transmit) {
-            Poll::Pending => {
-                self.rate.on_sent(Instant::now(), 0, true);
-                return Err(transmit.cursor());
-            }
-            // What a broken socket did not send is in the report, too.
-            Poll::Ready(Ok(_) | Err(_)) => {}
-        }
-        let report = transmit.report();
+    /// What the system has taken, and what was dropped. `waits`: the rest of it is held.
+    fn count_sent(&mut self, report: &Report, segment_size: usize, waits: bool) {
         let (sent, dropped) = (u64::from(report.sent), u64::from(report.dropped.total()));
         self.counters.datagrams_sent += sent;
         self.counters.datagrams_dropped += dropped;
@@ -439,19 +414,33 @@ impl Peer {
         {
             self.local_ip = None;
         }
-        self.path_mtu.on_sent(bytes, bytes.len().div_ceil(segment_size.max(1)) as u64);
-        let backlogged = self.is_waiting();
+        let backlogged = waits || self.is_waiting();
         self.rate.on_sent(Instant::now(), sent as usize * segment_size, backlogged);
-        Ok(())
+    }
+
+    /// Sends what is held, as far as there is room. Returns whether nothing is any more.
+    fn drain_held(&mut self, cx: &mut Context<'_>) -> bool {
+        while let Some(mut held) = self.held.pop_front() {
+            let (Some(sender), Some(destination)) = (&mut self.sender, self.endpoint) else {
+                self.counters.datagrams_dropped += held.remaining() as u64;
+                continue;
+            };
+            held.set_way(destination, self.local_ip);
+            if sender.poll_send_owned(cx, &mut held).is_pending() {
+                self.rate.on_sent(Instant::now(), 0, true);
+                self.held.push_front(held);
+                return false;
+            }
+            self.count_sent(held.report(), held.datagram_len(), false);
+            self.path_mtu.on_sent(held.payload(), held.datagrams() as u64);
+        }
+        true
     }
 
     /// Sends what waits, as far as there is room. Returns whether there is more to do at once.
     pub(crate) fn drain(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools) -> bool {
-        while let Some(held) = self.held.pop_front() {
-            if let Err(cursor) = self.send(cx, &held.bytes, held.segment_size, held.ecn, held.cursor) {
-                self.held.push_front(Held { cursor: Some(cursor), ..held });
-                return false;
-            }
+        if !self.drain_held(cx) {
+            return false;
         }
         if !self.established {
             if !self.queue.is_empty() {
@@ -471,7 +460,7 @@ impl Peer {
             }
             self.forward(cx, now, segments, ecn::of(packet.bytes()), tools);
         }
-        self.flush(cx, &mut tools.train);
+        self.flush(cx, &mut tools.batch);
         self.is_ready()
     }
 
@@ -546,12 +535,6 @@ impl Peer {
             _ => self.unanswered = None,
         }
         push(urgent, self.endpoint, message);
-    }
-}
-
-impl Held {
-    fn left(&self) -> u64 {
-        self.bytes.len().div_ceil(self.segment_size.max(1)) as u64
     }
 }
 

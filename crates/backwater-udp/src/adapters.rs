@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::poll_fn,
-    io::{self, IoSlice},
+    io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     task::{Context, Poll, Waker, ready},
@@ -17,7 +17,7 @@ use tokio::task::coop;
 use crate::{
     receiver::{Receiver, RecvBatch, Train},
     sender::Sender,
-    transmit::{Cursor, Ecn, Transmit},
+    transmit::{Ecn, OwnedTransmit},
 };
 
 /// A datagram that owns its bytes: what a [`DatagramSink`] takes and a [`DatagramStream`] yields.
@@ -80,8 +80,7 @@ pub struct DatagramSink {
 #[derive(Debug)]
 struct Held {
     datagram: OwnedDatagram,
-    /// How far it got; `None` before it was offered.
-    cursor: Option<Cursor>,
+    transmit: OwnedTransmit,
 }
 
 impl DatagramSink {
@@ -101,15 +100,8 @@ impl DatagramSink {
     }
 
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(Held { datagram, cursor }) = &mut self.held else { return Poll::Ready(Ok(())) };
-        let payload = [IoSlice::new(&datagram.payload)];
-        let mut transmit = Transmit::new(datagram.peer, &payload).source(datagram.local_ip).ecn(datagram.ecn);
-        if let Some(cursor) = *cursor {
-            transmit = transmit.resume(cursor);
-        }
-        let polled = self.sender.poll_send(cx, &mut transmit);
-        *cursor = Some(transmit.cursor());
-        let done = ready!(polled);
+        let Some(held) = &mut self.held else { return Poll::Ready(Ok(())) };
+        let done = ready!(self.sender.poll_send_owned(cx, &mut held.transmit));
         self.held = None;
         Poll::Ready(done.map(drop))
     }
@@ -134,7 +126,9 @@ impl Sink<OwnedDatagram> for DatagramSink {
         if this.held.is_some() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "start_send before poll_ready was ready"));
         }
-        this.held = Some(Held { datagram, cursor: None });
+        let transmit = OwnedTransmit::new(datagram.peer, datagram.payload.clone());
+        let transmit = transmit.source(datagram.local_ip).ecn(datagram.ecn);
+        this.held = Some(Held { datagram, transmit });
         // Offered now, it is counted from now on. Whoever waits for it polls again, with a waker of his own.
         match this.poll_held(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(done) => done,

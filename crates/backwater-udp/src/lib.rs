@@ -59,6 +59,7 @@ mod contention;
 mod core;
 mod decision;
 mod events;
+pub mod gso;
 mod io;
 mod lease;
 mod notices;
@@ -90,4 +91,4 @@ pub use stats::{
     BUCKETS, ByWaker, ClassSnapshot, DropCounts, DropReason, DropTotals, Enobufs, HistogramSnapshot, Report, Sample,
     Stats, StatsSnapshot,
 };
-pub use transmit::{Cursor, Ecn, MAX_SEGMENTS, OwnedTransmit, Transmit};
+pub use transmit::{Ecn, MAX_SEGMENTS, OwnedTransmit, Transmit};

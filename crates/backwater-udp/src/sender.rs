@@ -12,7 +12,7 @@ use crate::{
     UdpSocket,
     core::Core,
     stats::{DropReason, Report},
-    transmit::Transmit,
+    transmit::{OwnedTransmit, Transmit},
 };
 
 /// Sends on a [`UdpSocket`]; one for each task that sends.
@@ -58,6 +58,14 @@ impl Sender {
     /// firewall, or a datagram that is too large are not errors but reasons in the report, and nothing waits for them.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, t: &mut Transmit<'_>) -> Poll<io::Result<Report>> {
         self.0.poll_send_batch(cx, std::slice::from_mut(t))
+    }
+
+    /// As [`poll_send`](Self::poll_send), for a transmit that owns its bytes.
+    ///
+    /// # Errors
+    /// As [`poll_send`](Self::poll_send).
+    pub fn poll_send_owned(&mut self, cx: &mut Context<'_>, t: &mut OwnedTransmit) -> Poll<io::Result<Report>> {
+        t.lend(|t| self.poll_send(cx, t))
     }
 
     /// As [`poll_send`](Self::poll_send), for transmits to several destinations. One that is refused or broken does not

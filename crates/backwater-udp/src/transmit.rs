@@ -20,7 +20,7 @@ pub use owned::OwnedTransmit;
 pub const MAX_SEGMENTS: usize = 64;
 
 /// The largest UDP payload: 65,535 less the UDP header, and less the IPv4 header, which counts into its length.
-const MAX_PAYLOAD_V4: usize = 65_507;
+pub(crate) const MAX_PAYLOAD_V4: usize = 65_507;
 const MAX_PAYLOAD_V6: usize = 65_527;
 
 /// Slices that one chunk of a train may consist of, when it has to be assembled anew.
@@ -79,12 +79,11 @@ pub(crate) struct Header {
     pub(crate) fragmentation: Option<Fragmentation>,
 }
 
-/// How much of a [`Transmit`] is done. It outlives the transmit, so that whoever owns the bytes can let go of the slices
-/// between two polls: see [`Transmit::resume`].
+/// How much of a [`Transmit`] is done.
 ///
 /// It is small: the transmits of a batch are gone through before and after the system call, which leaves nothing in the cache.
 #[derive(Clone, Copy, Debug)]
-pub struct Cursor {
+pub(crate) struct Cursor {
     pub(crate) bytes_left: usize,
     datagrams_left: u32,
     /// The most datagrams to offer in one call: less than a train once the system refused one.
@@ -180,22 +179,6 @@ impl<'a> Transmit<'a> {
     pub fn fragmentation(mut self, fragmentation: Fragmentation) -> Self {
         self.header.fragmentation = Some(fragmentation);
         self
-    }
-
-    /// Goes on where another transmit of the same bytes, cut the same way, was left.
-    #[must_use]
-    pub fn resume(mut self, cursor: Cursor) -> Self {
-        let same = cursor.bytes_left <= self.bytes();
-        debug_assert!(same, "a cursor of other bytes");
-        if same {
-            self.cursor = cursor;
-        }
-        self
-    }
-
-    /// How much of it is done.
-    pub fn cursor(&self) -> Cursor {
-        self.cursor
     }
 
     /// Where it goes.
