@@ -159,10 +159,7 @@ impl Path {
 impl Side {
     /// Fits the send buffer to a path of so many bytes per second; 0: not known.
     pub(crate) fn size_send_buffer(&mut self, rate: u64) {
-        let wanted = match usize::try_from(rate / SEND_BUFFER_PER_SECOND) {
-            Ok(0) | Err(_) => self.default_send_buffer,
-            Ok(bytes) => bytes.clamp(LEAST_SEND_BUFFER, self.default_send_buffer),
-        };
+        let wanted = send_buffer(rate, self.default_send_buffer);
         // Not for what the measurement swings by.
         if wanted.abs_diff(self.send_buffer) > self.send_buffer / 4 && self.options.set_send_buffer_size(wanted).is_ok()
         {
@@ -219,8 +216,36 @@ impl Options {
     }
 }
 
+/// Bytes that the send buffer should have, for a path of so many bytes per second (0: not known): no more than the system gives,
+/// which may be little (macOS: 9,216).
+fn send_buffer(rate: u64, default: usize) -> usize {
+    match usize::try_from(rate / SEND_BUFFER_PER_SECOND) {
+        Ok(0) | Err(_) => default,
+        Ok(bytes) => bytes.max(LEAST_SEND_BUFFER).min(default),
+    }
+}
+
 /// Whether the system lacks the family of addresses.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::AddrNotAvailable)
         || error.to_string().contains("not supported")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_send_buffer_fits_the_path_and_the_system() {
+        for (rate, default, wanted) in [
+            (0, 200_000, 200_000),
+            (1_000, 200_000, LEAST_SEND_BUFFER),
+            (5_000_000, 200_000, 100_000),
+            (u64::MAX, 200_000, 200_000),
+            (1_000, 9_216, 9_216),
+            (5_000_000, 9_216, 9_216),
+        ] {
+            assert_eq!(send_buffer(rate, default), wanted, "{rate} {default}");
+        }
+    }
 }

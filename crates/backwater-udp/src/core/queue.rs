@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use arrayvec::ArrayVec;
 use tokio::time::Instant;
 
 use super::{
@@ -44,8 +45,9 @@ struct Lines<K> {
     lines: BTreeMap<K, Line>,
     /// Each line once.
     turns: VecDeque<K>,
-    /// When things came, the oldest first; some have gone since.
+    /// When transmits came, the oldest first; some have gone since, but not more than wait.
     ages: VecDeque<(Instant, K)>,
+    transmits: usize,
     bytes: usize,
     datagrams: usize,
     sent: u64,
@@ -164,7 +166,9 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         line.waiting.push_back(Waiting { transmit: OwnedTransmit::from(&*t), since: now });
         lines.bytes += bytes;
         lines.datagrams += datagrams;
+        lines.transmits += 1;
         lines.ages.push_back((now, key));
+        lines.forget_what_went();
         if self.core.is_parked() {
             self.core.refused(class);
         } else {
@@ -224,6 +228,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         let Some(lines) = &mut self.lines else { return };
         let Some(line) = lines.lines.get_mut(&key) else { return };
         lines.bytes -= std::mem::take(&mut line.bytes);
+        lines.transmits -= line.waiting.len();
         let datagrams = line.waiting.drain(..).map(|waiting| waiting.transmit.remaining()).sum();
         lines.datagrams -= datagrams;
         self.core.io.stats().dropped(DropReason::Cancelled, datagrams);
@@ -245,7 +250,15 @@ const LEAST: usize = 64;
 
 impl<K> Default for Lines<K> {
     fn default() -> Self {
-        Self { lines: BTreeMap::new(), turns: VecDeque::new(), ages: VecDeque::new(), bytes: 0, datagrams: 0, sent: 0 }
+        Self {
+            lines: BTreeMap::new(),
+            turns: VecDeque::new(),
+            ages: VecDeque::new(),
+            transmits: 0,
+            bytes: 0,
+            datagrams: 0,
+            sent: 0,
+        }
     }
 }
 
@@ -255,7 +268,7 @@ impl<K: Copy + Ord> Load for Lines<K> {
     /// are refused.
     fn attempt<I: Io>(&mut self, io: &I, id: u32) -> Attempt {
         let mut budget = Budget::of_a_poll();
-        let (mut refused, mut begun) = (Vec::new(), Vec::new());
+        let (mut refused, mut begun) = (ArrayVec::<_, REFUSALS>::new(), ArrayVec::<_, REFUSALS>::new());
         let mut ended = Attempt::Done;
         while let Some(key) = self.turns.pop_front() {
             match self.serve(io, id, key, &mut budget) {
@@ -344,6 +357,7 @@ impl<K: Copy + Ord> Lines<K> {
             if before == 0 {
                 line.bytes -= counted;
                 self.bytes -= counted;
+                self.transmits -= 1;
                 line.waiting.pop_front();
                 continue;
             }
@@ -376,8 +390,20 @@ impl<K: Copy + Ord> Lines<K> {
         let (datagrams, bytes) = (head.transmit.remaining(), head.transmit.bytes().max(LEAST));
         line.bytes -= bytes;
         self.bytes -= bytes;
+        self.transmits -= 1;
         self.datagrams -= datagrams;
         io.stats().dropped(reason, datagrams);
+    }
+
+    /// Keeps `ages` as small as what waits: one transmit that waits long may see many go.
+    fn forget_what_went(&mut self) {
+        if self.ages.len() > 2 * self.transmits + 64 {
+            self.ages.clear();
+            for (&key, line) in &self.lines {
+                self.ages.extend(line.waiting.iter().map(|waiting| (waiting.since, key)));
+            }
+            self.ages.make_contiguous().sort_by_key(|&(since, _)| since);
+        }
     }
 
     fn clear(&mut self) {

@@ -378,6 +378,22 @@ async fn many_refused_paths_are_tried_by_turns() {
     assert!(refused <= 4100, "{refused} calls in a second");
 }
 
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_long_beside_many_that_go_costs_no_memory() {
+    let paths = paths(&[(1e-9, 0.0), (1e6, 0.0)], PATIENT);
+    let mut queue = queue(&paths);
+    send(&mut queue, 1, BIG, 0..1);
+    for n in 0..10_000 {
+        paths.world.borrow_mut().links[1].limit = 0.0;
+        send(&mut queue, 101, BIG, n..n + 1);
+        paths.world.borrow_mut().links[1].limit = 1e9;
+        run(&mut queue, 10 * MS).await;
+    }
+    assert_eq!((paths.world.borrow().numbers(101).len(), queue.held()), (10_000, 1));
+    assert!(queue.lines.as_ref().unwrap().ages.len() < 100);
+    assert_balance(&queue, &paths);
+}
+
 /// `EWOULDBLOCK` is about the socket: nobody tries until there is room, and then all have their turn.
 #[tokio::test(start_paused = true)]
 async fn a_full_send_buffer_stops_all_and_then_serves_all() {
