@@ -24,6 +24,7 @@ mod counts;
 mod holds;
 mod sends;
 mod waits;
+mod xnu;
 
 use super::*;
 use crate::{
