@@ -251,7 +251,7 @@ impl World {
                 assert!(open.get(AddressFamily::of(&to.0)), "a socket of the peer's family");
                 assert!(!to.0.ip().is_loopback());
             }
-            Action::Reply(len) | Action::Forbid(len, ..) => self.read(from, &reply[..len]),
+            Action::Reply(len) | Action::Forbid(len, ..) | Action::OverQuota(len, _) => self.read(from, &reply[..len]),
             Action::Unbind(id, families, len) => {
                 self.closed(at, id, families);
                 self.read(from, &reply[..len]);
