@@ -178,7 +178,7 @@ fn a_socket_is_writable_only_if_poll_says_so() {
     assert!(!crate::sys::writable((&writer).into()));
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(backwater_portable)))]
 #[test]
 fn an_icmp_message_is_counted_and_is_about_an_earlier_datagram() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
