@@ -28,7 +28,7 @@ pub(crate) enum Errno {
     MessageSize,
     /// `EINVAL`, `EAFNOSUPPORT`, `EDESTADDRREQ`, `EISCONN`; no ICMP message causes them
     Invalid,
-    /// `EIO`: a driver that cannot segment after all (Linux: `udp_send_skb` without checksum offload)
+    /// `EIO`: a route whose device cannot segment (Linux: `udp_send_skb`, without checksum offload or with IPsec)
     Io,
     /// `EPERM`: a local firewall's; no ICMP message causes it
     NotPermitted,
@@ -76,10 +76,8 @@ pub(crate) enum Verdict {
     OnTimerSmaller,
     /// These datagrams cannot be sent; those after them may.
     Drop(DropReason),
-    /// The train cannot be sent as one: its datagrams go one by one.
+    /// The batch cannot be sent as one: its datagrams go one by one.
     Split,
-    /// No train can: segmentation is off for the socket, for a while.
-    SplitAll,
     /// The socket has failed.
     Fatal,
 }
@@ -100,9 +98,9 @@ pub(crate) fn decide(r: &Refusal) -> Verdict {
         // An ICMP message about an earlier datagram fails whichever call comes next, with whatever number.
         Errno::Refused => Verdict::Again,
         _ if r.earlier_errors => Verdict::Again,
-        Errno::Io if r.train => Verdict::SplitAll,
-        Errno::MessageSize if r.train => Verdict::Split,
+        Errno::Io if r.train => Verdict::Split,
         _ if r.maybe_earlier => Verdict::Again,
+        Errno::MessageSize if r.train => Verdict::Split,
         Errno::MessageSize => Verdict::Drop(DropReason::TooLarge),
         Errno::Prohibited => Verdict::Drop(DropReason::NotPermitted),
         Errno::Unreachable => Verdict::Drop(DropReason::Unreachable),
@@ -136,7 +134,7 @@ mod tests {
                 (Errno::MessageSize, V::Drop(D::TooLarge), V::Split, V::Again),
                 (Errno::Prohibited, V::Drop(D::NotPermitted), V::Drop(D::NotPermitted), V::Again),
                 (Errno::Unreachable, V::Drop(D::Unreachable), V::Drop(D::Unreachable), V::Again),
-                (Errno::Io, V::Drop(D::Other), V::SplitAll, V::Again),
+                (Errno::Io, V::Drop(D::Other), V::Split, V::Again),
                 (Errno::Other, V::Drop(D::Other), V::Drop(D::Other), V::Again),
                 (Errno::Socket, V::Fatal, V::Fatal, V::Fatal),
             ] {
@@ -147,10 +145,9 @@ mod tests {
                 assert_eq!(decide(&known), earlier, "{r:?}");
                 assert_eq!(decide(&Refusal { train: true, ..known }), earlier, "{r:?}");
                 assert_eq!(decide(&Refusal { maybe_earlier: true, ..r }), earlier, "{r:?}");
-                // To take a batch apart for nothing costs no datagram.
+                // No ICMP message makes a batch fail with `EIO`.
                 let maybe = Refusal { maybe_earlier: true, train: true, ..r };
-                let splits = matches!(train, V::Split | V::SplitAll);
-                assert_eq!(decide(&maybe), if splits { train } else { earlier }, "{r:?}");
+                assert_eq!(decide(&maybe), if errno == Errno::Io { train } else { earlier }, "{r:?}");
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     park::Parked,
     socket::Inner,
     sys::{self, Outgoing},
+    transmit::Transmit,
 };
 
 /// What an error queue held.
@@ -34,8 +35,8 @@ pub(crate) trait Io {
 
     fn os(&self) -> Os;
     fn is_connected(&self) -> bool;
-    /// How many datagrams a call may take at most, and how many bytes.
-    fn limits(&self) -> (usize, usize);
+    /// How many datagrams of this transmit a call may take at most, and how many bytes.
+    fn limits(&self, t: &Transmit<'_>) -> (usize, usize);
     /// The system call.
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()>;
     /// Sends as many of several as the system takes, in their order; an error is about the first of them.
@@ -48,8 +49,8 @@ pub(crate) trait Io {
     fn icmp_errors(&self) -> u64;
     /// Empties the error queue. `seen` is what [`icmp_errors`](Self::icmp_errors) was before the call that failed.
     fn drain_errors(&self, destination: SocketAddr, seen: u64) -> Drained;
-    /// A driver has refused to segment.
-    fn segmentation_failed(&self);
+    /// The system refuses GSO batches to this destination, with segments of so many bytes and more.
+    fn segmentation_refused(&self, destination: &SocketAddr, segment_bytes: usize);
 
     fn register(&self) -> io::Result<Self::Registration>;
     /// Registers anew.
@@ -88,8 +89,10 @@ impl Io for UdpSocket {
         self.0.peer.is_some()
     }
 
-    fn limits(&self) -> (usize, usize) {
-        (self.0.state.max_segments(), self.0.max_train_bytes)
+    #[inline]
+    fn limits(&self, t: &Transmit<'_>) -> (usize, usize) {
+        let (datagrams, bytes) = self.0.state.limits(&t.destination, t.datagram_len());
+        (datagrams, bytes.min(self.0.max_train_bytes))
     }
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
@@ -123,8 +126,8 @@ impl Io for UdpSocket {
         self.0.drain_errors(Some(destination), seen)
     }
 
-    fn segmentation_failed(&self) {
-        self.0.state.segmentation_failed();
+    fn segmentation_refused(&self, destination: &SocketAddr, segment_bytes: usize) {
+        self.0.state.segmentation_refused(destination, segment_bytes);
     }
 
     fn register(&self) -> io::Result<Self::Registration> {

@@ -53,7 +53,9 @@ impl Notices {
 
     pub(crate) fn segmentation_off(&self) {
         if self.segmentation.is_news() {
-            info!("a driver does not segment trains: datagrams go one by one for a minute");
+            info!(
+                "the device of a route refuses GSO batches: datagrams to that destination are sent one by one for a minute"
+            );
         }
     }
 

@@ -291,7 +291,8 @@ impl Builder {
     }
 
     /// The most bytes that one system call sends as a train. The default is what UDP allows. A queue below may split a
-    /// train and drop a part of it without a word: keep trains smaller than its burst.
+    /// train and drop a part of it without a word: keep trains smaller than its burst. The limits of network devices above others
+    /// (macvlan, VLAN, bond) are kept whatever is set here (Linux).
     #[must_use]
     pub fn max_train_bytes(mut self, bytes: usize) -> Self {
         self.max_train_bytes = Some(bytes);

@@ -248,10 +248,17 @@ impl<'a> Transmit<'a> {
         self.all_at_once(wanted).unwrap_or_else(|| self.assemble(wanted, scratch))
     }
 
-    /// All of it, if that is what the next call may take and nothing of it was sent before.
+    /// All of it, if that is what the next call may take and nothing of it was sent before. The limits do not matter to a single
+    /// datagram.
     #[inline]
-    pub(crate) fn whole(&self, (max_datagrams, max_bytes): (usize, usize)) -> Option<Chunk<'a, 'a>> {
-        self.all_at_once(self.fitting(max_datagrams, max_bytes))
+    pub(crate) fn whole(&self, limits: impl FnOnce() -> (usize, usize)) -> Option<Chunk<'a, 'a>> {
+        let datagrams = if self.remaining() == 1 {
+            1
+        } else {
+            let (max_datagrams, max_bytes) = limits();
+            self.fitting(max_datagrams, max_bytes)
+        };
+        self.all_at_once(datagrams)
     }
 
     /// How many datagrams one call may take.
@@ -264,6 +271,15 @@ impl<'a> Transmit<'a> {
             return max_datagrams.max(1);
         }
         max_datagrams.min(max_bytes / self.segment_size.max(1)).max(1)
+    }
+
+    /// The datagrams from the next on that have its length, and their bytes.
+    pub(crate) fn as_long_as_next(&self) -> (usize, usize) {
+        let left = self.cursor.bytes_left;
+        match left.checked_div(self.segment_size) {
+            None | Some(0) => (1, left),
+            Some(datagrams) => (datagrams, datagrams * self.segment_size),
+        }
     }
 
     /// The longest datagram that UDP can carry to its destination.

@@ -22,7 +22,7 @@ mod run;
 
 /// The crate, and what of it is mutated: the loop and what it decides by. A file, and the type in it if it is not all of it.
 const CRATE: &str = "crates/backwater-udp";
-const FILES: [(&str, &str); 9] = [
+const FILES: [(&str, &str); 10] = [
     ("src/core.rs", ""),
     ("src/core/attempt.rs", ""),
     ("src/decision.rs", ""),
@@ -30,7 +30,8 @@ const FILES: [(&str, &str); 9] = [
     ("src/contention.rs", ""),
     ("src/policy.rs", ""),
     ("src/io.rs", "Inner"),
-    ("src/sys/mod.rs", "Segmentation"),
+    ("src/sys/segmentation.rs", ""),
+    ("src/sys/devices.rs", "Devices"),
     ("src/sys/errno_unix.rs", ""),
 ];
 

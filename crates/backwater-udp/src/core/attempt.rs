@@ -50,7 +50,7 @@ pub(super) fn pass<I: Io>(io: &I, id: u32, ts: &mut [Transmit<'_>]) -> Result<Op
     let all = ts.len();
     let (went, datagrams) = match ts {
         [t] => {
-            let Some(chunk) = t.whole(io.limits()) else { return Ok(None) };
+            let Some(chunk) = t.whole(|| io.limits(t)) else { return Ok(None) };
             io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams: chunk.datagrams })?;
             (1, mark_sent(io, t, t.remaining(), t.cursor.bytes_left))
         }
@@ -126,13 +126,12 @@ pub(super) fn attempt<I: Io>(
 /// Sends those at the front that can go out whole, if there are several of them, in one call: how many went, and of how
 /// many datagrams.
 fn send_together<I: Io>(io: &I, ts: &mut [Transmit<'_>]) -> Result<(usize, usize), Failed> {
-    let limits = io.limits();
     let [first, second, ..] = ts else { return Ok((0, 0)) };
-    if first.whole(limits).is_none() || second.whole(limits).is_none() {
+    if first.whole(|| io.limits(first)).is_none() || second.whole(|| io.limits(second)).is_none() {
         return Ok((0, 0));
     }
     let datagrams = first.remaining();
-    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(limits)?)));
+    let outs = ts.iter().map_while(|t| Some(t.outgoing(&t.whole(|| io.limits(t))?)));
     let sent = io.send_several(outs).map_err(|error| Failed { error, datagrams })?;
     let datagrams = ts.iter_mut().take(sent).map(|t| mark_sent(io, t, t.remaining(), t.cursor.bytes_left)).sum();
     Ok((sent, datagrams))
@@ -148,6 +147,8 @@ pub(super) fn attempt_one<I: Io>(
 ) -> Attempt {
     let (mut calls, mut interrupted, mut others) = (0, 0, 0);
     let mut seen = io.icmp_errors();
+    // Of a GSO batch that was refused: from which segment size on others will be too, once a datagram shows that it was the batch.
+    let mut refused_from = None;
     let ended = loop {
         if t.is_done() {
             break Attempt::Done;
@@ -156,7 +157,7 @@ pub(super) fn attempt_one<I: Io>(
             break Attempt::Paused;
         }
         let mut scratch = Scratch::new();
-        let (max_datagrams, max_bytes) = io.limits();
+        let (max_datagrams, max_bytes) = io.limits(t);
         let chunk = t.chunk(max_datagrams, max_bytes, &mut scratch);
         let (datagrams, bytes) = (chunk.datagrams, chunk.bytes);
         if datagrams == 0 {
@@ -174,10 +175,11 @@ pub(super) fn attempt_one<I: Io>(
         calls += 1;
         budget.0 -= 1;
         let known = failed.is_some();
-        // Segmentation may have been turned off since the call that is known.
+        // Another sender may have had a batch refused since the call that is known.
         let call = || io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams });
         let Err(Failed { error, datagrams: tried }) = failed.take().map_or_else(call, Err) else {
             (interrupted, others) = (0, 0);
+            remember(io, t, refused_from.take());
             mark_sent(io, t, datagrams, bytes);
             if t.is_accepted() {
                 io.stats().sent(datagrams);
@@ -206,13 +208,18 @@ pub(super) fn attempt_one<I: Io>(
                 if reason == DropReason::Other {
                     io.stats().unknown_error(&error);
                 }
-                mark_dropped(io, t, datagrams, bytes, reason);
+                if reason == DropReason::TooLarge {
+                    remember(io, t, refused_from.take());
+                    // None of the same length fits either.
+                    let (datagrams, bytes) = t.as_long_as_next();
+                    mark_dropped(io, t, datagrams, bytes, reason);
+                } else {
+                    mark_dropped(io, t, datagrams, bytes, reason);
+                }
             }
-            Verdict::Split => t.cursor.at_most = 1,
-            Verdict::SplitAll => {
-                io.segmentation_failed();
-                io.stats().segmentation_off();
+            Verdict::Split => {
                 t.cursor.at_most = 1;
+                refused_from = Some(if errno(&error) == Errno::Io { 0 } else { t.datagram_len() });
             }
             Verdict::Fatal => {
                 drop_rest(io, std::slice::from_mut(t), DropReason::Socket);
@@ -222,6 +229,15 @@ pub(super) fn attempt_one<I: Io>(
     };
     io.stats().attempt(calls);
     ended
+}
+
+/// The system refuses GSO batches to the destination, with segments of so many bytes and more.
+fn remember<I: Io>(io: &I, t: &Transmit<'_>, refused_from: Option<usize>) {
+    let Some(segment_bytes) = refused_from else { return };
+    io.segmentation_refused(&t.destination, segment_bytes);
+    if segment_bytes == 0 {
+        io.stats().segmentation_off();
+    }
 }
 
 /// The kernel has taken these, the next of the transmit. How many datagrams they are.

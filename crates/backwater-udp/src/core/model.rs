@@ -32,7 +32,7 @@ use crate::{
     contention::Contention,
     decision::{Os, Refusal, Verdict, decide},
     io::Drained,
-    sys::Outgoing,
+    sys::{Outgoing, Segmentation},
 };
 
 /// A system that refuses.
@@ -220,8 +220,10 @@ struct Model {
     naive: bool,
     /// No edge comes when there is room again.
     lossy: bool,
-    /// The driver refuses the next train, and another sender has seen so before.
-    driver: Rc<Cell<Driver>>,
+    /// The destination whose device refuses GSO batches. Another sender has seen so before.
+    refusing: Rc<Cell<Option<SocketAddr>>>,
+    segmentation: Rc<Segmentation>,
+    batches_refused: Rc<Cell<u32>>,
     /// What the next calls fail with.
     failures: Rc<RefCell<VecDeque<i32>>>,
     /// A queue in front of a link, instead of the row's episodes.
@@ -259,14 +261,6 @@ impl Link {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Driver {
-    #[default]
-    Segments,
-    Refuses,
-    HasRefused,
-}
-
 impl Io for Model {
     type Registration = usize;
 
@@ -278,8 +272,8 @@ impl Io for Model {
         matches!(self.world.borrow().row, Row::XnuAdvised | Row::XnuRace | Row::XnuQueued)
     }
 
-    fn limits(&self) -> (usize, usize) {
-        (if self.driver.get() == Driver::HasRefused { 1 } else { 64 }, usize::MAX)
+    fn limits(&self, t: &Transmit<'_>) -> (usize, usize) {
+        (if self.segmentation.allows(&t.destination, t.datagram_len()) { 64 } else { 1 }, usize::MAX)
     }
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
@@ -292,8 +286,9 @@ impl Io for Model {
         if let Some(errno) = self.failures.borrow_mut().pop_front() {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        if datagrams > 1 && self.driver.get() == Driver::Refuses {
-            self.driver.set(Driver::HasRefused);
+        if datagrams > 1 && self.refusing.get() == Some(*out.destination) {
+            self.batches_refused.set(self.batches_refused.get() + 1);
+            self.segmentation.refused(out.destination, 0);
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         if let Some(mut link) = self.link.get() {
@@ -358,7 +353,9 @@ impl Io for Model {
         Drained { icmp, too_large: false }
     }
 
-    fn segmentation_failed(&self) {}
+    fn segmentation_refused(&self, destination: &SocketAddr, segment_bytes: usize) {
+        self.segmentation.refused(destination, segment_bytes);
+    }
 
     fn register(&self) -> io::Result<usize> {
         if self.no_descriptor.get() {
@@ -489,7 +486,9 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         contention: Rc::default(),
         naive: false,
         lossy: false,
-        driver: Rc::default(),
+        refusing: Rc::default(),
+        segmentation: Rc::new(Segmentation::new(true)),
+        batches_refused: Rc::default(),
         failures: Rc::default(),
         link: Rc::default(),
         log: Rc::default(),

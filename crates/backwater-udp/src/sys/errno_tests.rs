@@ -88,7 +88,7 @@ fn linux_numbers() {
         (97, INVALID.0, INVALID.1),     // EAFNOSUPPORT
         (89, INVALID.0, INVALID.1),     // EDESTADDRREQ
         (106, INVALID.0, INVALID.1),    // EISCONN
-        (5, OTHER, Verdict::SplitAll),  // EIO
+        (5, OTHER, Verdict::Split),     // EIO
         alike(1, NOT_PERMITTED),        // EPERM
         alike(13, NOT_PERMITTED),       // EACCES
         alike(101, UNREACHABLE),        // ENETUNREACH
@@ -130,7 +130,7 @@ fn apple_and_freebsd_numbers() {
         (47, INVALID.0, INVALID.1),        // EAFNOSUPPORT
         (39, INVALID.0, INVALID.1),        // EDESTADDRREQ
         (56, INVALID.0, INVALID.1),        // EISCONN
-        (5, OTHER, Verdict::SplitAll),     // EIO
+        (5, OTHER, Verdict::Split),        // EIO
         alike(1, NOT_PERMITTED),           // EPERM
         alike(13, NOT_PERMITTED),          // EACCES
         alike(51, UNREACHABLE),            // ENETUNREACH

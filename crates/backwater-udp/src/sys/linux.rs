@@ -16,12 +16,13 @@ use socket2::{Domain, SockRef, Socket};
 use super::{
     Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral,
     cmsg::{Control, Messages},
+    devices,
 };
 use crate::{
     decision::Os,
     events::{IcmpError, IcmpKind, Quoted},
     socket::Fragmentation,
-    transmit::{Ecn, MAX_SEGMENTS},
+    transmit::Ecn,
 };
 
 pub(crate) const OS: Os = Os::Linux;
@@ -82,6 +83,7 @@ impl State {
         // Kernels before 4.18 have no segmentation offload; the option of the socket tells whether the message would
         // be understood.
         let segmentation = set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        devices::socket_made();
         let dscp = |level, name, has| if has { option(socket, level, name).map(|tos| tos as u8 & !3) } else { Ok(0) };
         let dscp = [dscp(libc::IPPROTO_IP, libc::IP_TOS, v4)?, dscp(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, v6)?];
         let segmentation = Segmentation::new(segmentation);
@@ -129,12 +131,13 @@ impl State {
         Ok(())
     }
 
-    pub(crate) fn max_segments(&self) -> usize {
-        if self.segmentation.is_on() { MAX_SEGMENTS } else { 1 }
+    #[inline]
+    pub(crate) fn limits(&self, to: &SocketAddr, segment_bytes: usize) -> (usize, usize) {
+        if self.segmentation.allows(to, segment_bytes) { devices::limits() } else { (1, usize::MAX) }
     }
 
-    pub(crate) fn segmentation_failed(&self) {
-        self.segmentation.failed();
+    pub(crate) fn segmentation_refused(&self, to: &SocketAddr, segment_bytes: usize) {
+        self.segmentation.refused(to, segment_bytes);
     }
 
     pub(crate) fn drain_errors(&self, socket: SockRef<'_>, mut event: impl FnMut(IcmpError)) {
@@ -252,6 +255,7 @@ impl State {
     fn describe(&self, out: &Outgoing<'_>, control: &mut Control<SEND_CONTROL>, header: &mut msghdr) {
         control.clear();
         if let Some(size) = out.segment_size {
+            devices::batch_offered();
             control.push(libc::SOL_UDP, libc::UDP_SEGMENT, &size.to_ne_bytes());
         }
         if let Some(ecn) = out.ecn

@@ -7,8 +7,10 @@
 //!     `peer` is whom the socket is connected to: other destinations are refused.
 //!   - `send_several(&self, SockRef, impl Iterator<Item = Outgoing>, peer) -> io::Result<SentSeveral>`: the same for several, in
 //!     their order; how many the kernel took, or the error about the first.
-//!   - `max_segments(&self) -> usize`: datagrams in one `Outgoing`, at most; 1 without segmentation offload.
-//!   - `segmentation_failed(&self)`: told when a train was refused by a driver.
+//!   - `limits(&self, &SocketAddr, segment_bytes) -> (usize, usize)`: datagrams and bytes in one `Outgoing` to this destination, at
+//!     most; one datagram without segmentation offload.
+//!   - `segmentation_refused(&self, &SocketAddr, segment_bytes)` remembers that the kernel refuses GSO batches with such segments, or
+//!     longer ones, to this destination.
 //!   - `receive_hop_limit(&self, &Socket)` has the system tell the hop limits of what is received, where it can.
 //!   - `set_fragmentation(&self, &Socket, Fragmentation) -> io::Result<()>`; `Never` is what `new` sets, where there is a way.
 //!   - `drain_errors(&self, SockRef, FnMut(IcmpError))` empties the error queue, within a budget; passes on what was
@@ -30,11 +32,8 @@ use std::{
     cell::RefCell,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, Instant},
+    sync::LazyLock,
+    time::Instant,
 };
 
 use crate::transmit::{Ecn, Header};
@@ -45,6 +44,9 @@ mod imp;
 
 #[cfg(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)))]
 mod cmsg;
+
+#[cfg(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)))]
+mod devices;
 
 #[cfg(all(unix, any(test, not(any(target_os = "linux", target_os = "android")), backwater_portable)))]
 mod connected;
@@ -57,14 +59,15 @@ mod errno;
 #[cfg_attr(not(unix), path = "reactor_windows.rs")]
 mod reactor;
 
+mod segmentation;
+
 pub(crate) use errno::{errno, writable};
 pub(crate) use imp::{Buffers, OS, State};
 pub(crate) use reactor::{Io, Registration};
+pub(crate) use segmentation::Segmentation;
 
 #[cfg(test)]
 mod errno_tests;
-#[cfg(test)]
-mod segmentation_tests;
 
 /// Bytes of a receive slot: the largest datagram or train.
 pub(crate) const SLOT_BYTES: usize = 65_536;
@@ -159,43 +162,9 @@ pub(crate) struct RawTrain<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// Whether trains are sent as such. A driver that cannot (`EIO`) turns it off for a minute: routes and drivers change.
-pub(crate) struct Segmentation {
-    /// The second, as [`now`] counts them, before which it is off: 0 while it is on, the maximum where there is none.
-    off_until: AtomicU64,
-}
-
-impl Segmentation {
-    const RETRY: Duration = Duration::from_secs(60);
-
-    pub(crate) fn new(on: bool) -> Self {
-        Self { off_until: AtomicU64::new(if on { 0 } else { u64::MAX }) }
-    }
-
-    pub(crate) fn is_on(&self) -> bool {
-        match self.off_until.load(Relaxed) {
-            0 => true,
-            u64::MAX => false,
-            until => {
-                let over = now() >= until;
-                if over {
-                    self.off_until.store(0, Relaxed);
-                }
-                over
-            }
-        }
-    }
-
-    pub(crate) fn failed(&self) {
-        if self.off_until.load(Relaxed) != u64::MAX {
-            self.off_until.store(now() + Self::RETRY.as_secs(), Relaxed);
-        }
-    }
-}
-
 static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// In seconds, from one on. Not the wall clock's: one that is set back would keep segmentation off.
+/// In seconds, from one on. Not the wall clock's: one that is set back would keep a refusal for longer.
 fn now() -> u64 {
     BEGINNING.elapsed().as_secs() + 1
 }

@@ -55,12 +55,13 @@ impl State {
         Ok(())
     }
 
-    pub(crate) fn max_segments(&self) -> usize {
-        if self.segmentation.is_on() { self.inner.max_gso_segments().min(MAX_SEGMENTS) } else { 1 }
+    pub(crate) fn limits(&self, to: &SocketAddr, segment_bytes: usize) -> (usize, usize) {
+        let allows = self.segmentation.allows(to, segment_bytes);
+        (if allows { self.inner.max_gso_segments().min(MAX_SEGMENTS) } else { 1 }, usize::MAX)
     }
 
-    pub(crate) fn segmentation_failed(&self) {
-        self.segmentation.failed();
+    pub(crate) fn segmentation_refused(&self, to: &SocketAddr, segment_bytes: usize) {
+        self.segmentation.refused(to, segment_bytes);
     }
 
     /// There is no error queue.

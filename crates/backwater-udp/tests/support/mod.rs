@@ -76,7 +76,8 @@ pub fn tc(arguments: &str) {
     run("tc", arguments);
 }
 
-fn run(program: &str, arguments: &str) {
+/// A program with these arguments; it has to succeed.
+pub fn run(program: &str, arguments: &str) {
     let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
     let out = Command::new(program).args(arguments.split_whitespace()).env("PATH", path).output().unwrap();
     assert!(out.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&out.stderr));

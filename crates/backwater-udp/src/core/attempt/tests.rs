@@ -10,7 +10,12 @@ use std::{
 };
 
 use super::*;
-use crate::{Backpressure, Stats, contention::Contention, sys::Outgoing, transmit::Hold};
+use crate::{
+    Backpressure, Stats,
+    contention::Contention,
+    sys::{Outgoing, Segmentation},
+    transmit::Hold,
+};
 
 /// Answers each call with the next number; 0, and when there is none, is success.
 struct Script {
@@ -29,7 +34,9 @@ struct Script {
     seen: RefCell<Vec<u64>>,
     /// Datagrams of each call.
     calls: RefCell<Vec<usize>>,
-    segmentation_failures: Cell<u32>,
+    segmentation: Segmentation,
+    /// The destinations that were remembered, and from which segment size on.
+    remembered: RefCell<Vec<(SocketAddr, usize)>>,
     stats: Arc<Stats>,
     backpressure: Backpressure,
     contention: Contention,
@@ -48,7 +55,8 @@ impl Script {
             icmp: Cell::new(5),
             seen: RefCell::default(),
             calls: RefCell::default(),
-            segmentation_failures: Cell::default(),
+            segmentation: Segmentation::new(true),
+            remembered: RefCell::default(),
             stats: Arc::default(),
             backpressure: Backpressure::default(),
             contention: Contention::default(),
@@ -83,8 +91,9 @@ impl Io for Script {
     fn is_connected(&self) -> bool {
         self.connected
     }
-    fn limits(&self) -> (usize, usize) {
-        (self.max_datagrams, usize::MAX)
+    fn limits(&self, t: &Transmit<'_>) -> (usize, usize) {
+        let allows = self.segmentation.allows(&t.destination, t.datagram_len());
+        (if allows { self.max_datagrams } else { 1 }, usize::MAX)
     }
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
         let bytes: usize = out.slices.iter().map(|slice| slice.len()).sum();
@@ -106,8 +115,9 @@ impl Io for Script {
         self.icmp.set(self.icmp.get() + 1);
         self.drained.get()
     }
-    fn segmentation_failed(&self) {
-        self.segmentation_failures.set(self.segmentation_failures.get() + 1);
+    fn segmentation_refused(&self, destination: &SocketAddr, segment_bytes: usize) {
+        self.remembered.borrow_mut().push((*destination, segment_bytes));
+        self.segmentation.refused(destination, segment_bytes);
     }
     fn register(&self) -> io::Result<()> {
         Ok(())
@@ -368,13 +378,77 @@ fn an_error_is_the_datagrams_own_if_it_can_be_no_other_s() {
 }
 
 #[test]
-fn a_batch_that_cannot_go_as_one_goes_datagram_by_datagram() {
-    for (errno, failures) in [(libc::EINVAL, 0), (libc::EMSGSIZE, 0), (libc::EIO, 1)] {
+fn a_batch_that_is_refused_goes_datagram_by_datagram_and_so_do_the_next_to_that_destination() {
+    let other = SocketAddr::from(([127, 0, 0, 2], 9));
+    for (errno, from) in [(libc::EINVAL, 2), (libc::EMSGSIZE, 2), (libc::EIO, 0)] {
         let io = Script::linux(&[errno]);
-        with(3, |t| assert!(matches!(io.attempt(t), Attempt::Done)));
-        assert_eq!(*io.calls.borrow(), [3, 1, 1, 1]);
-        assert_eq!((io.segmentation_failures.get(), io.stats.snapshot().sent), (failures, 3));
+        let send = |to, segment| {
+            let slices = [IoSlice::new(&[0; 6])];
+            let mut t = Transmit::new(to, &slices).segment_size(segment);
+            assert!(matches!(io.attempt(&mut t), Attempt::Done));
+            io.calls.take()
+        };
+        assert_eq!(send(TO, 2), [3, 1, 1, 1]);
+        assert_eq!(*io.remembered.borrow(), [(TO, from)], "{errno}");
+        assert_eq!(send(TO, 2), [1, 1, 1], "{errno}");
+        assert_eq!(send(TO, 3), [1, 1], "{errno}");
+        assert_eq!(send(other, 2), [3], "{errno}");
+        // A device that does not segment does not whatever the size.
+        let shorter = if from > 0 { vec![6] } else { vec![1; 6] };
+        assert_eq!(send(TO, 1), shorter, "{errno}");
+        assert_eq!(io.stats.snapshot().sent, 3 + 3 + 2 + 3 + 6);
     }
+}
+
+#[test]
+fn a_batch_whose_datagrams_are_refused_too_says_nothing_about_segmentation() {
+    let io = Script::linux(&[libc::EINVAL; 4]);
+    with(3, |t| assert!(matches!(io.attempt(t), Attempt::Done)));
+    assert_eq!(*io.calls.borrow(), [3, 1, 1, 1]);
+    assert_eq!((io.remembered.take(), io.stats.snapshot().drops.invalid), (vec![], 3));
+    // A want of room neither.
+    let io = Script::linux(&[libc::EIO, libc::ENOBUFS]);
+    with(3, |t| {
+        assert!(matches!(io.attempt(t), Attempt::Refused(Class::Silent)));
+        assert_eq!(io.remembered.take(), []);
+        assert!(matches!(io.attempt(t), Attempt::Done));
+    });
+    assert_eq!(*io.calls.borrow(), [3, 1, 1, 1, 1]);
+}
+
+#[test]
+fn an_icmp_message_takes_no_batch_apart() {
+    let sent = |io: &Script, failed| {
+        with(3, |t| assert!(matches!(attempt_one(io, 1, t, failed, &mut Budget::unlimited()), Attempt::Done)));
+        assert_eq!((io.remembered.take(), io.stats.snapshot().sent), (vec![], 3));
+        io.calls.take()
+    };
+    let io = Script::linux(&[libc::EMSGSIZE, libc::EMSGSIZE]);
+    io.drained.set(Drained { icmp: true, too_large: false });
+    assert_eq!(sent(&io, None), [3, 3, 3]);
+    // Another task may have read it from the error queue before this one looked.
+    let failed = Failed { error: io::Error::from_raw_os_error(libc::EMSGSIZE), datagrams: 3 };
+    assert_eq!(sent(&Script::linux(&[]), Some(failed)), [3]);
+}
+
+#[test]
+fn of_datagrams_that_are_too_large_the_system_is_offered_one() {
+    let sizes = |bytes: usize, results: &[i32]| {
+        let payload = vec![0; bytes];
+        let slices = [IoSlice::new(&payload)];
+        let io = Script::linux(results);
+        let mut t = Transmit::new(TO, &slices).segment_size(4);
+        assert!(matches!(io.attempt(&mut t), Attempt::Done));
+        let counted = io.stats.snapshot();
+        assert_eq!(counted.accepted, counted.sent + counted.drops.too_large);
+        (io.calls.take(), counted.sent, counted.drops.too_large, io.remembered.take())
+    };
+    let large = libc::EMSGSIZE;
+    // The last is shorter, and goes.
+    assert_eq!(sizes(14, &[large, large]), (vec![4, 1, 1], 1, 3, vec![(TO, 4)]));
+    assert_eq!(sizes(16, &[large, large]), (vec![4, 1], 0, 4, vec![(TO, 4)]));
+    assert_eq!(sizes(14, &[large, large, large]), (vec![4, 1, 1], 0, 4, vec![(TO, 4)]));
+    assert_eq!(sizes(14, &[large, 0, large]), (vec![4, 1, 1, 1], 2, 2, vec![(TO, 4)]));
 }
 
 #[test]
@@ -391,7 +465,6 @@ fn what_cannot_go_is_dropped_for_its_reason() {
     expect(libc::EPERM, crate::DropTotals { not_permitted: 1, ..drops });
     expect(libc::EACCES, crate::DropTotals { not_permitted: 1, ..drops });
     expect(libc::EINVAL, crate::DropTotals { invalid: 1, ..drops });
-    expect(libc::EMSGSIZE, crate::DropTotals { too_large: 1, ..drops });
     expect(libc::ENXIO, crate::DropTotals { other: 1, ..drops });
     assert_eq!(dropped(libc::EBADF), (true, 0, crate::DropTotals { socket: 2, ..drops }));
 }

@@ -73,14 +73,13 @@ fn a_datagram_of_too_many_pieces_is_dropped_and_the_others_go() {
     });
 }
 
-/// Two senders have a train each under way when the driver refuses both to segment: the second hears of it when the first
-/// has turned segmentation off.
+/// Two senders have a batch each under way when the device refuses both: the second hears of it when the first has seen to it.
 #[test]
-fn a_train_that_was_refused_is_taken_apart_whatever_has_changed_meanwhile() {
+fn a_batch_that_was_refused_is_taken_apart_whatever_has_changed_meanwhile() {
     runtime().block_on(async {
         let model = model(Row::SendBuffer, 1, Policy::default());
         model.world.borrow_mut().episodes = Vec::new();
-        model.driver.set(Driver::Refuses);
+        model.refusing.set(Some(TO));
         let payload = [0; 600];
         let slices = [IoSlice::new(&payload)];
         let mut t = Transmit::new(TO, &slices).segment_size(100);
@@ -88,4 +87,31 @@ fn a_train_that_was_refused_is_taken_apart_whatever_has_changed_meanwhile() {
         let sent = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
         assert_eq!((sent.sent, model.world.borrow().delivered), (6, 6));
     });
+}
+
+/// The datagrams to one destination go one by one, since its device refuses batches. Those to another go in batches, whatever else is
+/// refused meanwhile.
+#[test]
+fn a_destination_whose_device_refuses_batches_costs_no_other_its_batches() {
+    let other = SocketAddr::from(([127, 0, 0, 2], 9));
+    for seed in 0..50 {
+        runtime().block_on(async {
+            let model = model(Row::SendBuffer, seed, Policy::Wait { deadline: Duration::from_secs(1) });
+            model.refusing.set(Some(TO));
+            let mut core = Core::new(model.clone());
+            let payload = [0; 6];
+            let slices = [IoSlice::new(&payload)];
+            for round in 0..20 {
+                sleep_until(Instant::now() + Duration::from_millis(seed % 20)).await;
+                let mut ts = [TO, other].map(|to| Transmit::new(to, &slices).segment_size(1));
+                tokio::select! {
+                    report = poll_fn(|cx| core.poll_send_batch(cx, &mut ts)) => assert_eq!(report.unwrap().sent, 12, "{seed} {round}"),
+                    () = reactor(&model) => {}
+                }
+            }
+            let calls = |to| model.log.borrow().iter().filter(|(t, _)| *t == to).count();
+            assert_eq!((calls(TO), calls(other)), (20 * 6, 20), "{seed}");
+            assert_eq!((model.batches_refused.get(), model.world.borrow().delivered), (1, 20 * 12), "{seed}");
+        });
+    }
 }

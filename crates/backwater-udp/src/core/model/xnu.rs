@@ -162,7 +162,7 @@ impl Io for Xnu {
         true
     }
 
-    fn limits(&self) -> (usize, usize) {
+    fn limits(&self, _: &Transmit<'_>) -> (usize, usize) {
         (1, usize::MAX)
     }
 
@@ -185,7 +185,7 @@ impl Io for Xnu {
         Drained::default()
     }
 
-    fn segmentation_failed(&self) {}
+    fn segmentation_refused(&self, _: &SocketAddr, _: usize) {}
 
     fn register(&self) -> io::Result<()> {
         self.renew(&mut ())

@@ -85,7 +85,7 @@ impl Io for Paths {
         false
     }
 
-    fn limits(&self) -> (usize, usize) {
+    fn limits(&self, _: &Transmit<'_>) -> (usize, usize) {
         (64, usize::MAX)
     }
 
@@ -125,7 +125,7 @@ impl Io for Paths {
         Drained::default()
     }
 
-    fn segmentation_failed(&self) {}
+    fn segmentation_refused(&self, _: &SocketAddr, _: usize) {}
 
     fn register(&self) -> io::Result<Self::Registration> {
         Ok(None)
