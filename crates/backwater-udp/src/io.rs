@@ -16,7 +16,7 @@ use crate::{
     park::Parked,
     socket::Inner,
     sys::{self, Outgoing},
-    transmit::Transmit,
+    transmit::{Header, Transmit},
 };
 
 /// What an error queue held.
@@ -27,6 +27,14 @@ pub(crate) struct Drained {
     pub(crate) icmp: bool,
     /// Whether the kernel says itself that a datagram to this destination is too large.
     pub(crate) too_large: bool,
+}
+
+/// A socket's send buffer, in bytes as the system counts them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SendBuffer {
+    /// Taken up by datagrams that have not left yet.
+    pub(crate) used: usize,
+    pub(crate) size: usize,
 }
 
 pub(crate) trait Io {
@@ -72,6 +80,25 @@ pub(crate) trait Io {
     /// What a failed send means. Only the model's naive sender has another opinion, on this and on the next.
     fn decide(&self, refusal: &Refusal) -> Verdict {
         decide(refusal)
+    }
+
+    /// How full the send buffer is, where the system says so.
+    fn send_buffer(&self) -> Option<SendBuffer> {
+        None
+    }
+
+    /// A socket with a send buffer of its own, whose datagrams look like this one's, and which receives nothing. It has the same
+    /// counters and policy.
+    fn send_only(&self) -> io::Result<Self>
+    where
+        Self: Sized,
+    {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// What a datagram that is to leave with `header` needs on such a socket.
+    fn header_for_a_side(&self, header: Header) -> Header {
+        header
     }
 
     /// When to try again: as `parked` says.
@@ -161,6 +188,23 @@ impl Io for UdpSocket {
 
     fn contention(&self) -> &Contention {
         &self.0.contention
+    }
+
+    fn send_buffer(&self) -> Option<SendBuffer> {
+        sys::send_buffer(self.0.sock_ref())
+    }
+
+    fn send_only(&self) -> io::Result<Self> {
+        self.send_only_socket()
+    }
+
+    /// What this socket has been given stays its own.
+    fn header_for_a_side(&self, header: Header) -> Header {
+        let own = self.header();
+        Header {
+            hop_limit: header.hop_limit.or(own.hop_limit),
+            fragmentation: header.fragmentation.or(own.fragmentation),
+        }
     }
 }
 

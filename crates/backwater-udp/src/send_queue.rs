@@ -17,6 +17,11 @@ use crate::{UdpSocket, core::QueueCore, stats::Report, transmit::Transmit};
 /// keep no more than the [`Bounds`] say, and nothing for longer than the [`Policy`](crate::Policy) of the socket; under
 /// [`Policy::Drop`](crate::Policy::Drop) nothing is kept.
 ///
+/// A path with a deep queue refuses nothing, but keeps the send buffer full, which stops all keys. So on Linux a key that sends while
+/// the send buffer is more than half full gets a send-only socket of its own (16 at most, 256 in a process), which sends from the same
+/// address and port, and receives nothing. It is given back once it has been empty and idle for ten seconds. `docs/backpressure.md` says
+/// more.
+///
 /// A transmit is counted as accepted, sent, dropped or held from when it is given to the queue; what the queue holds when it is
 /// dropped is counted as [`Cancelled`](crate::DropReason::Cancelled).
 ///
@@ -85,7 +90,8 @@ impl<K: Copy + Ord> SendQueue<K> {
     }
 
     /// Sends what waits. Pending while something does; the task is woken when there may be room, and by a
-    /// [`send`](Self::send) that begins to wait. At most 64 system calls a poll.
+    /// [`send`](Self::send) that begins to wait. At most 64 system calls a
+    /// poll, and four for each send-only socket.
     ///
     /// Cancel safe: what waits goes on waiting.
     ///
@@ -110,12 +116,12 @@ impl<K: Copy + Ord> SendQueue<K> {
         self.0.held_bytes(key)
     }
 
-    /// As [`Sender::is_stuck`](crate::Sender::is_stuck).
+    /// As [`Sender::is_stuck`](crate::Sender::is_stuck), of the socket that all keys share.
     pub fn is_stuck(&self) -> bool {
         self.0.core().is_stuck()
     }
 
-    /// As [`Sender::blocked_for`](crate::Sender::blocked_for).
+    /// As [`Sender::blocked_for`](crate::Sender::blocked_for), of the socket that all keys share.
     pub fn blocked_for(&self) -> Option<Duration> {
         self.0.core().blocked_for()
     }

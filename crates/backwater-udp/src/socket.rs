@@ -44,7 +44,8 @@ pub(crate) struct Inner {
     /// Whether [`Fragmentation::Allowed`] is in force.
     fragments: AtomicBool,
     pub(crate) contention: Contention,
-    pub(crate) events: Events,
+    /// Shared by the sockets that only send for this one.
+    pub(crate) events: Arc<Events>,
 }
 
 /// How to make a [`UdpSocket`].
@@ -134,6 +135,36 @@ impl UdpSocket {
             receive_hop_limit: self.0.receive_hop_limit,
             ..Builder::default()
         }
+    }
+
+    /// A socket that sends as this one does, from a send buffer of its own, and receives nothing.
+    pub(crate) fn send_only_socket(&self) -> io::Result<Self> {
+        let main = &*self.0;
+        // Without a runtime there is no reactor for it.
+        if main.peer.is_some() || tokio::runtime::Handle::try_current().is_err() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let (socket, state) = sys::send_only(&main.sock_ref(), main.local_addr)?;
+        state.set_fragmentation(&SockRef::from(&socket), self.fragmentation())?;
+        Ok(Self(Arc::new(Inner {
+            io: sys::Io::new(socket.into())?,
+            state,
+            stats: main.stats.clone(),
+            backpressure: main.backpressure.clone(),
+            local_addr: main.local_addr,
+            peer: None,
+            max_train_bytes: main.max_train_bytes,
+            receive_hop_limit: false,
+            hop_limit: AtomicU8::new(0),
+            fragments: AtomicBool::new(self.fragmentation() == Fragmentation::Allowed),
+            contention: Contention::default(),
+            events: main.events.clone(),
+        })))
+    }
+
+    /// The options that datagrams leave with now.
+    pub(crate) fn header(&self) -> Header {
+        Header { hop_limit: Some(self.0.hop_limit.load(Relaxed)), fragmentation: Some(self.fragmentation()) }
     }
 
     /// Takes what has arrived.
@@ -412,7 +443,7 @@ impl Builder {
             hop_limit: AtomicU8::new(0),
             fragments: AtomicBool::new(self.fragmentation == Fragmentation::Allowed),
             contention: Contention::default(),
-            events: Events::default(),
+            events: Arc::default(),
         })))
     }
 }

@@ -25,7 +25,12 @@ pub type Fill<'f> = &'f dyn Fn(&mut Writer<'_>);
 impl Client {
     pub fn new(server: SocketAddr, user: &str, password: &str, realm: &str) -> Self {
         let any = if server.is_ipv4() { "127.0.0.1:0" } else { "[::1]:0" };
-        let socket = UdpSocket::bind(any).unwrap();
+        Self::at(any.parse().unwrap(), server, user, password, realm)
+    }
+
+    /// A client with this address.
+    pub fn at(local: SocketAddr, server: SocketAddr, user: &str, password: &str, realm: &str) -> Self {
+        let socket = UdpSocket::bind(local).unwrap();
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let key = HmacKey::from(&LongTermKey::md5(user, realm, password));

@@ -31,6 +31,12 @@ impl Program {
         Self::spawn(command(args).envs(env.iter().copied()))
     }
 
+    /// Starts the relay by a program that is to start it.
+    pub fn start_within(starter: &[String], args: &[&str]) -> Self {
+        let mut command = Command::new(&starter[0]);
+        Self::spawn(command.args(&starter[1..]).arg(env!("CARGO_BIN_EXE_backwater-relay")).args(args))
+    }
+
     fn spawn(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();

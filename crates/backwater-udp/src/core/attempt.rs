@@ -21,8 +21,14 @@ pub(super) struct Budget(u32);
 
 impl Budget {
     /// So many that other tasks run every few milliseconds: a call that sends 64 KiB takes up to 0.1 ms.
+    pub(super) const OF_A_POLL: u32 = 64;
+
     pub(super) fn of_a_poll() -> Self {
-        Self(64)
+        Self::of(Self::OF_A_POLL)
+    }
+
+    pub(super) fn of(calls: u32) -> Self {
+        Self(calls)
     }
 
     pub(super) fn is_spent(&self) -> bool {

@@ -22,6 +22,14 @@ use crate::{
     transmit::{Hold, OwnedTransmit, Transmit},
 };
 
+mod sides;
+
+use sides::Sides;
+
+/// Bytes that are sent between two looks at how full the send buffer is. A transmit counts [`LEAST_SEEN`] at least.
+const LOOK: usize = 256 << 10;
+const LEAST_SEEN: usize = 2 << 10;
+
 /// Bytes that a line may send before the next has its turn: ten full datagrams of an Ethernet, 6.5 ms at 20 Mbit/s.
 const QUANTUM: i64 = 16 << 10;
 
@@ -38,6 +46,12 @@ pub(crate) struct QueueCore<I: Io, K: Copy + Ord> {
     lines: Option<Box<Lines<K>>>,
     /// Of the task that empties the queue.
     waker: Option<Waker>,
+    sides: Option<Box<Sides<I, K>>>,
+    /// Bytes that were sent since the last look at the send buffer.
+    unseen: usize,
+    /// System calls of a poll.
+    calls: u32,
+    is_side: bool,
 }
 
 struct Lines<K> {
@@ -51,6 +65,8 @@ struct Lines<K> {
     bytes: usize,
     datagrams: usize,
     sent: u64,
+    /// System calls of a poll.
+    calls: u32,
 }
 
 #[derive(Default)]
@@ -80,7 +96,16 @@ enum Served {
 
 impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     pub(crate) fn new(io: I, bounds: Bounds) -> Self {
-        Self { core: Core::new(io), bounds, lines: None, waker: None }
+        Self {
+            core: Core::new(io),
+            bounds,
+            lines: None,
+            waker: None,
+            sides: None,
+            unseen: 0,
+            calls: Budget::OF_A_POLL,
+            is_side: false,
+        }
     }
 
     pub(crate) fn core(&self) -> &Core<I> {
@@ -88,27 +113,117 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     pub(crate) fn held(&self) -> usize {
-        self.lines.as_ref().map_or(0, |lines| lines.datagrams)
+        let held = self.lines.as_ref().map_or(0, |lines| lines.datagrams);
+        held + self.sides.as_ref().map_or(0, |sides| sides.held())
     }
 
     pub(crate) fn held_bytes(&self, key: K) -> usize {
-        self.lines.as_ref().and_then(|lines| lines.lines.get(&key)).map_or(0, |line| line.bytes)
+        let line = self.lines.as_ref().and_then(|lines| lines.lines.get(&key));
+        line.map_or(0, |line| line.bytes) + self.sides.as_ref().map_or(0, |sides| sides.held_bytes(key))
+    }
+
+    /// Bytes that wait.
+    fn bytes(&self) -> usize {
+        let bytes = self.lines.as_ref().map_or(0, |lines| lines.bytes);
+        bytes + self.sides.as_ref().map_or(0, |sides| sides.bytes())
     }
 
     pub(crate) fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+        if let Some(side) = self.side(Some(key), t) {
+            return side.send(key, t);
+        }
         match self.offer(key, t)? {
+            None => {}
+            Some(Class::Advised) if self.open_side(Some(key)).is_some() => return self.send(key, t),
             Some(class) if self.policy() == Policy::Drop => self.refuse(t, class, DropReason::NoBuffers),
             Some(class) => self.hold(key, t, class),
-            None => {}
         }
         Ok(t.cursor.report)
     }
 
     pub(crate) fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
-        if let Some(class) = self.offer(key, t)? {
-            self.refuse(t, class, DropReason::NoBuffers);
+        let side = Some(key).filter(|_| self.has_side(Some(key)));
+        if let Some(side) = self.side(side, t) {
+            return side.send_or_drop(key, t);
+        }
+        match self.offer(key, t)? {
+            None => {}
+            Some(Class::Advised) if self.open_side(side).is_some() => return self.send_or_drop(key, t),
+            Some(class) => self.refuse(t, class, DropReason::NoBuffers),
         }
         Ok(t.cursor.report)
+    }
+
+    /// The side of a key. One that has none gets one when the send buffer is found to be more than half full.
+    #[inline]
+    fn side(&mut self, key: Option<K>, t: &mut Transmit<'_>) -> Option<&mut Self> {
+        if !self.has_side(key) {
+            self.unseen += t.cursor.bytes_left.max(LEAST_SEEN);
+            if self.unseen < LOOK || !self.is_crowded() || self.open_side(key).is_none() {
+                return None;
+            }
+        }
+        self.of_side(key, t)
+    }
+
+    fn has_side(&self, key: Option<K>) -> bool {
+        self.sides.as_ref().is_some_and(|sides| sides.has(key))
+    }
+
+    #[cold]
+    fn is_crowded(&mut self) -> bool {
+        self.unseen = 0;
+        !self.is_side && self.core.io.send_buffer().is_some_and(|buffer| buffer.used > buffer.size / 2)
+    }
+
+    /// Opens a side for a key. What waits under the key goes with it.
+    #[cold]
+    fn open_side(&mut self, key: Option<K>) -> Option<()> {
+        if self.is_side || self.core.io.send_buffer().is_none() {
+            return None;
+        }
+        let side = self.sides.get_or_insert_default().open(&self.core.io, key)?;
+        side.waker.clone_from(&self.waker);
+        side.bounds = Bounds { of_all: self.bounds.of_a_key, ..self.bounds };
+        if let Some(key) = key
+            && let Some(lines) = &mut self.lines
+            && let Some(mut line) = lines.take(key)
+        {
+            for waiting in &mut line.waiting {
+                waiting.transmit.header = self.core.io.header_for_a_side(waiting.transmit.header);
+            }
+            side.adopt(key, line);
+            if lines.datagrams == 0 {
+                lines.clear();
+                self.core.unpark();
+            }
+        }
+        Some(())
+    }
+
+    /// The side of a key, ready for this transmit.
+    fn of_side(&mut self, key: Option<K>, t: &mut Transmit<'_>) -> Option<&mut Self> {
+        let bytes = self.bytes();
+        let Self { core, bounds, sides: Some(sides), .. } = self else { return None };
+        let side = sides.of(key)?;
+        side.bounds.of_all = bounds.of_a_key.min(bounds.of_all.saturating_sub(bytes - side.bytes()));
+        t.header = core.io.header_for_a_side(t.header);
+        Some(side)
+    }
+
+    /// Takes over what waits under a key elsewhere.
+    fn adopt(&mut self, key: K, line: Line) {
+        if line.waiting.is_empty() {
+            return;
+        }
+        self.lines.get_or_insert_with(|| Lines::new(self.calls)).put(key, line);
+        self.core.name();
+        if !self.core.is_parked() {
+            self.core.park(false, Class::Silent, false);
+        }
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
     }
 
     /// Offers it to the system, unless it is known that there is no room. `Some` says that there is none for the rest.
@@ -146,11 +261,10 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     fn hold(&mut self, key: K, t: &mut Transmit<'_>, class: Class) {
         let bytes = t.cursor.bytes_left.max(LEAST);
-        let of_all = self.lines.as_ref().map_or(0, |lines| lines.bytes);
-        if self.held_bytes(key) + bytes > self.bounds.of_a_key || of_all + bytes > self.bounds.of_all {
+        if self.held_bytes(key) + bytes > self.bounds.of_a_key || self.bytes() + bytes > self.bounds.of_all {
             return self.refuse(t, class, DropReason::QueueFull);
         }
-        let lines = self.lines.get_or_insert_default();
+        let lines = self.lines.get_or_insert_with(|| Lines::new(self.calls));
         let line = lines.lines.entry(key).or_insert_with(|| {
             // One that sends little need not wait for all that send much. It stays, emptied, until its turn: nobody is new twice
             // in a round.
@@ -180,6 +294,16 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = self.poll_lines(cx);
+        let Some(sides) = &mut self.sides else { return flushed };
+        let of_sides = sides.poll(cx);
+        if sides.is_empty() {
+            self.sides = None;
+        }
+        if of_sides.is_pending() && matches!(flushed, Poll::Ready(Ok(()))) { Poll::Pending } else { flushed }
+    }
+
+    fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             waker @ None => *waker = Some(cx.waker().clone()),
@@ -225,6 +349,9 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     /// What waits under this key is given up.
     pub(crate) fn cancel(&mut self, key: K) {
+        if let Some(sides) = &mut self.sides {
+            sides.cancel(key);
+        }
         let Some(lines) = &mut self.lines else { return };
         let Some(line) = lines.lines.get_mut(&key) else { return };
         lines.bytes -= std::mem::take(&mut line.bytes);
@@ -241,33 +368,21 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
 impl<I: Io, K: Copy + Ord> Drop for QueueCore<I, K> {
     fn drop(&mut self) {
-        self.core.io.stats().dropped(DropReason::Cancelled, self.held());
+        // Those of the sides are counted by them.
+        let held = self.lines.as_ref().map_or(0, |lines| lines.datagrams);
+        self.core.io.stats().dropped(DropReason::Cancelled, held);
     }
 }
 
 /// What a datagram without bytes counts, and what any costs beside its bytes.
 const LEAST: usize = 64;
 
-impl<K> Default for Lines<K> {
-    fn default() -> Self {
-        Self {
-            lines: BTreeMap::new(),
-            turns: VecDeque::new(),
-            ages: VecDeque::new(),
-            transmits: 0,
-            bytes: 0,
-            datagrams: 0,
-            sent: 0,
-        }
-    }
-}
-
 impl<K: Copy + Ord> Load for Lines<K> {
     /// Serves the lines by turns. One that is refused is not tried again in this pass; after a few the pass ends, and the next one
     /// begins behind them, but for a line whose turn is not over: it had room for a part. What can be sent is, however many
     /// are refused.
     fn attempt<I: Io>(&mut self, io: &I, id: u32) -> Attempt {
-        let mut budget = Budget::of_a_poll();
+        let mut budget = Budget::of(self.calls);
         let (mut refused, mut begun) = (ArrayVec::<_, REFUSALS>::new(), ArrayVec::<_, REFUSALS>::new());
         let mut ended = Attempt::Done;
         while let Some(key) = self.turns.pop_front() {
@@ -345,6 +460,42 @@ impl<K: Copy + Ord> Load for Lines<K> {
 }
 
 impl<K: Copy + Ord> Lines<K> {
+    fn new(calls: u32) -> Box<Self> {
+        Box::new(Self::with(0, calls))
+    }
+
+    fn with(sent: u64, calls: u32) -> Self {
+        Self {
+            lines: BTreeMap::new(),
+            turns: VecDeque::new(),
+            ages: VecDeque::new(),
+            transmits: 0,
+            bytes: 0,
+            datagrams: 0,
+            sent,
+            calls,
+        }
+    }
+
+    fn take(&mut self, key: K) -> Option<Line> {
+        let line = self.lines.remove(&key)?;
+        self.turns.retain(|turn| *turn != key);
+        self.bytes -= line.bytes;
+        self.transmits -= line.waiting.len();
+        self.datagrams -= line.datagrams();
+        Some(line)
+    }
+
+    /// Takes a line of a key that has none here. Nothing else waits here.
+    fn put(&mut self, key: K, line: Line) {
+        self.bytes += line.bytes;
+        self.transmits += line.waiting.len();
+        self.datagrams += line.datagrams();
+        self.ages.extend(line.waiting.iter().map(|waiting| (waiting.since, key)));
+        self.turns.push_back(key);
+        self.lines.insert(key, line);
+    }
+
     fn serve<I: Io>(&mut self, io: &I, id: u32, key: K, budget: &mut Budget) -> Served {
         let Some(line) = self.lines.get_mut(&key) else { return Served::Empty };
         if line.credit <= 0 {
@@ -407,7 +558,13 @@ impl<K: Copy + Ord> Lines<K> {
     }
 
     fn clear(&mut self) {
-        *self = Self { sent: self.sent, ..Self::default() };
+        *self = Self::with(self.sent, self.calls);
+    }
+}
+
+impl Line {
+    fn datagrams(&self) -> usize {
+        self.waiting.iter().map(|waiting| waiting.transmit.remaining()).sum()
     }
 }
 

@@ -55,6 +55,8 @@ pub(crate) struct State {
     segmentation: Segmentation,
     /// A kernel has refused the ECN field.
     no_ecn: AtomicBool,
+    /// What datagrams that name no source are sent from, if not from what the socket is bound to.
+    source: Option<IpAddr>,
 }
 
 impl State {
@@ -87,9 +89,13 @@ impl State {
         let dscp = |level, name, has| if has { option(socket, level, name).map(|tos| tos as u8 & !3) } else { Ok(0) };
         let dscp = [dscp(libc::IPPROTO_IP, libc::IP_TOS, v4)?, dscp(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, v6)?];
         let segmentation = Segmentation::new(segmentation);
-        let state = Self { v4, v6, dscp, segmentation, no_ecn: AtomicBool::new(false) };
+        let state = Self { v4, v6, dscp, segmentation, no_ecn: AtomicBool::new(false), source: None };
         state.set_fragmentation(&SockRef::from(socket), Fragmentation::Never)?;
         Ok(state)
+    }
+
+    pub(crate) fn send_from(&mut self, source: Option<IpAddr>) {
+        self.source = source;
     }
 
     pub(crate) fn set_fragmentation(&self, socket: &Socket, fragmentation: Fragmentation) -> io::Result<()> {
@@ -269,8 +275,8 @@ impl State {
                 control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &class);
             }
         }
-        if let Some(source) = out.source {
-            push_source(control, *source, self.v6);
+        if let Some(source) = out.source.or(self.source) {
+            push_source(control, source, self.v6);
         }
         // A length of zero is none at all.
         header.msg_control = control.as_mut_ptr().cast();
@@ -618,14 +624,14 @@ fn done(returned: libc::c_long) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
 
-fn option(socket: &Socket, level: c_int, name: c_int) -> io::Result<c_int> {
+pub(super) fn option(socket: &Socket, level: c_int, name: c_int) -> io::Result<c_int> {
     let (mut value, mut len): (c_int, _) = (0, size_of::<c_int>() as libc::socklen_t);
     // SAFETY: the kernel writes an int to the pointer, and its length is given.
     let result = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
-fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+pub(super) fn set_option(socket: &Socket, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
     // SAFETY: the kernel reads an int from the pointer, and its length is given.
     let result = unsafe {
         libc::setsockopt(

@@ -25,6 +25,9 @@
 //! `reactor_unix.rs`, `reactor_windows.rs`: `Io`, the socket with its registration to receive; `Registration`, one
 //! sender's registration to send.
 //!
+//! `send_only_linux.rs`, `send_only_portable.rs`: `send_buffer`, how full a send buffer is; `send_only`, a second socket that sends from the
+//! same address and port, and receives nothing. Only Linux has them.
+//!
 //! `errno_unix.rs`, `errno_windows.rs`: `errno`, the errors of a send from their numbers; `writable`, whether the socket
 //! says that it has room.
 
@@ -48,6 +51,13 @@ mod cmsg;
 #[cfg(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)))]
 mod devices;
 
+#[cfg_attr(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)), path = "send_only_linux.rs")]
+#[cfg_attr(
+    not(all(any(target_os = "linux", target_os = "android"), not(backwater_portable))),
+    path = "send_only_portable.rs"
+)]
+mod send_only;
+
 #[cfg(all(unix, any(test, not(any(target_os = "linux", target_os = "android")), backwater_portable)))]
 mod connected;
 
@@ -65,6 +75,7 @@ pub(crate) use errno::{errno, writable};
 pub(crate) use imp::{Buffers, OS, State};
 pub(crate) use reactor::{Io, Registration};
 pub(crate) use segmentation::Segmentation;
+pub(crate) use send_only::{send_buffer, send_only};
 
 #[cfg(test)]
 mod errno_tests;

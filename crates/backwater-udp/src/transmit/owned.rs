@@ -16,7 +16,7 @@ pub struct OwnedTransmit {
     destination: SocketAddr,
     source: Option<IpAddr>,
     ecn: Option<Ecn>,
-    header: Header,
+    pub(crate) header: Header,
     segment_size: usize,
     bytes: Bytes,
     cursor: Cursor,

@@ -7,7 +7,7 @@ use std::{cell::RefCell, future::poll_fn, io::IoSlice, net::SocketAddr, pin::Pin
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use super::*;
-use crate::{Backpressure, Stats, contention::Contention, decision::Os, io::Drained, sys::Outgoing};
+use crate::{Backpressure, Stats, contention::Contention, decision::Os, io::Drained, io::SendBuffer, sys::Outgoing};
 
 const MS: Duration = Duration::from_millis(1);
 const BIG: usize = 1000;
@@ -31,15 +31,27 @@ struct Went {
 
 struct World {
     links: Vec<Link>,
-    /// Of the socket: what has not left its link counts.
+    /// Of each socket: what has not left its link counts.
     send_buffer: f64,
+    /// What each socket has sent, until it has left.
+    sockets: Vec<Vec<InFlight>>,
     went: Vec<Went>,
     refused: u64,
+}
+
+#[derive(Clone, Copy)]
+struct InFlight {
+    bytes: f64,
+    rate: f64,
+    gone_at: Instant,
 }
 
 #[derive(Clone)]
 struct Paths {
     world: Rc<RefCell<World>>,
+    socket: usize,
+    /// Whether there are send-only sockets. Each has a clone.
+    sides: Option<Rc<()>>,
     stats: Arc<Stats>,
     backpressure: Backpressure,
     contention: Rc<Contention>,
@@ -51,18 +63,25 @@ fn to(port: u16) -> SocketAddr {
 }
 
 impl World {
-    fn in_flight(&self, at: Instant) -> f64 {
-        let queued = |link: &Link| link.empty_at.saturating_duration_since(at).as_secs_f64() * 1e3 * link.rate;
-        self.links.iter().map(queued).sum()
+    fn in_flight(&self, socket: usize, at: Instant) -> f64 {
+        let left = |sent: &InFlight| {
+            sent.bytes.min(sent.gone_at.saturating_duration_since(at).as_secs_f64() * 1e3 * sent.rate)
+        };
+        self.sockets[socket].iter().map(left).sum()
     }
 
     /// When half of the send buffer is free again.
-    fn writable_at(&self, now: Instant) -> Instant {
-        let mut at = now;
-        while self.in_flight(at) > self.send_buffer / 2.0 {
-            at += MS / 10;
+    fn writable_at(&self, socket: usize, now: Instant) -> Instant {
+        let is_full = |ms: u32| self.in_flight(socket, now + ms * MS / 10) > self.send_buffer / 2.0;
+        let (mut full, mut free) = (0, 1 << 24);
+        if !is_full(full) {
+            return now;
         }
-        at
+        while full + 1 < free {
+            let middle = (full + free) / 2;
+            *(if is_full(middle) { &mut full } else { &mut free }) = middle;
+        }
+        now + free * MS / 10
     }
 
     fn link(&mut self, to: u16) -> &mut Link {
@@ -92,7 +111,8 @@ impl Io for Paths {
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
         let world = &mut *self.world.borrow_mut();
         let (now, port) = (Instant::now(), out.destination.port());
-        if world.in_flight(now) >= world.send_buffer {
+        world.sockets[self.socket].retain(|sent| sent.gone_at > now);
+        if world.in_flight(self.socket, now) >= world.send_buffer {
             world.refused += 1;
             return Err(io::Error::from_raw_os_error(libc::EWOULDBLOCK));
         }
@@ -104,6 +124,8 @@ impl Io for Paths {
             return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
         }
         link.empty_at = begin + MS.mul_f64(out.bytes as f64 / link.rate);
+        let sent = InFlight { bytes: out.bytes as f64, rate: link.rate, gone_at: link.empty_at };
+        world.sockets[self.socket].push(sent);
         let bytes: Vec<u8> = out.slices.iter().flat_map(|slice| slice.to_vec()).collect();
         for datagram in bytes.chunks(out.segment_size.map_or(bytes.len(), usize::from).max(1)) {
             let number = u32::from_be_bytes(datagram[..4].try_into().unwrap());
@@ -114,7 +136,7 @@ impl Io for Paths {
 
     fn writable(&self) -> bool {
         let world = self.world.borrow();
-        world.in_flight(Instant::now()) <= world.send_buffer / 2.0
+        world.in_flight(self.socket, Instant::now()) <= world.send_buffer / 2.0
     }
 
     fn icmp_errors(&self) -> u64 {
@@ -147,7 +169,7 @@ impl Io for Paths {
         attempt: impl FnOnce() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         let now = Instant::now();
-        let at = self.world.borrow().writable_at(now);
+        let at = self.world.borrow().writable_at(self.socket, now);
         if at > now {
             let edge = registration.get_or_insert_with(|| Box::pin(sleep_until(at)));
             edge.as_mut().reset(at);
@@ -168,13 +190,34 @@ impl Io for Paths {
     fn contention(&self) -> &Contention {
         &self.contention
     }
+
+    fn send_buffer(&self) -> Option<SendBuffer> {
+        self.sides.as_ref()?;
+        let world = self.world.borrow();
+        let used = world.in_flight(self.socket, Instant::now()).ceil();
+        Some(SendBuffer { used: used as usize, size: world.send_buffer as usize })
+    }
+
+    fn send_only(&self) -> io::Result<Self> {
+        let world = &mut *self.world.borrow_mut();
+        world.sockets.push(Vec::new());
+        Ok(Self { socket: world.sockets.len() - 1, contention: Rc::default(), ..self.clone() })
+    }
 }
 
 fn paths(links: &[(f64, f64)], policy: Policy) -> Paths {
     let now = Instant::now();
     let links = links.iter().map(|&(rate, limit)| Link { rate, limit, empty_at: now }).collect();
     Paths {
-        world: Rc::new(RefCell::new(World { links, send_buffer: f64::INFINITY, went: Vec::new(), refused: 0 })),
+        world: Rc::new(RefCell::new(World {
+            links,
+            send_buffer: f64::INFINITY,
+            sockets: vec![Vec::new()],
+            went: Vec::new(),
+            refused: 0,
+        })),
+        socket: 0,
+        sides: None,
         stats: Arc::default(),
         backpressure: Backpressure::new(policy),
         contention: Rc::default(),
@@ -421,10 +464,11 @@ async fn the_books_balance_whatever_happens() {
     for _ in 0..300 {
         let links: Vec<_> =
             (0..random.u16(1..5)).map(|_| (10f64.powi(random.i32(0..4)), f64::from(random.u32(0..20_000)))).collect();
-        let paths = paths(&links, if random.bool() { WAIT } else { Policy::Drop });
+        let mut paths = paths(&links, if random.bool() { WAIT } else { Policy::Drop });
         if random.bool() {
             paths.world.borrow_mut().send_buffer = f64::from(random.u32(2000..50_000));
         }
+        paths.sides = random.bool().then(Rc::default);
         let mut queue = queue(&paths);
         let mut next = 0;
         for _ in 0..random.u32(1..60) {
@@ -452,3 +496,5 @@ async fn the_books_balance_whatever_happens() {
         }
     }
 }
+
+mod sides;

@@ -1,0 +1,166 @@
+//! Send-only sockets for keys that fill the send buffer of the socket which all keys share.
+//!
+//! A path with a deep queue refuses nothing: its datagrams stay in the send buffer until that is full, and then `EWOULDBLOCK` stops every
+//! key. The kernel does not tell whose datagrams they are. So a key gets a socket of its own when the shared send buffer is more than
+//! half full; if the key's path is slow, it fills only its own send buffer, and otherwise that socket is soon another key's.
+
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+use super::QueueCore;
+use crate::{io::Io, send_queue::Bounds};
+
+/// Of one queue.
+const MOST: usize = 16;
+
+/// Of the process: each is a descriptor, or two while it waits.
+const MOST_OF_ALL: usize = 256;
+
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// One is given back when it has not been used for this long, or for twice as long.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// When there was none to be had, none is asked for until then: to look for one takes a call for each.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// System calls that one side makes in a poll of the queue.
+const CALLS: u32 = 4;
+
+pub(super) struct Sides<I: Io, K: Copy + Ord> {
+    /// The one that was given to a key last is the last.
+    all: Vec<Side<I, K>>,
+    not_before: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+struct Side<I: Io, K: Copy + Ord> {
+    /// `None`: of all to whom answers are sent or dropped.
+    key: Option<K>,
+    queue: QueueCore<I, K>,
+    used: Instant,
+    _counted: Counted,
+}
+
+/// One of those of the process.
+struct Counted;
+
+impl<I: Io, K: Copy + Ord> Default for Sides<I, K> {
+    fn default() -> Self {
+        Self { all: Vec::new(), not_before: None, timer: None }
+    }
+}
+
+impl<I: Io, K: Copy + Ord> Sides<I, K> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(super) fn has(&self, key: Option<K>) -> bool {
+        self.all.iter().any(|side| side.key == key)
+    }
+
+    pub(super) fn of(&mut self, key: Option<K>) -> Option<&mut QueueCore<I, K>> {
+        let side = self.all.iter_mut().find(|side| side.key == key)?;
+        side.used = Instant::now();
+        Some(&mut side.queue)
+    }
+
+    /// A side for a key that has none: a new one, or one from which all that another key has sent is gone.
+    pub(super) fn open(&mut self, main: &I, key: Option<K>) -> Option<&mut QueueCore<I, K>> {
+        let now = Instant::now();
+        if self.not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        let new = if self.all.len() < MOST { Side::new(main) } else { None };
+        let Some(mut side) = new.or_else(|| self.take_free()) else {
+            self.not_before = Some(now + PAUSE);
+            return None;
+        };
+        side.key = key;
+        side.used = now;
+        self.all.push(side);
+        self.all.last_mut().map(|side| &mut side.queue)
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.all.iter().map(|side| side.queue.held()).sum()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.all.iter().map(|side| side.queue.bytes()).sum()
+    }
+
+    pub(super) fn held_bytes(&self, key: K) -> usize {
+        self.all.iter().find(|side| side.key == Some(key)).map_or(0, |side| side.queue.held_bytes(key))
+    }
+
+    pub(super) fn cancel(&mut self, key: K) {
+        if let Some(side) = self.all.iter_mut().find(|side| side.key == Some(key)) {
+            side.queue.cancel(key);
+        }
+    }
+
+    /// Sends what waits, and gives back what is idle. Pending while something waits.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut pending = false;
+        // One that has failed has counted what it held.
+        self.all.retain_mut(|side| match side.queue.poll_flush(cx) {
+            Poll::Ready(sent) => sent.is_ok(),
+            Poll::Pending => {
+                pending = true;
+                true
+            }
+        });
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(IDLE)));
+        if timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            self.all.retain(|side| now - side.used < IDLE || !side.is_free());
+            timer.as_mut().reset(now + IDLE);
+            // To be woken then.
+            let _ = timer.as_mut().poll(cx);
+        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    fn take_free(&mut self) -> Option<Side<I, K>> {
+        let at = self.all.iter().position(Side::is_free)?;
+        Some(self.all.remove(at))
+    }
+}
+
+impl<I: Io, K: Copy + Ord> Side<I, K> {
+    fn new(main: &I) -> Option<Self> {
+        let counted = Counted::new()?;
+        let io = main.send_only().ok()?;
+        let mut queue = QueueCore::new(io, Bounds::default());
+        queue.calls = CALLS;
+        queue.is_side = true;
+        Some(Self { key: None, queue, used: Instant::now(), _counted: counted })
+    }
+
+    /// Whether all that it was given has left the send buffer.
+    fn is_free(&self) -> bool {
+        self.queue.held() == 0 && self.queue.core().io().send_buffer().is_some_and(|buffer| buffer.used == 0)
+    }
+}
+
+impl Counted {
+    fn new() -> Option<Self> {
+        let counted = OPEN.fetch_add(1, Relaxed) < MOST_OF_ALL;
+        // Dropped, it is counted no more.
+        Some(Self).filter(|_| counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,147 @@
+//! A path with a deep queue fills the send buffer of a socket of its own.
+
+use super::*;
+
+/// A link of 25 bytes a millisecond (200 kbit/s) with a queue of any depth, others that are free, and one that is refused.
+const DEEP_AND_FAST: [(f64, f64); 3] = [(25.0, 1e12), (1e6, 1e12), (1e-3, 2000.0)];
+
+fn deep(policy: Policy, send_buffer: f64, with_sides: bool) -> Paths {
+    let mut paths = paths(&DEEP_AND_FAST, policy);
+    paths.world.borrow_mut().send_buffer = send_buffer;
+    paths.sides = with_sides.then(Rc::default);
+    paths
+}
+
+/// Send-only sockets that are open.
+fn open(paths: &Paths) -> usize {
+    paths.sides.as_ref().map_or(0, |sides| Rc::strong_count(sides) - 2)
+}
+
+/// Sends a datagram to the slow destination and to one of `others` in each of so many milliseconds: how many of the others' went at once.
+async fn beside(queue: &mut QueueCore<Paths, u16>, others: u16, milliseconds: u32) -> u32 {
+    let mut at_once = 0;
+    for number in 0..milliseconds {
+        send(queue, 7, BIG, number..number + 1);
+        at_once += send(queue, 100 + (number % u32::from(others)) as u16 % 100, BIG, number..number + 1).sent;
+        run(queue, MS).await;
+    }
+    at_once
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deep_queue_stops_no_other_destination() {
+    for (policy, others) in [(WAIT, 1), (Policy::Drop, 1), (WAIT, 40), (Policy::Drop, 40)] {
+        let paths = deep(policy, 100_000.0, true);
+        let mut queue = queue(&paths);
+        assert_eq!(beside(&mut queue, others, 5000).await, 5000, "{policy:?}, {others} others");
+        assert!(open(&paths) <= 16);
+        assert_balance(&queue, &paths);
+        let world = paths.world.borrow();
+        // What the slow path has taken is what it could, and a send buffer or two.
+        assert!(world.numbers(7).len() >= 5000 * 25 / BIG + 100);
+        assert!((0..200).all(|port| world.numbers(port).is_sorted()), "in order");
+    }
+}
+
+/// What it would be otherwise.
+#[tokio::test(start_paused = true)]
+async fn without_sockets_of_their_own_a_deep_queue_stops_all() {
+    for policy in [WAIT, Policy::Drop] {
+        let paths = deep(policy, 100_000.0, false);
+        let at_once = beside(&mut queue(&paths), 1, 5000).await;
+        assert!(at_once < 500, "{policy:?}: {at_once}");
+    }
+}
+
+/// A large send buffer is looked at before it is full: all that share it go on to do so.
+#[tokio::test(start_paused = true)]
+async fn a_large_send_buffer_does_not_fill_up() {
+    let paths = deep(WAIT, 2e6, true);
+    let mut queue = queue(&paths);
+    assert_eq!(beside(&mut queue, 90, 4000).await, 4000);
+    let world = paths.world.borrow();
+    let shared = world.in_flight(0, Instant::now());
+    assert!(shared < 1.4e6, "{shared} bytes are in the shared send buffer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn sockets_are_given_back_when_they_are_idle() {
+    let paths = deep(WAIT, 100_000.0, true);
+    let mut queue = queue(&paths);
+    beside(&mut queue, 20, 500).await;
+    let before = open(&paths);
+    assert!(before > 0);
+    // What the slow path has waits for up to twelve seconds.
+    for _ in 0..4 {
+        run(&mut queue, 15_000 * MS).await;
+    }
+    assert_eq!((open(&paths), queue.held()), (0, 0));
+    assert!(queue.sides.is_none());
+    assert_balance(&queue, &paths);
+}
+
+/// With sixteen slow paths there is none left for others, which wait as they would without.
+#[tokio::test(start_paused = true)]
+async fn no_more_than_sixteen_are_open() {
+    let links: Vec<_> = (0..40).map(|_| (25.0, 1e12)).collect();
+    let mut paths = paths(&links, WAIT);
+    paths.world.borrow_mut().send_buffer = 20_000.0;
+    paths.sides = Some(Rc::default());
+    let mut queue = queue(&paths);
+    for number in 0..200 {
+        for link in 0..40 {
+            send(&mut queue, link * 100, BIG, number..number + 1);
+        }
+        run(&mut queue, MS).await;
+    }
+    assert_eq!(open(&paths), 16);
+    assert_balance(&queue, &paths);
+    flush(&mut queue).await;
+    assert_balance(&queue, &paths);
+    drop(queue);
+    assert_eq!(Rc::strong_count(paths.sides.as_ref().unwrap()), 1);
+}
+
+/// What waits for a path of its own when the shared send buffer fills up goes on by a socket of its own.
+#[tokio::test(start_paused = true)]
+async fn a_line_that_waits_moves_to_a_socket_of_its_own() {
+    let paths = deep(PATIENT, 100_000.0, true);
+    paths.world.borrow_mut().links[2].rate = 1.0;
+    let mut queue = queue(&paths);
+    for number in 0..5 {
+        send(&mut queue, 207, BIG, number..number + 1);
+    }
+    assert_eq!((queue.held(), queue.held_bytes(207)), (3, 3 * BIG));
+    for number in 0..300 {
+        send(&mut queue, 7, BIG, number..number + 1);
+    }
+    run(&mut queue, 20 * MS).await;
+    send(&mut queue, 207, BIG, 5..6);
+    let lines = queue.lines.as_ref().map_or(0, |lines| lines.datagrams);
+    assert!(lines + 4 <= queue.held() && queue.held_bytes(207) == 4 * BIG);
+    assert_balance(&queue, &paths);
+    run(&mut queue, 6100 * MS).await;
+    assert_eq!(paths.world.borrow().numbers(207), (0..6).collect::<Vec<_>>());
+    assert_balance(&queue, &paths);
+    queue.cancel(7);
+    assert_eq!(queue.held(), 0);
+    assert_balance(&queue, &paths);
+}
+
+/// Anyone can be a stranger: all of them together have one socket.
+#[tokio::test(start_paused = true)]
+async fn answers_to_strangers_fill_a_socket_of_theirs() {
+    let paths = deep(WAIT, 100_000.0, true);
+    let mut queue = queue(&paths);
+    let bytes = [IoSlice::new(&[0; BIG])];
+    let mut at_once = 0;
+    for number in 0..2000u32 {
+        let stranger = (number % 90) as u16;
+        queue.send_or_drop(stranger, &mut Transmit::new(to(stranger), &bytes)).unwrap();
+        at_once += send(&mut queue, 150, BIG, number..number + 1).sent;
+        run(&mut queue, MS).await;
+    }
+    assert_eq!(at_once, 2000);
+    assert!(open(&paths) <= 2, "{}", open(&paths));
+    assert_balance(&queue, &paths);
+}
