@@ -70,8 +70,13 @@ fn it_says_how_it_is_and_does_as_it_is_told() {
         assert_eq!(sides.output(["set", "--tunnel", NAME, "log", "debug"]), (0, String::new(), String::new()));
         // It has something to say when nobody is where the peer was.
         sides.there.run("wg set wg0 listen-port 51822");
-        assert!(!sides.here.try_run(&format!("ping -c 1 -W 1 {}", THERE[0]), "").0);
-        sides.there.run(&format!("ping -c 1 -W 5 {}", HERE[0]));
+        let end = Instant::now() + Duration::from_secs(60);
+        while !tunnel.log().contains("about an earlier datagram") {
+            assert!(Instant::now() < end, "{}", tunnel.log());
+            sides.here.try_run(&format!("ping -c 1 -W 1 {}", THERE[0]), "");
+        }
+        // A busy stock peer may lose the first packets at its new port.
+        sides.there.run_until(&format!("ping -c 1 -W 1 {}", HERE[0]));
         let (code, _, err) = sides.output(["set", "log", "no[such"]);
         assert!(code == 2 && err.contains("'no[such'"), "{err}");
         for arguments in [&["set", "log", "info", "--tunnel", "nope"][..], &["status", "nope"]] {
@@ -80,7 +85,7 @@ fn it_says_how_it_is_and_does_as_it_is_told() {
         }
         until_answered(&sides.here, THERE[0], Duration::from_secs(1));
         let log = tunnel.log();
-        assert!(log.contains("\"DEBUG\"") && log.contains("about an earlier datagram"), "{log}");
+        assert!(log.contains("\"DEBUG\""), "{log}");
         for line in log.lines() {
             let line: Value = serde_json::from_str(line).unwrap();
             let keys: Vec<_> = line.as_object().unwrap().keys().take(3).cloned().collect();
