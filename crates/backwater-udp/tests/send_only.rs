@@ -1,5 +1,5 @@
 //! A queue whose shared send buffer is full sends on sockets of its own. They look like the shared one, and take nothing from it.
-#![cfg(target_os = "linux")]
+#![cfg(all(target_os = "linux", not(backwater_portable)))]
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 #[path = "support/mod.rs"]

@@ -23,6 +23,7 @@ mod limits;
 mod mobility;
 mod nat;
 mod operator;
+#[cfg(target_os = "linux")]
 mod paths;
 mod program;
 mod proto_client;

@@ -32,6 +32,7 @@ impl Program {
     }
 
     /// Starts the relay by a program that is to start it.
+    #[cfg(target_os = "linux")]
     pub fn start_within(starter: &[String], args: &[&str]) -> Self {
         let mut command = Command::new(&starter[0]);
         Self::spawn(command.args(&starter[1..]).arg(env!("CARGO_BIN_EXE_backwater-relay")).args(args))
