@@ -297,9 +297,6 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         let flushed = self.poll_lines(cx);
         let Some(sides) = &mut self.sides else { return flushed };
         let of_sides = sides.poll(cx);
-        if sides.is_empty() {
-            self.sides = None;
-        }
         if of_sides.is_pending() && matches!(flushed, Poll::Ready(Ok(()))) { Poll::Pending } else { flushed }
     }
 

@@ -27,8 +27,11 @@ static OPEN: AtomicUsize = AtomicUsize::new(0);
 /// One is given back when it has not been used for this long, or for twice as long.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// When there was none to be had, none is asked for until then: to look for one takes a call for each.
+/// When there was none to be had, none is looked for until then: that takes a call for each.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// When the system did not let one be made: it will not soon, and a try takes a dozen calls.
+const PAUSE_OF_ERROR: Duration = Duration::from_secs(1);
 
 /// System calls that one side makes in a poll of the queue.
 const CALLS: u32 = 4;
@@ -58,10 +61,6 @@ impl<I: Io, K: Copy + Ord> Default for Sides<I, K> {
 }
 
 impl<I: Io, K: Copy + Ord> Sides<I, K> {
-    pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
     pub(super) fn has(&self, key: Option<K>) -> bool {
         self.all.iter().any(|side| side.key == key)
     }
@@ -78,9 +77,10 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
         if self.not_before.is_some_and(|at| now < at) {
             return None;
         }
-        let new = if self.all.len() < MOST { Side::new(main) } else { None };
+        let may_be_new = self.all.len() < MOST;
+        let new = if may_be_new { Side::new(main) } else { None };
         let Some(mut side) = new.or_else(|| self.take_free()) else {
-            self.not_before = Some(now + PAUSE);
+            self.not_before = Some(now + if may_be_new { PAUSE_OF_ERROR } else { PAUSE });
             return None;
         };
         side.key = key;
@@ -118,6 +118,10 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
                 true
             }
         });
+        if self.all.is_empty() {
+            self.timer = None;
+            return Poll::Ready(());
+        }
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(IDLE)));
         if timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();

@@ -2,7 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{cell::RefCell, future::poll_fn, io::IoSlice, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    future::poll_fn,
+    io::IoSlice,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+};
 
 use tokio::time::{Sleep, sleep_until, timeout};
 
@@ -52,6 +60,9 @@ struct Paths {
     socket: usize,
     /// Whether there are send-only sockets. Each has a clone.
     sides: Option<Rc<()>>,
+    /// How often one was asked for that could not be made.
+    failed: Rc<Cell<u32>>,
+    may_make_sides: bool,
     stats: Arc<Stats>,
     backpressure: Backpressure,
     contention: Rc<Contention>,
@@ -199,6 +210,10 @@ impl Io for Paths {
     }
 
     fn send_only(&self) -> io::Result<Self> {
+        if !self.may_make_sides {
+            self.failed.set(self.failed.get() + 1);
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let world = &mut *self.world.borrow_mut();
         world.sockets.push(Vec::new());
         Ok(Self { socket: world.sockets.len() - 1, contention: Rc::default(), ..self.clone() })
@@ -218,6 +233,8 @@ fn paths(links: &[(f64, f64)], policy: Policy) -> Paths {
         })),
         socket: 0,
         sides: None,
+        failed: Rc::default(),
+        may_make_sides: true,
         stats: Arc::default(),
         backpressure: Backpressure::new(policy),
         contention: Rc::default(),

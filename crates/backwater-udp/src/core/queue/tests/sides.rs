@@ -76,7 +76,6 @@ async fn sockets_are_given_back_when_they_are_idle() {
         run(&mut queue, 15_000 * MS).await;
     }
     assert_eq!((open(&paths), queue.held()), (0, 0));
-    assert!(queue.sides.is_none());
     assert_balance(&queue, &paths);
 }
 
@@ -143,5 +142,16 @@ async fn answers_to_strangers_fill_a_socket_of_theirs() {
     }
     assert_eq!(at_once, 2000);
     assert!(open(&paths) <= 2, "{}", open(&paths));
+    assert_balance(&queue, &paths);
+}
+
+/// Where none can be made, a try a second is all that it costs.
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_cannot_be_made_is_asked_for_once_a_second() {
+    let mut paths = deep(Policy::Drop, 100_000.0, true);
+    paths.may_make_sides = false;
+    let mut queue = queue(&paths);
+    beside(&mut queue, 10, 5000).await;
+    assert!((3..=5).contains(&paths.failed.get()), "{}", paths.failed.get());
     assert_balance(&queue, &paths);
 }
