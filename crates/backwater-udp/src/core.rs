@@ -2,30 +2,30 @@
 
 use std::{
     fmt, io,
-    pin::Pin,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::{
     Policy,
-    decision::{Errno, Os},
     io::Io,
-    park::{By, Class, LAST_BACKSTOP, Parked, Renew},
+    park::Class,
     stats::{DropReason, Report},
-    sys::errno,
     transmit::{Hold, Transmit},
 };
 
 mod attempt;
 mod queue;
+mod wait;
 
 pub(crate) use queue::QueueCore;
 
 use attempt::{Budget, attempt, attempt_one, drop_rest, pass};
+use wait::{LOST_EDGE, Wait, clear_blocked, look_for_edge, see_whether_stuck};
 
 pub(crate) struct Core<I: Io> {
     io: I,
@@ -34,31 +34,10 @@ pub(crate) struct Core<I: Io> {
     /// Counts what it has held: the transmits of one call have the same number.
     generation: u32,
     /// The last turn of another sender that it has yielded to.
-    yielded_to: u32,
+    yielded_to: u64,
     /// Datagrams accepted from transmits that are not done.
     held: usize,
     wait: Option<Box<Wait<I::Registration>>>,
-}
-
-/// What it takes to wait.
-struct Wait<R> {
-    /// Made by the first wait that listens.
-    registration: Option<R>,
-    /// Made by the first wait that needs it.
-    timer: Option<Pin<Box<Sleep>>>,
-    parked: Option<Parked>,
-    /// Whether the next poll is to try at once.
-    yielded: bool,
-    /// Whether it is not for want of room that it waits: a policy to drop does not concern it.
-    crowded: bool,
-    /// How long it took until there was room, smoothed.
-    recovery: Option<Duration>,
-    last_used: Instant,
-    /// Since when the system has taken nothing, though offered.
-    blocked_since: Option<Instant>,
-    stuck: bool,
-    /// When a timer won although an edge was promised, and the socket had room; the first time since the last edge.
-    suspect: Option<Instant>,
 }
 
 /// How an attempt ended.
@@ -90,6 +69,9 @@ trait Load {
 
     fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason);
 
+    /// The path that all of it waits for, if it is one.
+    fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)>;
+
     /// The longest silent wait for it, if less than others'.
     fn longest_wait(&self) -> Option<Duration>;
 }
@@ -116,6 +98,11 @@ impl Load for [Transmit<'_>] {
         drop_rest(io, self, reason);
     }
 
+    fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)> {
+        let mut left = self.iter().filter(|t| !t.is_done()).map(Transmit::path);
+        left.next().filter(|path| left.all(|other| other == *path))
+    }
+
     fn longest_wait(&self) -> Option<Duration> {
         None
     }
@@ -129,14 +116,6 @@ struct Failed {
 
 /// What it takes to wait is given back when it has not been needed for this long.
 const IDLE: Duration = Duration::from_secs(10);
-
-/// A sender of which the system has taken nothing for this long is stuck. XNU's flow control holds a sender until its own
-/// packets have left, which are at most 2,048: 20 s on a link that sends a hundred of them a second.
-const STUCK: Duration = Duration::from_secs(5);
-const STUCK_APPLE: Duration = Duration::from_secs(30);
-
-/// How late a promised event may be before it counts as lost.
-const LOST_EDGE: Duration = Duration::from_millis(250);
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
@@ -175,7 +154,7 @@ impl<I: Io> Core<I> {
             return Poll::Ready(Ok(total(ts)));
         }
         if !self.is_parked() {
-            if failed.is_none() && self.yields() {
+            if failed.is_none() && self.yields(ts) {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -190,8 +169,8 @@ impl<I: Io> Core<I> {
                     self.was_blocked();
                     return Poll::Ready(self.finish(ts, Attempt::Done));
                 }
-                Attempt::Crowded => self.park(sent(ts) > 0, Class::Silent, true),
-                Attempt::Refused(class) => self.park(sent(ts) > 0, class, false),
+                Attempt::Crowded => self.park(sent(ts) > 0, Class::Silent, None, true),
+                Attempt::Refused(class) => self.park(sent(ts) > 0, class, ts.path(), false),
                 Attempt::Paused => return self.pause(cx, ts),
                 ended @ (Attempt::Done | Attempt::Fatal(_)) => return Poll::Ready(self.finish(ts, ended)),
             }
@@ -287,13 +266,12 @@ impl<I: Io> Core<I> {
         self.held = all;
     }
 
-    /// Lets a sender go first that has waited, and was called, but once each time.
-    fn yields(&mut self) -> bool {
-        let Some(turn) = self.io.contention().turn_of_another(self.id) else { return false };
-        if std::mem::replace(&mut self.yielded_to, turn) == turn {
-            self.io.contention().dismiss(turn);
-            return false;
-        }
+    /// Lets a sender go first that has waited for the same, or may have, and was called; but once each time.
+    fn yields(&mut self, ts: &[Transmit<'_>]) -> bool {
+        let contention = self.io.contention();
+        let Some(path) = ts.iter().find(|t| !t.is_done()).map(Transmit::path) else { return false };
+        let Some(turn) = contention.turn_of_another(self.id, path, self.yielded_to) else { return false };
+        self.yielded_to = turn;
         true
     }
 
@@ -344,58 +322,7 @@ impl<I: Io> Core<I> {
     }
 
     fn wait_mut(&mut self, now: Instant) -> &mut Wait<I::Registration> {
-        self.wait.get_or_insert_with(|| {
-            Box::new(Wait {
-                registration: None,
-                timer: None,
-                parked: None,
-                yielded: false,
-                crowded: false,
-                recovery: None,
-                last_used: now,
-                blocked_since: None,
-                stuck: false,
-                suspect: None,
-            })
-        })
-    }
-
-    fn park(&mut self, partial: bool, class: Class, crowded: bool) {
-        let now = Instant::now();
-        self.io.stats().park();
-        if partial {
-            self.io.stats().partial();
-        }
-        let id = self.id;
-        self.wait_mut(now);
-        let Some(wait) = &mut self.wait else { return };
-        wait.last_used = now;
-        look_for_edge(&self.io, wait, now);
-        wait.blocked_since.get_or_insert(now);
-        if let Some(timer) = &mut wait.timer {
-            // Of this runtime: the sender may have come from another one.
-            timer.as_mut().set(tokio::time::sleep_until(now));
-        }
-        let mut parked = Parked::new(class, now, wait.recovery, random(id));
-        self.io.schedule(&mut parked);
-        wait.yielded = false;
-        wait.crowded = crowded;
-        wait.parked = Some(parked);
-    }
-
-    fn parked_class(&self) -> Option<Class> {
-        self.wait.as_ref().and_then(|wait| wait.parked.as_ref()).map(|parked| parked.class)
-    }
-
-    /// While it waits, something else was refused: the send buffer may be full now.
-    fn refused(&mut self, class: Class) {
-        if class == Class::Advised
-            && self.parked_class() == Some(Class::Silent)
-            && let Some(mut wait) = self.wait.take()
-        {
-            self.wait_on(&mut wait, class, By::Call, false, None, Instant::now());
-            self.wait = Some(wait);
-        }
+        self.wait.get_or_insert_with(|| Box::new(Wait::new(now)))
     }
 
     /// The system has taken something.
@@ -415,229 +342,11 @@ impl<I: Io> Core<I> {
             see_whether_stuck(&self.io, wait, now);
         }
     }
-
-    fn unpark(&mut self) {
-        if let Some(wait) = &mut self.wait
-            && let Some(parked) = wait.parked.take()
-        {
-            let now = Instant::now();
-            self.io.stats().blocked(now - parked.since);
-            wait.last_used = now;
-            self.io.backpressure().leave(self.id);
-            self.io.contention().leave(self.id);
-        }
-    }
-
-    fn poll_parked<L: Load + ?Sized>(
-        &self,
-        cx: &mut Context<'_>,
-        wait: &mut Wait<I::Registration>,
-        load: &mut L,
-    ) -> Poll<Attempt> {
-        // First to be woken by a switch, then to read the policy: a switch in between is not missed.
-        self.io.backpressure().wait(self.id, cx.waker());
-        let mut called = self.io.contention().wait(self.id, cx.waker());
-        loop {
-            let Some(parked) = &mut wait.parked else { return Poll::Ready(Attempt::Done) };
-            let now = Instant::now();
-            let (longest, reason) = match self.io.backpressure().get() {
-                Policy::Wait { deadline } => (deadline, DropReason::Deadline),
-                Policy::Drop if wait.crowded => (LAST_BACKSTOP, DropReason::Deadline),
-                Policy::Drop => (Duration::ZERO, DropReason::NoBuffers),
-            };
-            let until = load.since().unwrap_or(parked.since) + longest;
-            let (class, before) = (parked.class, load.sent());
-            let (ended, by) = if now >= until {
-                let by = if reason == DropReason::Deadline { By::Timer } else { By::Call };
-                let ended = load.attempt(&self.io, self.id);
-                if matches!(ended, Attempt::Refused(_) | Attempt::Crowded) {
-                    if load.sent() > before {
-                        clear_blocked(&self.io, wait);
-                    }
-                    let is_done = load.drop_old(&self.io, now - longest, reason);
-                    see_whether_stuck(&self.io, wait, now);
-                    if is_done {
-                        return Poll::Ready(Attempt::Done);
-                    }
-                }
-                (ended, by)
-            } else if std::mem::take(&mut called) && parked.may_attempt(now) {
-                (load.attempt(&self.io, self.id), By::Call)
-            } else if std::mem::take(&mut wait.yielded) {
-                (load.attempt(&self.io, self.id), By::Timer)
-            } else if parked.yielding {
-                wait.yielded = true;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            } else {
-                match self.poll_wake(cx, wait, until, load) {
-                    Poll::Ready(woken) => woken,
-                    Poll::Pending => return Poll::Pending,
-                }
-            };
-            self.io.stats().wake(class, by);
-            wait.crowded = matches!(ended, Attempt::Crowded);
-            let progress = load.sent() > before;
-            if progress {
-                self.recovered(wait, class, by, now);
-            }
-            match ended {
-                Attempt::Refused(_) | Attempt::Crowded => {
-                    let class = if let Attempt::Refused(class) = ended { class } else { Class::Silent };
-                    if by == By::Readiness && !progress {
-                        self.io.stats().spurious_wake();
-                    }
-                    self.wait_on(wait, class, by, progress, load.longest_wait(), now);
-                }
-                ended @ (Attempt::Done | Attempt::Paused | Attempt::Fatal(_)) => return Poll::Ready(ended),
-            }
-        }
-    }
-
-    /// Waits for readiness, where it counts, and for the timer; tries when either comes.
-    fn poll_wake<L: Load + ?Sized>(
-        &self,
-        cx: &mut Context<'_>,
-        wait: &mut Wait<I::Registration>,
-        until: Instant,
-        load: &mut L,
-    ) -> Poll<(Attempt, By)> {
-        let Some(parked) = &wait.parked else { return Poll::Ready((Attempt::Done, By::Call)) };
-        if parked.listening {
-            let registration = match &mut wait.registration {
-                Some(registration) => registration,
-                none => match self.io.register() {
-                    Ok(registration) => none.insert(registration),
-                    Err(e) if errno(&e) == Errno::Socket => return Poll::Ready((self.fail(load, e), By::Call)),
-                    Err(e) => {
-                        self.io.stats().no_registration(&e);
-                        return self.poll_timer(cx, wait, until, load);
-                    }
-                },
-            };
-            // The call is made inside the reactor's `try_io`, so that a wake-up which arrives meanwhile is not erased.
-            let mut ended = None;
-            let polled = self.io.poll_write(registration, cx, || {
-                let blocked =
-                    matches!(ended.insert(load.attempt(&self.io, self.id)), Attempt::Refused(_) | Attempt::Crowded);
-                if blocked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            });
-            if ended.is_some() {
-                wait.suspect = None;
-            }
-            match (polled, ended) {
-                (Poll::Ready(_), Some(ended)) => return Poll::Ready((ended, By::Readiness)),
-                (Poll::Ready(Err(e)), None) if errno(&e) == Errno::Socket => {
-                    return Poll::Ready((self.fail(load, e), By::Readiness));
-                }
-                (Poll::Ready(Err(e)), None) => self.io.stats().no_registration(&e),
-                (Poll::Ready(Ok(())), None) | (Poll::Pending, _) => {}
-            }
-        }
-        self.poll_timer(cx, wait, until, load)
-    }
-
-    fn poll_timer<L: Load + ?Sized>(
-        &self,
-        cx: &mut Context<'_>,
-        wait: &mut Wait<I::Registration>,
-        until: Instant,
-        load: &mut L,
-    ) -> Poll<(Attempt, By)> {
-        let at = wait.parked.as_ref().map_or(until, |parked| parked.at.min(until));
-        let timer = wait.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if timer.deadline() != at {
-            timer.as_mut().reset(at);
-        }
-        timer.as_mut().poll(cx).map(|()| (load.attempt(&self.io, self.id), By::Timer))
-    }
-
-    fn fail<L: Load + ?Sized>(&self, load: &mut L, error: io::Error) -> Attempt {
-        load.drop_all(&self.io, DropReason::Socket);
-        Attempt::Fatal(error)
-    }
-
-    /// After another refusal: how to go on waiting.
-    fn wait_on(
-        &self,
-        wait: &mut Wait<I::Registration>,
-        class: Class,
-        by: By,
-        progress: bool,
-        longest: Option<Duration>,
-        now: Instant,
-    ) {
-        let Some(parked) = &mut wait.parked else { return };
-        if progress {
-            parked.made_progress(now);
-        }
-        // A call that found room for a part is the beginning of another wait.
-        let by = if progress && by == By::Call { By::Timer } else { by };
-        let renew = parked.refused(class, by, now, wait.recovery, random(self.id));
-        if let (Some(longest), Class::Silent) = (longest, class) {
-            parked.at = parked.at.min(now + longest);
-        }
-        self.io.schedule(parked);
-        wait.blocked_since.get_or_insert(now);
-        if renew == Renew::Yes {
-            // A new registration knows nothing of an edge that came.
-            look_for_edge(&self.io, wait, now);
-            if let Some(registration) = &mut wait.registration
-                && let Err(e) = self.io.renew(registration)
-            {
-                // The timer serves, and the next wait registers.
-                self.io.stats().no_registration(&e);
-                wait.registration = None;
-            }
-        }
-        see_whether_stuck(&self.io, wait, now);
-    }
-
-    /// There was room, if only for a part.
-    fn recovered(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) {
-        clear_blocked(&self.io, wait);
-        let Some(parked) = &wait.parked else { return };
-        let after = now - parked.blocked_since;
-        self.io.stats().recover(class, by, after);
-        wait.recovery = Some(wait.recovery.map_or(after, |known| (known * 7 + after) / 8));
-        if class == Class::Advised && by == By::Timer && self.io.writable() {
-            wait.suspect.get_or_insert(now);
-        }
-    }
 }
 
 impl<I: Io> Drop for Core<I> {
     fn drop(&mut self) {
         self.cancel();
-    }
-}
-
-fn clear_blocked<I: Io>(io: &I, wait: &mut Wait<I::Registration>) {
-    wait.blocked_since = None;
-    if std::mem::take(&mut wait.stuck) {
-        io.stats().unstuck();
-    }
-}
-
-fn see_whether_stuck<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) {
-    let after = if io.os() == Os::Apple { STUCK_APPLE } else { STUCK };
-    if !wait.stuck && wait.blocked_since.is_some_and(|since| now - since >= after) {
-        wait.stuck = true;
-        io.stats().stuck();
-    }
-}
-
-/// Whether the promised edge has come, if one is missed; it counts as lost when it is too late. That the sender has had to wait
-/// again meanwhile excuses nothing: an edge that comes then, whatever for, is taken for the one that is missed.
-fn look_for_edge<I: Io>(io: &I, wait: &mut Wait<I::Registration>, now: Instant) {
-    let (Some(since), Some(registration)) = (wait.suspect, &wait.registration) else { return };
-    let came = io.is_ready(registration);
-    let late = now - since >= LOST_EDGE;
-    if came || late {
-        wait.suspect = None;
-    }
-    if late && !came {
-        io.stats().lost_edge();
     }
 }
 
@@ -664,14 +373,6 @@ fn remaining(ts: &[Transmit<'_>]) -> usize {
 /// Datagrams that the system has taken.
 fn sent(ts: &[Transmit<'_>]) -> u64 {
     ts.iter().map(|t| u64::from(t.cursor.report.sent)).sum()
-}
-
-/// Differs between senders and from call to call; that is all that jitter needs.
-fn random(id: u32) -> u32 {
-    static STATE: AtomicU64 = AtomicU64::new(0x9E37_79B9_7F4A_7C15);
-    let mut x = STATE.fetch_add(u64::from(id).wrapping_mul(0xA076_1D64_78BD_642F), Relaxed);
-    x ^= x >> 32;
-    (x.wrapping_mul(0xD6E8_FEB8_6659_FD93) >> 32) as u32
 }
 
 impl<I: Io> fmt::Debug for Core<I> {

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Backpressure, Stats, UdpSocket,
-    contention::Contention,
+    contention::{Contention, Place},
     decision::{Os, Refusal, Verdict, decide},
     events::IcmpKind,
     lease::Lease,
@@ -101,8 +101,8 @@ pub(crate) trait Io {
         header
     }
 
-    /// When to try again: as `parked` says.
-    fn schedule(&self, _parked: &mut Parked) {}
+    /// What to wait for: as `parked` and `place` say.
+    fn schedule(&self, _parked: &mut Parked, _place: &mut Place) {}
 }
 
 impl Io for UdpSocket {

@@ -6,16 +6,9 @@ use std::{
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     task::Wake,
-    time::Duration,
 };
 
-use tokio::time::Instant;
-
-use crate::{
-    Backpressure, Policy,
-    contention::Contention,
-    park::{By, Class, Parked, Renew},
-};
+use crate::{Backpressure, Policy};
 
 #[derive(Default)]
 struct Counts(AtomicU32);
@@ -41,122 +34,6 @@ fn a_switch_wakes_the_latest_wakers_of_the_senders_that_wait() {
     assert_eq!(Arc::strong_count(&left), 1, "nothing is kept of a sender that has left");
     handle.set(Policy::Drop);
     assert_eq!([first, latest, left].map(|waker| waker.0.load(Relaxed)), [0, 1, 0]);
-}
-
-#[test]
-fn room_wakes_the_latest_waker_of_a_sender_that_waits() {
-    let contention = Contention::default();
-    let [first, latest, left] = wakers();
-    contention.wait(2, &left.clone().into());
-    contention.wait(1, &first.clone().into());
-    contention.wait(1, &latest.clone().into());
-    contention.leave(2);
-    assert_eq!(Arc::strong_count(&left), 1, "nothing is kept of a sender that has left");
-    contention.found_room(3);
-    assert_eq!([first, latest, left].map(|waker| waker.0.load(Relaxed)), [0, 1, 0]);
-}
-
-const MS: Duration = Duration::from_millis(1);
-
-/// A silent wait that has been refused so often, by its timer.
-fn silent(now: Instant, refusals: u32) -> Parked {
-    let mut parked = Parked::new(Class::Silent, now, None, 128);
-    for _ in 0..refusals {
-        parked.refused(Class::Silent, By::Timer, now, None, 128);
-    }
-    parked
-}
-
-#[test]
-fn a_silent_wait_that_has_made_progress_waits_a_millisecond() {
-    let now = Instant::now();
-    let mut parked = silent(now, 6);
-    assert_eq!(parked.at, now + 8 * MS);
-    parked.made_progress(now + 5 * MS);
-    assert_eq!(parked.blocked_since, now + 5 * MS);
-    parked.refused(Class::Silent, By::Timer, now, None, 128);
-    assert_eq!((parked.at, parked.yielding), (now + MS, false));
-    let mut parked = silent(now, 0);
-    parked.made_progress(now);
-    parked.refused(Class::Silent, By::Timer, now, None, 128);
-    assert!(parked.yielding, "its second time is still to come");
-}
-
-#[test]
-fn an_advised_wait_that_has_made_progress_begins_anew() {
-    let now = Instant::now();
-    let mut parked = Parked::new(Class::Advised, now, None, 0);
-    for _ in 0..3 {
-        parked.refused(Class::Advised, By::Timer, now, None, 0);
-    }
-    parked.made_progress(now);
-    parked.refused(Class::Advised, By::Timer, now, None, 0);
-    assert_eq!(parked.at, now + 50 * MS);
-}
-
-#[test]
-fn a_call_that_ends_in_a_refusal_does_not_change_when_the_timer_fires() {
-    let now = Instant::now();
-    let mut parked = silent(now, 2);
-    assert_eq!(parked.at, now + MS);
-    assert_eq!(parked.refused(Class::Silent, By::Call, now, None, 128), Renew::No);
-    assert_eq!((parked.at, parked.yielding), (now + MS, false));
-    parked.refused(Class::Silent, By::Timer, now, None, 128);
-    assert_eq!(parked.at, now + 2 * MS);
-    let mut parked = Parked::new(Class::Advised, now, None, 0);
-    assert_eq!(parked.refused(Class::Advised, By::Call, now + MS, None, 0), Renew::No);
-    assert_eq!((parked.at, parked.listening), (now + 25 * MS, true));
-}
-
-#[test]
-fn readiness_is_worthless_until_an_interval_after_the_last_registration() {
-    let now = Instant::now();
-    let readiness = |parked: &mut Parked, ms| parked.refused(Class::Advised, By::Readiness, now + ms * MS, None, 0);
-    let mut parked = Parked::new(Class::Advised, now, None, 0);
-    assert_eq!(readiness(&mut parked, 1), Renew::No);
-    assert_eq!(readiness(&mut parked, 25), Renew::Yes);
-    assert_eq!(parked.at, now + 25 * MS, "the timer stays");
-    assert_eq!(readiness(&mut parked, 26), Renew::No);
-
-    let mut parked = Parked::new(Class::Advised, now, None, 0);
-    assert_eq!(readiness(&mut parked, 1), Renew::No);
-    assert_eq!(parked.refused(Class::Advised, By::Timer, now + 25 * MS, None, 0), Renew::Yes);
-    assert_eq!(readiness(&mut parked, 60), Renew::No, "35 of 50 ms");
-
-    let mut parked = silent(now, 0);
-    assert_eq!(parked.refused(Class::Advised, By::Timer, now + 30 * MS, None, 0), Renew::Yes);
-    assert_eq!(readiness(&mut parked, 31), Renew::No);
-    assert_eq!(readiness(&mut parked, 32), Renew::No);
-}
-
-#[test]
-fn another_class_begins_its_waits_anew() {
-    let now = Instant::now();
-    let mut parked = Parked::new(Class::Advised, now, None, 0);
-    for _ in 0..3 {
-        parked.refused(Class::Advised, By::Timer, now, None, 0);
-    }
-    for _ in 0..6 {
-        parked.refused(Class::Silent, By::Timer, now, None, 128);
-    }
-    parked.refused(Class::Advised, By::Timer, now, None, 0);
-    assert_eq!(parked.at, now + 25 * MS);
-    parked.refused(Class::Silent, By::Timer, now, None, 128);
-    assert!(parked.yielding);
-}
-
-#[test]
-fn four_attempts_within_a_millisecond_are_enough() {
-    let now = Instant::now();
-    let mut parked = silent(now, 0);
-    for _ in 0..3 {
-        assert!(parked.may_attempt(now + 2 * MS));
-        parked.refused(Class::Silent, By::Call, now + 2 * MS, None, 128);
-    }
-    assert!(parked.may_attempt(now + 2 * MS), "the first was earlier");
-    parked.refused(Class::Silent, By::Call, now + 2 * MS, None, 128);
-    assert!(!parked.may_attempt(now + 2 * MS));
-    assert!(parked.may_attempt(now + 3 * MS));
 }
 
 /// Room, none, and an error without room.

@@ -232,6 +232,11 @@ impl<'a> Transmit<'a> {
         self.cursor.hold.sender != 0
     }
 
+    /// From where it goes to where.
+    pub(crate) fn path(&self) -> (SocketAddr, Option<IpAddr>) {
+        (self.destination, self.source)
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.cursor.datagrams_left == 0
     }

@@ -141,7 +141,7 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Each sender that waits has a descriptor of its own.
+/// Each of them waits alone, and has a descriptor for it.
 #[test]
 fn senders_that_wait_no_more_give_their_descriptors_back_though_they_do_not_send_again() {
     in_namespace("senders_that_wait_no_more_give_their_descriptors_back_though_they_do_not_send_again", || {

@@ -24,6 +24,7 @@ mod run;
 const CRATE: &str = "crates/backwater-udp";
 const FILES: [(&str, &str); 10] = [
     ("src/core.rs", ""),
+    ("src/core/wait.rs", ""),
     ("src/core/attempt.rs", ""),
     ("src/decision.rs", ""),
     ("src/park.rs", ""),

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use tokio::time::Instant;
+
 use super::{Attempt, Failed};
 use crate::{
     decision::{Errno, Os, Refusal, Verdict},
@@ -60,12 +62,12 @@ pub(super) fn pass<I: Io>(io: &I, id: u32, ts: &mut [Transmit<'_>]) -> Result<Op
             io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams: chunk.datagrams })?;
             (1, mark_sent(io, t, t.remaining(), t.cursor.bytes_left))
         }
-        ts => send_together(io, ts)?,
+        _ => send_together(io, ts)?,
     };
     if went > 0 {
         io.stats().passed(datagrams);
         io.stats().attempt(1);
-        io.contention().found_room(id);
+        found_room(io, id, ts.get(..went).unwrap_or_default());
     }
     Ok((went == all).then_some(datagrams as u32))
 }
@@ -103,7 +105,7 @@ pub(super) fn attempt<I: Io>(
                 if went > 0 {
                     io.stats().attempt(1);
                     io.stats().sent(datagrams);
-                    io.contention().found_room(id);
+                    found_room(io, id, ts.get(i..i + went).unwrap_or_default());
                     budget.0 = budget.0.saturating_sub(1);
                 }
                 i += went;
@@ -192,7 +194,7 @@ pub(super) fn attempt_one<I: Io>(
             } else {
                 io.stats().passed(datagrams);
             }
-            io.contention().found_room(id);
+            found_room(io, id, std::slice::from_ref(t));
             continue;
         };
         // What was read before a call that is known is not, and a system without an error queue tells nothing at all.
@@ -244,6 +246,11 @@ fn remember<I: Io>(io: &I, t: &Transmit<'_>, refused_from: Option<usize>) {
     if segment_bytes == 0 {
         io.stats().segmentation_off();
     }
+}
+
+/// The system has taken some of these.
+fn found_room<I: Io>(io: &I, id: u32, ts: &[Transmit<'_>]) {
+    io.contention().found_room(id, ts.iter().map(Transmit::path), Instant::now);
 }
 
 /// The kernel has taken these, the next of the transmit. How many datagrams they are.

@@ -8,7 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
+    collections::{BinaryHeap, HashMap, VecDeque},
     future::poll_fn,
     io::IoSlice,
     net::SocketAddr,
@@ -21,6 +21,7 @@ use std::{
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
 
 mod counts;
+mod groups;
 mod holds;
 mod sends;
 mod waits;
@@ -29,9 +30,10 @@ mod xnu;
 use super::*;
 use crate::{
     Backpressure, Stats,
-    contention::Contention,
-    decision::{Os, Refusal, Verdict, decide},
+    contention::{Contention, Place},
+    decision::{Errno, Os, Refusal, Verdict, decide},
     io::Drained,
+    park::{LAST_BACKSTOP, Parked},
     sys::{Outgoing, Segmentation},
 };
 
@@ -228,6 +230,8 @@ struct Model {
     failures: Rc<RefCell<VecDeque<i32>>>,
     /// A queue in front of a link, instead of the row's episodes.
     link: Rc<Cell<Option<Link>>>,
+    /// Queues in front of destinations, besides the row's episodes; several destinations may share one.
+    queues: Rc<RefCell<HashMap<SocketAddr, Rc<Cell<Link>>>>>,
     /// Where datagrams went, and their first bytes.
     log: Rc<RefCell<Vec<(SocketAddr, u8)>>>,
     /// There is no descriptor left.
@@ -250,12 +254,15 @@ impl Link {
         Self { each, limit, busy_until: Instant::now() }
     }
 
-    fn take(&mut self, datagrams: u32) -> bool {
+    fn fits(&self, datagrams: u32) -> bool {
         let now = Instant::now();
-        let begin = self.busy_until.max(now);
-        let fits = begin - now + self.each * datagrams <= self.each * self.limit;
+        self.busy_until.max(now) - now + self.each * datagrams <= self.each * self.limit
+    }
+
+    fn take(&mut self, datagrams: u32) -> bool {
+        let fits = self.fits(datagrams);
         if fits {
-            self.busy_until = begin + self.each * datagrams;
+            self.busy_until = self.busy_until.max(Instant::now()) + self.each * datagrams;
         }
         fits
     }
@@ -314,6 +321,13 @@ impl Io for Model {
             return Ok(());
         }
         let Some(end) = world.blocked(now) else {
+            if let Some(queue) = self.queues.borrow().get(out.destination) {
+                let mut link = queue.get();
+                if !link.take(datagrams as u32) {
+                    return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+                }
+                queue.set(link);
+            }
             self.log.borrow_mut().push((*out.destination, out.slices.first().map_or(0, |slice| slice[0])));
             world.delivered += datagrams;
             world.refused.clear();
@@ -446,9 +460,9 @@ impl Io for Model {
         if self.naive && refusal.errno == Errno::NoBuffers { Verdict::WhenReady } else { decide(refusal) }
     }
 
-    fn schedule(&self, parked: &mut Parked) {
+    fn schedule(&self, parked: &mut Parked, place: &mut Place) {
         if self.naive {
-            (parked.listening, parked.yielding, parked.at) = (true, false, parked.since + NEVER);
+            (parked.listening, place.yielding, place.at) = (true, false, parked.since + NEVER);
         }
     }
 }
@@ -491,6 +505,7 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         batches_refused: Rc::default(),
         failures: Rc::default(),
         link: Rc::default(),
+        queues: Rc::default(),
         log: Rc::default(),
         no_descriptor: Rc::default(),
     }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
+    net::{IpAddr, SocketAddr},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -219,7 +220,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         self.lines.get_or_insert_with(|| Lines::new(self.calls)).put(key, line);
         self.core.name();
         if !self.core.is_parked() {
-            self.core.park(false, Class::Silent, false);
+            self.core.park(false, Class::Silent, None, false);
         }
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
@@ -286,7 +287,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         if self.core.is_parked() {
             self.core.refused(class);
         } else {
-            self.core.park(t.cursor.report.sent > 0, class, false);
+            self.core.park(t.cursor.report.sent > 0, class, None, false);
             if let Some(waker) = &self.waker {
                 waker.wake_by_ref();
             }
@@ -328,7 +329,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
                 Poll::Pending
             }
             Attempt::Refused(class) => {
-                self.core.park(false, class, false);
+                self.core.park(false, class, None, false);
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -448,6 +449,10 @@ impl<K: Copy + Ord> Load for Lines<K> {
     fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason) {
         io.stats().dropped(reason, self.datagrams);
         self.clear();
+    }
+
+    fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)> {
+        None
     }
 
     fn longest_wait(&self) -> Option<Duration> {

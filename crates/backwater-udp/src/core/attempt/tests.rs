@@ -6,13 +6,14 @@ use std::{
     io::IoSlice,
     net::SocketAddr,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use super::*;
 use crate::{
     Backpressure, Stats,
-    contention::Contention,
+    contention::{Bottleneck, Contention, Refused},
+    park::By,
     sys::{Outgoing, Segmentation},
     transmit::Hold,
 };
@@ -78,8 +79,14 @@ impl Script {
 
     /// Whether the sender that waits was called.
     fn called(&self) -> bool {
-        self.contention.turn_of_another(1).is_some()
+        !self.contention.is_nobodys_turn()
     }
+}
+
+/// Another sender of the socket waits.
+fn waits(io: &Script) {
+    let refused = Refused { bottleneck: Bottleneck::Socket, by: By::Timer, recovery: None, longest: None };
+    io.contention.refused(2, refused, Instant::now());
 }
 
 impl Io for Script {
@@ -159,7 +166,7 @@ fn with<R>(datagrams: usize, run: impl FnOnce(&mut Transmit<'_>) -> R) -> R {
 #[test]
 fn a_transmit_that_goes_is_counted_once() {
     let io = Script::linux(&[]);
-    io.contention.wait(2, Waker::noop());
+    waits(&io);
     with(3, |t| assert!(matches!(io.attempt(t), Attempt::Done)));
     let counted = io.stats.snapshot();
     assert_eq!((counted.accepted, counted.sent, counted.attempts), (3, 3, 1));
@@ -500,7 +507,7 @@ fn an_attempt_ends_with_its_budget() {
     // Two that go in one call, and one that does not go whole.
     let io = Script::linux(&[]).one_by_one();
     io.stats.accept(4);
-    io.contention.wait(2, Waker::noop());
+    waits(&io);
     let slices = [IoSlice::new(b"xx")];
     let whole = || Transmit::new(TO, &slices);
     let mut ts = [whole(), whole(), whole().segment_size(1)];
@@ -535,7 +542,7 @@ fn a_batch_is_advised_only_if_all_that_was_refused_is() {
 fn a_first_try_takes_what_no_sender_holds_and_counts_what_went() {
     let slices = [IoSlice::new(b"x")];
     let io = Script::linux(&[]);
-    io.contention.wait(2, Waker::noop());
+    waits(&io);
     assert!(matches!(pass(&io, 1, &mut [Transmit::new(TO, &slices)]), Ok(Some(1))));
     let counted = io.stats.snapshot();
     assert_eq!((counted.accepted, counted.sent, counted.attempts), (1, 1, 1));

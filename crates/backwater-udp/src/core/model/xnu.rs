@@ -238,9 +238,9 @@ impl Io for Xnu {
         if is_naive { Verdict::WhenReady } else { decide(refusal) }
     }
 
-    fn schedule(&self, parked: &mut Parked) {
+    fn schedule(&self, parked: &mut Parked, place: &mut Place) {
         if self.flow.borrow().naive {
-            (parked.listening, parked.yielding, parked.at) = (true, false, parked.since + NEVER);
+            (parked.listening, place.yielding, place.at) = (true, false, parked.since + NEVER);
         }
     }
 }
