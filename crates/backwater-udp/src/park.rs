@@ -6,7 +6,7 @@
 //! leave it to the timer. A timer that fires while the socket is still blocked may mean a lost
 //! edge: register anew.
 //!
-//! *Silent*: nothing was promised, and readiness is always true. Yield twice, then wait 1, 2, 4, 8 ms.
+//! *Silent*: nothing was promised, and readiness is always true. Yield twice, then wait 1 ms, eight times 2, twice 4, and 8 ms.
 
 use std::time::Duration;
 
@@ -43,14 +43,14 @@ pub(crate) const LAST_BACKSTOP: Duration = Duration::from_millis(100);
 
 const BACKSTOP_DOUBLINGS: u32 = 2;
 
-/// The longest silent wait is the first doubled this often: 8 ms.
-const DOUBLINGS: u32 = 3;
-
 /// The least of tokio's timers.
 pub(crate) const TICK: Duration = Duration::from_millis(1);
 
 /// Attempts that follow at once in a silent wait: a shortage of buffers mostly clears within them.
 const YIELDS: u32 = 2;
+
+/// Then so many of 2 ms follow the first, of 1 ms: what is over within 17 ms is soon noticed.
+const SHORT_WAITS: u32 = 8;
 
 /// When a bottleneck is tried again: by one of those who wait for it, for all of them.
 #[derive(Debug)]
@@ -132,9 +132,9 @@ impl Backoff {
         self.at = self.at.min(now + soon);
     }
 
-    /// Whether it has waited as long as it ever does, and longer than lately: it may be that one sender's datagrams alone find no room.
+    /// Whether it has waited for 17 ms (advised: 175), and longer than lately: it may be that one sender's datagrams alone find no room.
     pub(crate) fn is_long(&self, now: Instant) -> bool {
-        let most = if self.class == Class::Advised { BACKSTOP_DOUBLINGS } else { YIELDS + DOUBLINGS };
+        let most = if self.class == Class::Advised { BACKSTOP_DOUBLINGS } else { YIELDS + SHORT_WAITS };
         let lately = self.recovery.map_or(Duration::ZERO, |recovery| (2 * recovery).min(LAST_BACKSTOP));
         self.attempts > most && now - self.blocked_since >= lately
     }
@@ -148,8 +148,12 @@ impl Backoff {
         self.yielding = self.attempts < YIELDS && pace.spacing <= TICK;
         self.at = now;
         if !self.yielding {
-            let doublings = self.attempts.saturating_sub(YIELDS).min(DOUBLINGS);
-            let wait = TICK * 2u32.pow(doublings);
+            let wait = match self.attempts.saturating_sub(YIELDS) {
+                0 => TICK,
+                1..=SHORT_WAITS => 2 * TICK,
+                9..=10 => 4 * TICK,
+                _ => 8 * TICK,
+            };
             // A link that recovers fast must not be left idle for long.
             let wait = self.recovery.map_or(wait, |recovery| wait.min(recovery / 2));
             let wait = pace.longest.map_or(wait, |longest| wait.min(longest)).max(TICK).max(pace.spacing);

@@ -31,7 +31,7 @@ impl Policy {
 impl FromStr for Policy {
     type Err = PolicyError;
 
-    /// Reads `wait` (100 ms), `wait:50ms`, `wait:2s` or `drop`.
+    /// Reads `wait` (100 ms; Apple's systems: 500), `wait:50ms`, `wait:2s` or `drop`.
     fn from_str(text: &str) -> Result<Self, PolicyError> {
         match text.split_once(':') {
             None if text == "drop" => Ok(Self::Drop),

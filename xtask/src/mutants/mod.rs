@@ -22,7 +22,7 @@ mod run;
 
 /// The crate, and what of it is mutated: the loop and what it decides by. A file, and the type in it if it is not all of it.
 const CRATE: &str = "crates/backwater-udp";
-const FILES: [(&str, &str); 10] = [
+const FILES: [(&str, &str); 11] = [
     ("src/core.rs", ""),
     ("src/core/wait.rs", ""),
     ("src/core/attempt.rs", ""),

@@ -85,7 +85,7 @@ pub(super) const KEYS: &[Key] = &[
     one(
         "backpressure",
         "POLICY",
-        "What to do with a datagram that the system has no room for: wait (100 ms), wait:TIME such as wait:50ms, or \
+        "What to do with a datagram that the system has no room for: wait (100 ms; macOS: 500), wait:TIME such as wait:50ms, or \
          drop; a change in the file is applied at once [default: wait]",
     ),
     one(

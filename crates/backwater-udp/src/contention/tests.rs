@@ -290,8 +290,8 @@ fn a_sender_yields_to_one_that_was_called_and_may_want_the_same_room() {
 #[test]
 fn a_prober_that_waits_as_long_as_ever_lets_the_next_try() {
     let mut line = Line::of(&[A; 3]);
-    // Two yields, 1, 2, 4 and 8 ms.
-    for _ in 0..6 {
+    // Two yields, 1 ms, and eight times 2.
+    for _ in 0..11 {
         assert_eq!(line.probers(), [1]);
         line.now = line.wait(1).at;
         line.refused(1, A, By::Timer);

@@ -40,13 +40,14 @@ fn the_timer_of_an_advised_wait_grows() {
 }
 
 #[test]
-fn a_silent_wait_yields_twice_and_then_doubles_up_to_eight_milliseconds() {
+fn a_silent_wait_yields_twice_and_then_grows_to_eight_milliseconds() {
     let now = Instant::now();
     let mut b = silent(now, 0, None);
     assert!(b.yielding && b.at == now);
     b.refused(By::Timer, now, PACE);
     assert!(b.yielding);
-    for (wait, longest) in [(1, false), (2, false), (4, false), (8, false), (8, true)] {
+    let waits = [(1, false)].into_iter().chain([(2, false); 8]).chain([(4, true), (4, true), (8, true), (8, true)]);
+    for (wait, longest) in waits {
         b.refused(By::Timer, now, PACE);
         assert!(!b.yielding);
         assert_eq!((b.at - now, b.is_long(now)), (wait * MS, longest));
@@ -55,19 +56,19 @@ fn a_silent_wait_yields_twice_and_then_doubles_up_to_eight_milliseconds() {
         b.refused(By::Timer, now, Pace { random, ..PACE });
         assert!((7 * MS..=9 * MS).contains(&(b.at - now)));
     }
-    assert_eq!(silent(now, 6, Some(6 * MS)).at - now, 3 * MS, "half of the recovery");
-    assert_eq!(silent(now, 6, Some(MS / 10)).at - now, MS);
+    assert_eq!(silent(now, 13, Some(6 * MS)).at - now, 3 * MS, "half of the recovery");
+    assert_eq!(silent(now, 13, Some(MS / 10)).at - now, MS);
 }
 
 #[test]
 fn room_begins_a_silent_wait_anew() {
     let now = Instant::now();
-    let mut b = silent(now, 6, None);
+    let mut b = silent(now, 13, None);
     assert_eq!(b.at, now + 8 * MS);
     b.found_room(now + 9 * MS);
     assert_eq!(b.at, now + 8 * MS, "it is due");
     b.refused(By::Timer, now, PACE);
-    let mut b = silent(now, 6, None);
+    let mut b = silent(now, 13, None);
     b.found_room(now + 5 * MS);
     assert_eq!((b.at, b.yielding), (now + 6 * MS, false));
     for wait in [1, 2] {
@@ -108,9 +109,9 @@ fn how_long_it_took_is_smoothed_and_counted_once() {
 fn a_wait_is_long_by_what_it_took_lately() {
     let now = Instant::now();
     for (recovery, ms) in [(10, 20), (60, 100)] {
-        let b = silent(now, 8, Some(recovery * MS));
+        let b = silent(now, 11, Some(recovery * MS));
         assert!(!b.is_long(now + ms * MS - MS / 10) && b.is_long(now + ms * MS));
-        assert!(!silent(now, 5, Some(recovery * MS)).is_long(now + ms * MS));
+        assert!(!silent(now, 10, Some(recovery * MS)).is_long(now + ms * MS));
     }
 }
 
@@ -123,7 +124,7 @@ fn many_bottlenecks_are_tried_less_often() {
     b.refused(By::Timer, now, pace(3));
     assert_eq!(b.at, now + 3 * MS);
     assert!(Backoff::new(Class::Silent, now, None, pace(1)).yielding);
-    let mut b = silent(now, 6, None);
+    let mut b = silent(now, 13, None);
     b.refused(By::Timer, now, Pace { longest: Some(2 * MS), ..PACE });
     assert_eq!(b.at, now + 2 * MS, "or more often");
 }

@@ -184,3 +184,26 @@ fn a_sender_without_a_descriptor_waits_by_the_timer() {
         assert_eq!(model.stats.snapshot().dropped_total(), 0);
     });
 }
+
+/// Outages without a promise, one every 100 ms: how much longer than each a datagram is held, and how many calls that takes.
+#[test]
+fn short_outages_are_over_soon_and_long_ones_cost_few_calls() {
+    for (outage, most, calls) in [(3, 2, 5.0), (5, 3, 6.0), (10, 3, 8.0), (16, 3, 12.0), (40, 9, 17.0), (80, 9, 22.0)] {
+        runtime().block_on(async {
+            let model = model(Row::FreeBsd, 1, wait(1000));
+            let (began, ms) = (Instant::now(), Duration::from_millis(1));
+            let at = |i| began + ms * 100 * i;
+            model.world.borrow_mut().episodes = (0..100).map(|i| (at(i), at(i) + ms * outage)).collect();
+            let mut core = Core::new(model.clone());
+            while began.elapsed() < ms * 10_000 {
+                send_one(&mut core).await;
+                tokio::time::sleep(ms).await;
+            }
+            let counted = model.stats.snapshot();
+            let over = counted.blocked / counted.parked as u32 - ms * outage;
+            let tries = (counted.attempts - counted.sent) as f64 / counted.parked as f64;
+            eprintln!("an outage of {outage} ms: held for {over:?} longer, {tries:.2} calls");
+            assert!(over <= ms * most && tries <= calls, "{outage} ms: {over:?}, {tries} calls");
+        });
+    }
+}
