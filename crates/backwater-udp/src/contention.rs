@@ -123,8 +123,8 @@ struct Group {
 /// How long a sender that is due may take to come. Then another takes its place.
 const PATIENCE: Duration = FIRST_BACKSTOP;
 
-/// What each of many senders adds to the time between two looks of one.
-const SELDOM: Duration = Duration::from_millis(1);
+/// What each of many senders adds to the time between two looks of one. Each look wakes the runtime, which costs more than the look.
+const SELDOM: Duration = Duration::from_millis(10);
 
 /// The least time between two timed attempts of a socket, whatever the number of groups; and between two calls of a group's senders
 /// that find no room.
@@ -477,7 +477,7 @@ impl Group {
         after.map(|(place, sender)| (*place, *sender))
     }
 
-    /// How often a sender looks that is neither the prober nor the second: all together a thousand times a second at the most, and not
+    /// How often a sender looks that is neither the prober nor the second: all together a hundred times a second at the most, and not
     /// all at once.
     fn seldom(&self, place: u64) -> Duration {
         let senders = u32::try_from(self.places.len()).unwrap_or(u32::MAX);

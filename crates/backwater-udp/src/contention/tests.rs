@@ -132,10 +132,10 @@ fn a_prober_that_does_not_come_is_replaced() {
 
 /// As many as there are look as seldom.
 #[test]
-fn thousands_look_a_thousand_times_a_second() {
+fn thousands_look_a_hundred_times_a_second() {
     let mut line = Line::of(&[A; 4000]);
     let looks: f64 = (3..=4000).map(|sender| 1.0 / (line.wait(sender).at - line.now).as_secs_f64()).sum();
-    assert!(looks < 1000.0, "{looks}");
+    assert!(looks < 100.0, "{looks}");
 }
 
 #[test]
