@@ -20,6 +20,7 @@ use crate::{
 
 mod attempt;
 mod queue;
+mod timer;
 mod wait;
 
 pub(crate) use queue::QueueCore;

@@ -71,8 +71,8 @@ impl<K: Copy + Ord> SendQueue<K> {
         self.0.core().io()
     }
 
-    /// Sends what the system takes of `t` now, behind what waits under the same key, and keeps a copy of the rest or drops it. The
-    /// report is of what is done: what is missing from it is held.
+    /// Sends what the system takes of `t` now, behind what waits under the same key, and keeps a copy of the rest or drops it:
+    /// nothing of `t` is left to be offered again. The report is of what is done: what is missing from it is held.
     ///
     /// # Errors
     /// When the socket has failed; what was left of `t` is then dropped.

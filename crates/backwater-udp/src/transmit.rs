@@ -339,6 +339,12 @@ impl<'a> Transmit<'a> {
         self.advance(datagrams, bytes);
     }
 
+    /// What is left of it is another's: nothing is left here.
+    pub(crate) fn let_go(&mut self) {
+        self.cursor.hold = Hold::default();
+        self.advance(self.remaining(), self.cursor.bytes_left);
+    }
+
     fn assemble<'s>(&'s self, wanted: usize, scratch: &'s mut Scratch<'a>) -> Chunk<'s, 'a> {
         scratch.clear();
         let target = (wanted * self.segment_size).min(self.cursor.bytes_left);

@@ -18,8 +18,11 @@ use crate::{
 const MAX_INTERRUPTED: u32 = 16;
 const MAX_OTHERS_ERRORS: u32 = 3;
 
-/// System calls that one poll may still make.
-pub(super) struct Budget(u32);
+/// System calls that one poll may still make, and how many of them may succeed.
+pub(super) struct Budget {
+    calls: u32,
+    successes: u32,
+}
 
 impl Budget {
     /// So many that other tasks run every few milliseconds: a call that sends 64 KiB takes up to 0.1 ms.
@@ -30,22 +33,15 @@ impl Budget {
     }
 
     pub(super) fn of(calls: u32) -> Self {
-        Self(calls)
+        Self { calls, successes: u32::MAX }
     }
 
     pub(super) fn is_spent(&self) -> bool {
-        self.0 == 0
-    }
-
-    /// One of them.
-    pub(super) fn one_call(&mut self) -> Self {
-        let one = self.0.min(1);
-        self.0 -= one;
-        Self(one)
+        self.calls == 0
     }
 
     pub(super) fn unlimited() -> Self {
-        Self(u32::MAX)
+        Self::of(u32::MAX)
     }
 }
 
@@ -106,7 +102,7 @@ pub(super) fn attempt<I: Io>(
                     io.stats().attempt(1);
                     io.stats().sent(datagrams);
                     found_room(io, id, ts.get(i..i + went).unwrap_or_default());
-                    budget.0 = budget.0.saturating_sub(1);
+                    budget.calls = budget.calls.saturating_sub(1);
                 }
                 i += went;
                 if went == free {
@@ -161,7 +157,7 @@ pub(super) fn attempt_one<I: Io>(
         if t.is_done() {
             break Attempt::Done;
         }
-        if budget.0 == 0 {
+        if budget.calls == 0 || budget.successes == 0 {
             break Attempt::Paused;
         }
         let mut scratch = Scratch::new();
@@ -181,12 +177,13 @@ pub(super) fn attempt_one<I: Io>(
             continue;
         }
         calls += 1;
-        budget.0 -= 1;
+        budget.calls -= 1;
         let known = failed.is_some();
         // Another sender may have had a batch refused since the call that is known.
         let call = || io.send(&t.outgoing(&chunk)).map_err(|error| Failed { error, datagrams });
         let Err(Failed { error, datagrams: tried }) = failed.take().map_or_else(call, Err) else {
             (interrupted, others) = (0, 0);
+            budget.successes -= 1;
             remember(io, t, refused_from.take());
             mark_sent(io, t, datagrams, bytes);
             if t.is_accepted() {
@@ -237,6 +234,29 @@ pub(super) fn attempt_one<I: Io>(
     };
     io.stats().attempt(calls);
     ended
+}
+
+/// Until one call succeeds, with no more datagrams than fit in so many bytes, but for the first. How many bytes are done after it.
+pub(super) fn attempt_at_most<I: Io>(
+    io: &I,
+    id: u32,
+    t: &mut Transmit<'_>,
+    bytes: i64,
+    budget: &mut Budget,
+) -> (Attempt, usize) {
+    let before = t.cursor.bytes_left;
+    let at_most = t.cursor.at_most;
+    let fit = usize::try_from(bytes).unwrap_or(0) / t.datagram_len().max(1);
+    let offered = u8::try_from(fit).unwrap_or(u8::MAX).clamp(1, at_most);
+    t.cursor.at_most = offered;
+    budget.successes = 1;
+    let ended = attempt_one(io, id, t, None, budget);
+    budget.successes = u32::MAX;
+    // Unless it was a train too many for the system.
+    if t.cursor.at_most == offered {
+        t.cursor.at_most = at_most;
+    }
+    (ended, before - t.cursor.bytes_left)
 }
 
 /// The system refuses GSO batches to the destination, with segments of so many bytes and more.

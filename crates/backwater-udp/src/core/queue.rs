@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Attempt, Class, Core, Load,
-    attempt::{Budget, attempt_one, drop_rest},
+    attempt::{Budget, attempt_at_most, drop_rest},
 };
 use crate::{
     Policy,
@@ -36,6 +36,9 @@ const QUANTUM: i64 = 16 << 10;
 
 /// Lines that may be refused in one pass. With a pass a millisecond it bounds what waiting costs, however many wait.
 const REFUSALS: usize = 4;
+
+/// New lines that go before all others in one pass. With the one whose turn is not over that leaves the others a try in each pass.
+const NEW: usize = REFUSALS - 2;
 
 /// With more than [`REFUSALS`] lines each is tried as often as a sender on its own, as far as that goes.
 const LONGEST_WAIT: Duration = Duration::from_millis(8);
@@ -60,6 +63,8 @@ struct Lines<K> {
     lines: BTreeMap<K, Line>,
     /// Each line once.
     turns: VecDeque<K>,
+    /// How many are new since the last pass.
+    new: usize,
     /// When transmits came, the oldest first; some have gone since, but not more than wait.
     ages: VecDeque<(Instant, K)>,
     transmits: usize,
@@ -180,7 +185,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// Opens a side for a key. What waits under the key goes with it.
     #[cold]
     fn open_side(&mut self, key: Option<K>) -> Option<()> {
-        if self.is_side || self.core.io.send_buffer().is_none() {
+        if self.is_side {
             return None;
         }
         let side = self.sides.get_or_insert_default().open(&self.core.io, key)?;
@@ -232,11 +237,12 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         if let Some(lines) = &self.lines
             && lines.datagrams > 0
         {
-            if self.core.parked_class() == Some(Class::Advised) {
-                return Ok(Some(Class::Advised));
-            }
-            if lines.lines.get(&key).is_some_and(|line| !line.waiting.is_empty()) {
-                return Ok(Some(Class::Silent));
+            let is_full = self.core.parked_class() == Some(Class::Advised);
+            if is_full || lines.lines.get(&key).is_some_and(|line| !line.waiting.is_empty()) {
+                // A sender that holds it counts it as given up by itself.
+                t.cursor.hold = Hold::default();
+                let class = if is_full { Class::Advised } else { Class::Silent };
+                return Ok(Some(class).filter(|_| !t.is_done()));
             }
         }
         match self.core.offer(t) {
@@ -269,8 +275,10 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         let line = lines.lines.entry(key).or_insert_with(|| {
             // One that sends little need not wait for all that send much. It stays, emptied, until its turn: nobody is new twice
             // in a round.
-            lines.turns.push_front(key);
-            Line::default()
+            lines.turns.insert(if lines.new < NEW { 0 } else { lines.turns.len() }, key);
+            lines.new += 1;
+            // Most hold one: room for four would be 700 bytes.
+            Line { waiting: VecDeque::with_capacity(1), ..Line::default() }
         });
         let now = Instant::now();
         let datagrams = t.remaining();
@@ -279,6 +287,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         t.cursor.hold = Hold { sender: self.core.id, generation: 0 };
         line.bytes += bytes;
         line.waiting.push_back(Waiting { transmit: OwnedTransmit::from(&*t), since: now });
+        t.let_go();
         lines.bytes += bytes;
         lines.datagrams += datagrams;
         lines.transmits += 1;
@@ -325,6 +334,11 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         self.core.unpark();
         match ended {
             Attempt::Paused => {
+                if let Policy::Wait { deadline } = self.core.io.backpressure().get()
+                    && let Some(since) = Instant::now().checked_sub(deadline)
+                {
+                    lines.drop_old(&self.core.io, since, DropReason::Deadline);
+                }
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -377,12 +391,13 @@ const LEAST: usize = 64;
 
 impl<K: Copy + Ord> Load for Lines<K> {
     /// Serves the lines by turns. One that is refused is not tried again in this pass; after a few the pass ends, and the next one
-    /// begins behind them, but for a line whose turn is not over: it had room for a part. What can be sent is, however many
+    /// begins behind them, but for the first whose turn is not over: it had room for a part. What can be sent is, however many
     /// are refused.
     fn attempt<I: Io>(&mut self, io: &I, id: u32) -> Attempt {
         let mut budget = Budget::of(self.calls);
-        let (mut refused, mut begun) = (ArrayVec::<_, REFUSALS>::new(), ArrayVec::<_, REFUSALS>::new());
+        let (mut refused, mut begun) = (ArrayVec::<_, REFUSALS>::new(), None);
         let mut ended = Attempt::Done;
+        self.new = 0;
         while let Some(key) = self.turns.pop_front() {
             match self.serve(io, id, key, &mut budget) {
                 Served::Empty => {
@@ -400,9 +415,12 @@ impl<K: Copy + Ord> Load for Lines<K> {
                     break;
                 }
                 Served::Refused(Class::Silent) => {
-                    let is_served = self.lines.get(&key).is_some_and(|line| line.is_served);
-                    (if is_served { &mut begun } else { &mut refused }).push(key);
-                    if refused.len() + begun.len() == REFUSALS {
+                    if begun.is_none() && self.lines.get(&key).is_some_and(|line| line.is_served) {
+                        begun = Some(key);
+                    } else {
+                        refused.push(key);
+                    }
+                    if refused.len() + usize::from(begun.is_some()) == REFUSALS {
                         break;
                     }
                 }
@@ -413,11 +431,11 @@ impl<K: Copy + Ord> Load for Lines<K> {
                 }
             }
         }
-        if refused.len() + begun.len() > 0 && matches!(ended, Attempt::Done) {
+        if (begun.is_some() || !refused.is_empty()) && matches!(ended, Attempt::Done) {
             ended = Attempt::Refused(Class::Silent);
         }
         self.turns.extend(refused);
-        begun.into_iter().rev().for_each(|key| self.turns.push_front(key));
+        begun.into_iter().for_each(|key| self.turns.push_front(key));
         ended
     }
 
@@ -470,6 +488,7 @@ impl<K: Copy + Ord> Lines<K> {
         Self {
             lines: BTreeMap::new(),
             turns: VecDeque::new(),
+            new: 0,
             ages: VecDeque::new(),
             transmits: 0,
             bytes: 0,
@@ -522,7 +541,7 @@ impl<K: Copy + Ord> Lines<K> {
             }
             let sent = head.transmit.report().sent;
             let credit = line.credit;
-            let (ended, bytes) = head.transmit.lend(|t| offer_at_most(io, id, t, credit, budget));
+            let (ended, bytes) = head.transmit.lend(|t| attempt_at_most(io, id, t, credit, budget));
             line.credit -= bytes as i64;
             line.is_served |= bytes > 0;
             self.datagrams -= before - head.transmit.remaining();
@@ -548,8 +567,12 @@ impl<K: Copy + Ord> Lines<K> {
         io.stats().dropped(reason, datagrams);
     }
 
-    /// Keeps `ages` as small as what waits: one transmit that waits long may see many go.
+    /// Keeps all of it as small as what waits: one transmit that waits long may see many go, of ever new keys.
     fn forget_what_went(&mut self) {
+        if self.lines.len() > 2 * self.transmits + 64 {
+            self.lines.retain(|_, line| !line.waiting.is_empty());
+            self.turns.retain(|key| self.lines.contains_key(key));
+        }
         if self.ages.len() > 2 * self.transmits + 64 {
             self.ages.clear();
             for (&key, line) in &self.lines {
@@ -568,21 +591,6 @@ impl Line {
     fn datagrams(&self) -> usize {
         self.waiting.iter().map(|waiting| waiting.transmit.remaining()).sum()
     }
-}
-
-/// One call, with no more datagrams than fit in so many bytes, but for the first. How many bytes are done after it.
-fn offer_at_most<I: Io>(io: &I, id: u32, t: &mut Transmit<'_>, bytes: i64, budget: &mut Budget) -> (Attempt, usize) {
-    let before = t.cursor.bytes_left;
-    let at_most = t.cursor.at_most;
-    let fit = usize::try_from(bytes).unwrap_or(0) / t.datagram_len().max(1);
-    let offered = u8::try_from(fit).unwrap_or(u8::MAX).clamp(1, at_most);
-    t.cursor.at_most = offered;
-    let ended = attempt_one(io, id, t, None, &mut budget.one_call());
-    // Unless it was a train too many for the system.
-    if t.cursor.at_most == offered {
-        t.cursor.at_most = at_most;
-    }
-    (ended, before - t.cursor.bytes_left)
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
-use super::{Attempt, Core, Load};
+use super::{Attempt, Core, Load, timer::Timer};
 use crate::{
     Policy,
     contention::{Bottleneck, Place, Refused},
@@ -25,8 +24,7 @@ use crate::{
 pub(super) struct Wait<R> {
     /// Made by the first wait that listens.
     pub(super) registration: Option<R>,
-    /// Made by the first wait that needs it.
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
     pub(super) parked: Option<Parked>,
     /// Whether the next poll is to try at once.
     yielded: bool,
@@ -76,7 +74,7 @@ impl<R> Wait<R> {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             registration: None,
-            timer: None,
+            timer: Timer::default(),
             parked: None,
             yielded: false,
             crowded: false,
@@ -104,10 +102,6 @@ impl<I: Io> Core<I> {
         wait.last_used = now;
         look_for_edge(&self.io, wait, now);
         wait.blocked_since.get_or_insert(now);
-        if let Some(timer) = &mut wait.timer {
-            // Of this runtime: the sender may have come from another one.
-            timer.as_mut().set(tokio::time::sleep_until(now));
-        }
         wait.yielded = false;
         wait.crowded = crowded;
         wait.parked = Some(Parked::new(class, bottleneck, now));
@@ -273,11 +267,7 @@ impl<I: Io> Core<I> {
         load: &mut L,
     ) -> Poll<Woken> {
         let at = place.at.min(until);
-        let timer = wait.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-        if timer.deadline() != at {
-            timer.as_mut().reset(at);
-        }
-        timer.as_mut().poll(cx).map(|()| {
+        wait.timer.poll(cx, at).map(|()| {
             if place.probes && at < until {
                 Woken::Tried(load.attempt(&self.io, self.id), By::Timer)
             } else {

@@ -501,7 +501,7 @@ fn what_udp_cannot_carry_is_not_offered_to_the_system() {
 fn an_attempt_ends_with_its_budget() {
     let io = Script::linux(&[]).one_by_one();
     with(3, |t| {
-        assert!(matches!(attempt_one(&io, 1, t, None, &mut Budget(2)), Attempt::Paused));
+        assert!(matches!(attempt_one(&io, 1, t, None, &mut Budget::of(2)), Attempt::Paused));
         assert_eq!(t.remaining(), 1);
     });
     // Two that go in one call, and one that does not go whole.
@@ -511,7 +511,7 @@ fn an_attempt_ends_with_its_budget() {
     let slices = [IoSlice::new(b"xx")];
     let whole = || Transmit::new(TO, &slices);
     let mut ts = [whole(), whole(), whole().segment_size(1)];
-    assert!(matches!(attempt(&io, 1, &mut ts, None, Budget(1)), Attempt::Paused));
+    assert!(matches!(attempt(&io, 1, &mut ts, None, Budget::of(1)), Attempt::Paused));
     assert_eq!(ts.each_ref().map(Transmit::remaining), [0, 0, 2]);
     assert_eq!(io.stats.snapshot().attempts, 1);
     assert!(io.called());

@@ -5,16 +5,15 @@
 //! half full; if the key's path is slow, it fills only its own send buffer, and otherwise that socket is soon another key's.
 
 use std::{
-    pin::Pin,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::QueueCore;
-use crate::{io::Io, send_queue::Bounds};
+use crate::{core::timer::Timer, io::Io, send_queue::Bounds};
 
 /// Of one queue.
 const MOST: usize = 16;
@@ -40,7 +39,9 @@ pub(super) struct Sides<I: Io, K: Copy + Ord> {
     /// The one that was given to a key last is the last.
     all: Vec<Side<I, K>>,
     not_before: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
+    /// When to look for idle ones; `None` while there is no side.
+    look_at: Option<Instant>,
 }
 
 struct Side<I: Io, K: Copy + Ord> {
@@ -56,7 +57,7 @@ struct Counted;
 
 impl<I: Io, K: Copy + Ord> Default for Sides<I, K> {
     fn default() -> Self {
-        Self { all: Vec::new(), not_before: None, timer: None }
+        Self { all: Vec::new(), not_before: None, timer: Timer::default(), look_at: None }
     }
 }
 
@@ -75,6 +76,10 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
     pub(super) fn open(&mut self, main: &I, key: Option<K>) -> Option<&mut QueueCore<I, K>> {
         let now = Instant::now();
         if self.not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        if main.send_buffer().is_none() {
+            self.not_before = Some(now + PAUSE_OF_ERROR);
             return None;
         }
         let may_be_new = self.all.len() < MOST;
@@ -119,16 +124,16 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
             }
         });
         if self.all.is_empty() {
-            self.timer = None;
+            self.look_at = None;
             return Poll::Ready(());
         }
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(IDLE)));
-        if timer.as_mut().poll(cx).is_ready() {
+        let at = *self.look_at.get_or_insert_with(|| Instant::now() + IDLE);
+        if self.timer.poll(cx, at).is_ready() {
             let now = Instant::now();
             self.all.retain(|side| now - side.used < IDLE || !side.is_free());
-            timer.as_mut().reset(now + IDLE);
+            self.look_at = Some(now + IDLE);
             // To be woken then.
-            let _ = timer.as_mut().poll(cx);
+            let _ = self.timer.poll(cx, now + IDLE);
         }
         if pending { Poll::Pending } else { Poll::Ready(()) }
     }

@@ -63,6 +63,10 @@ struct Paths {
     /// How often one was asked for that could not be made.
     failed: Rc<Cell<u32>>,
     may_make_sides: bool,
+    /// How often the send buffer was looked at.
+    looks: Rc<Cell<u32>>,
+    /// Connected, on a system without an error queue, and what every send fails with; 0 for none of it.
+    fails: Rc<Cell<i32>>,
     stats: Arc<Stats>,
     backpressure: Backpressure,
     contention: Rc<Contention>,
@@ -108,11 +112,11 @@ impl Io for Paths {
     type Registration = Option<Pin<Box<Sleep>>>;
 
     fn os(&self) -> Os {
-        Os::Linux
+        if self.is_connected() { Os::Other } else { Os::Linux }
     }
 
     fn is_connected(&self) -> bool {
-        false
+        self.fails.get() != 0
     }
 
     fn limits(&self, _: &Transmit<'_>) -> (usize, usize) {
@@ -121,6 +125,9 @@ impl Io for Paths {
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
         let world = &mut *self.world.borrow_mut();
+        if self.is_connected() {
+            return Err(io::Error::from_raw_os_error(self.fails.get()));
+        }
         let (now, port) = (Instant::now(), out.destination.port());
         world.sockets[self.socket].retain(|sent| sent.gone_at > now);
         if world.in_flight(self.socket, now) >= world.send_buffer {
@@ -203,6 +210,7 @@ impl Io for Paths {
     }
 
     fn send_buffer(&self) -> Option<SendBuffer> {
+        self.looks.set(self.looks.get() + 1);
         self.sides.as_ref()?;
         let world = self.world.borrow();
         let used = world.in_flight(self.socket, Instant::now()).ceil();
@@ -235,6 +243,8 @@ fn paths(links: &[(f64, f64)], policy: Policy) -> Paths {
         sides: None,
         failed: Rc::default(),
         may_make_sides: true,
+        looks: Rc::default(),
+        fails: Rc::default(),
         stats: Arc::default(),
         backpressure: Backpressure::new(policy),
         contention: Rc::default(),
@@ -514,4 +524,5 @@ async fn the_books_balance_whatever_happens() {
     }
 }
 
+mod hostile;
 mod sides;
