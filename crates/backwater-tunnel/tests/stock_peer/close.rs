@@ -106,7 +106,8 @@ fn hangup_of_its_terminal_ends_the_tunnel() {
     in_namespace("close::hangup_of_its_terminal_ends_the_tunnel", &programs, || {
         let sides = Sides::new();
         let before = state(&sides.here);
-        let mut terminal = in_a_terminal(&sides, "");
+        // Whoever runs the tests may ignore it, and that is inherited.
+        let mut terminal = in_a_terminal(&sides, "env --default-signal=HUP ");
         terminal.signal(Signal::KILL);
         terminal.wait();
         until_gone(&sides, &before);
