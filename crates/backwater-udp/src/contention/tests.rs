@@ -81,6 +81,7 @@ fn of_those_that_wait_for_the_same_one_probes() {
     let mut line = Line::of(&[A, A, B, A, Bottleneck::Socket, Bottleneck::Sender(6)]);
     assert_eq!(line.probers(), [1, 3, 5, 6]);
     assert_eq!(line.c.waiting.load(Relaxed), 6);
+    assert!(line.wait(1).yielding && !line.wait(2).yielding);
     // The second looks soon whether it does, the others seldom.
     let due = [2, 4].map(|sender| line.wait(sender).at - line.now);
     assert!(due[0] == 25 * MS && (100 * MS..200 * MS).contains(&due[1]), "{due:?}");
@@ -162,6 +163,7 @@ fn a_call_is_passed_on_by_one_that_goes() {
     line.found_room(1);
     line.c.leave(2, line.now);
     assert_eq!(line.woken(), [3]);
+    assert!(!line.c.is_nobodys_turn(), "it is its turn");
     assert!(line.wait(3).called && line.c.is_nobodys_turn());
     line.found_room(3);
     line.c.leave(3, line.now);
@@ -371,4 +373,85 @@ fn a_waker_may_use_the_queue_when_it_is_woken_and_when_it_is_dropped() {
     let polls = Arc::new(Polls(c.clone(), AtomicU32::new(0)));
     c.wait(2, &polls.into(), now);
     c.leave(2, now);
+}
+
+#[test]
+fn a_group_that_was_tried_lately_is_the_last_to_be_called_by_others() {
+    let mut line = Line::of(&[A, B]);
+    line.refused(1, A, By::Timer);
+    line.found_room(9);
+    assert_eq!(line.woken(), [2], "A was tried since");
+    line.wait(2);
+    line.found_room(9);
+    assert_eq!(line.woken(), [1], "B was called since");
+    line.wait(1);
+    line.found_room(9);
+    assert_eq!(line.woken(), [2]);
+}
+
+#[test]
+fn one_that_waits_for_the_same_is_not_passed_over_for_another_group() {
+    let mut line = Line::of(&[B]);
+    let to = ([127, 0, 0, 1], 1).into_path();
+    line.woken.push(Arc::default());
+    line.refused(2, line.c.path(to), By::Timer);
+    line.wait(2);
+    line.c.found_room(9, iter::once(to), || line.now);
+    assert_eq!(line.woken(), [2]);
+    line.c.found_room(9, iter::once(to), || line.now);
+    assert!(line.woken().is_empty() && !line.wait(1).called, "2 has not come");
+}
+
+#[test]
+fn who_waits_for_the_send_buffer_is_called_by_anyone_who_has_no_other_to_call() {
+    let mut line = Line::of(&[A, Bottleneck::Socket]);
+    line.found_room(1);
+    assert_eq!((line.woken(), line.wait(2).called), (vec![2], true));
+    let queues = line.c.queues();
+    assert!(queues.crossed.is_none(), "room is the send buffer's too");
+}
+
+#[test]
+fn one_that_is_called_while_it_tries_keeps_its_turn() {
+    let mut line = Line::of(&[A, A]);
+    for _ in 0..11 {
+        line.now = line.wait(1).at;
+        line.refused(1, A, By::Timer);
+    }
+    assert!(line.wait(2).probes);
+    line.now = line.wait(2).at;
+    // Another has found room meanwhile, and called 2: 1 was called last.
+    line.found_room(9);
+    assert_eq!(line.woken(), [1]);
+    line.now += 50 * MS;
+    line.refused(1, A, By::Timer);
+    assert!(!line.c.is_nobodys_turn());
+    let place = line.wait(1);
+    assert!(place.called && place.probes && line.c.is_nobodys_turn());
+}
+
+#[test]
+fn one_that_was_replaced_waits_again_when_it_is_refused() {
+    let mut line = Line::of(&[A, A]);
+    line.now += 25 * MS;
+    assert!(line.wait(2).probes);
+    assert_eq!(line.c.waiting.load(Relaxed), 1);
+    line.refused(1, A, By::Timer);
+    assert_eq!(line.c.waiting.load(Relaxed), 2);
+}
+
+#[test]
+fn one_that_was_called_is_late_by_the_call_and_not_by_its_timer() {
+    let mut line = Line::of(&[Bottleneck::Socket; 3]);
+    // The timer of the group is 100 ms off.
+    for _ in 0..3 {
+        line.now = line.wait(1).at;
+        line.refused(1, Bottleneck::Socket, By::Timer);
+    }
+    line.found_room(9);
+    assert_eq!(line.woken(), [1]);
+    line.now += 25 * MS - MS / 10;
+    assert!(!line.wait(2).probes && !line.wait(3).probes);
+    line.now += MS / 10;
+    assert!(line.wait(2).probes, "the backstop is not waited for");
 }
