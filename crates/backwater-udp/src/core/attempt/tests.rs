@@ -407,6 +407,19 @@ fn a_batch_that_is_refused_goes_datagram_by_datagram_and_so_do_the_next_to_that_
     }
 }
 
+/// A held batch goes call by call, and is remembered all the same.
+#[test]
+fn a_batch_that_is_refused_after_it_was_held_is_remembered() {
+    let io = Script::linux(&[libc::EMSGSIZE, 0]);
+    with(3, |t| {
+        let mut budget = Budget::of(64);
+        let (ended, bytes) = attempt_at_most(&io, 1, t, 1 << 14, &mut budget);
+        assert!(matches!(ended, Attempt::Paused));
+        assert_eq!((t.remaining(), bytes), (2, 1), "one of them has been sent");
+    });
+    assert_eq!((&*io.calls.borrow(), io.remembered.borrow().len()), (&vec![3, 1], 1));
+}
+
 #[test]
 fn a_batch_whose_datagrams_are_refused_too_says_nothing_about_segmentation() {
     let io = Script::linux(&[libc::EINVAL; 4]);
