@@ -85,7 +85,8 @@ fn hangup_without_a_terminal_restores_the_log_filter() {
     in_namespace("close::hangup_without_a_terminal_restores_the_log_filter", PROGRAMS, || {
         let sides = Sides::new();
         let before = state(&sides.here);
-        let mut tunnel = sides.up_by(&["setsid"], &sides.configuration("", ""), &["--log", "info,backwater_udp=off"]);
+        let own = [HANGUP_COUNTS, &["setsid"]].concat();
+        let mut tunnel = sides.up_by(&own, &sides.configuration("", ""), &["--log", "info,backwater_udp=off"]);
         assert_eq!(sides.output(["set", "log", "off"]).0, 0);
         tunnel.process.signal(Signal::HUP);
         let end = Instant::now() + Duration::from_secs(60);
@@ -99,6 +100,9 @@ fn hangup_without_a_terminal_restores_the_log_filter() {
     });
 }
 
+/// Whoever runs the tests may ignore SIGHUP, and that is inherited.
+const HANGUP_COUNTS: &[&str] = &["env", "--default-signal=HUP"];
+
 /// As when an SSH connection breaks. `script` gives the tunnel a terminal, which is gone with it.
 #[test]
 fn hangup_of_its_terminal_ends_the_tunnel() {
@@ -106,8 +110,7 @@ fn hangup_of_its_terminal_ends_the_tunnel() {
     in_namespace("close::hangup_of_its_terminal_ends_the_tunnel", &programs, || {
         let sides = Sides::new();
         let before = state(&sides.here);
-        // Whoever runs the tests may ignore it, and that is inherited.
-        let mut terminal = in_a_terminal(&sides, "env --default-signal=HUP ");
+        let mut terminal = in_a_terminal(&sides, &format!("{} ", HANGUP_COUNTS.join(" ")));
         terminal.signal(Signal::KILL);
         terminal.wait();
         until_gone(&sides, &before);
