@@ -15,10 +15,10 @@ use crate::{
 };
 
 /// What a listener may hold back: for one client, and for all.
-const OF_LISTENER: Bounds = Bounds { of_a_key: 256 << 10, of_all: 8 << 20 };
+const OF_LISTENER: Bounds = Bounds { of_a_key: 256 << 10, of_all: 8 << 20, send_only_sockets: 16 };
 
-/// What a relayed socket may hold back: for one peer, and for all.
-const OF_ALLOCATION: Bounds = Bounds { of_a_key: 256 << 10, of_all: 256 << 10 };
+/// What a relayed socket may hold back: for one peer, and for all. They are one client's: it takes no sockets from the listeners.
+const OF_ALLOCATION: Bounds = Bounds { of_a_key: 256 << 10, of_all: 256 << 10, send_only_sockets: 0 };
 
 /// A socket. Nobody waits for it to send: what it refuses waits in a line for its destination, bounded in bytes and by the policy's
 /// deadline.

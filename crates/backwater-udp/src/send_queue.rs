@@ -44,19 +44,22 @@ use crate::{UdpSocket, core::QueueCore, stats::Report, transmit::Transmit};
 /// ```
 pub struct SendQueue<K: Copy + Ord = SocketAddr>(QueueCore<UdpSocket, K>);
 
-/// How much a [`SendQueue`] keeps, in bytes of payload; a datagram counts 64 at least.
+/// How much a [`SendQueue`] keeps, in bytes of payload; a transmit counts 512 at least, which is what one costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Of one key.
     pub of_a_key: usize,
     /// Of all keys together.
     pub of_all: usize,
+    /// Keys that may have a send-only socket of their own at a time, 16 at most (Linux; elsewhere none has). All queues of a process
+    /// together have 256: a queue whose keys are all one user's wants none.
+    pub send_only_sockets: usize,
 }
 
 impl Default for Bounds {
-    /// 256 KiB a key, 4 MiB together.
+    /// 256 KiB a key, 4 MiB together, 16 send-only sockets.
     fn default() -> Self {
-        Self { of_a_key: 256 << 10, of_all: 4 << 20 }
+        Self { of_a_key: 256 << 10, of_all: 4 << 20, send_only_sockets: 16 }
     }
 }
 

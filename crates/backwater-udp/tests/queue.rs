@@ -60,7 +60,7 @@ fn a_full_send_buffer_holds_the_sender_and_loses_nothing() {
 #[test]
 fn what_is_given_up_or_too_old_is_counted() {
     in_namespace("what_is_given_up_or_too_old_is_counted", || {
-        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        tc("qdisc add dev lo root tbf rate 8bit burst 10k limit 10mb");
         block_on(async {
             let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
             let payload = vec![0; 64 * 100];
@@ -115,7 +115,7 @@ fn what_is_given_up_or_too_old_is_counted() {
 #[test]
 fn a_send_does_not_wait_in_the_kernel_though_another_descriptor_is_made_blocking() {
     in_namespace("a_send_does_not_wait_in_the_kernel_though_another_descriptor_is_made_blocking", || {
-        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        tc("qdisc add dev lo root tbf rate 8bit burst 10k limit 10mb");
         block_on(async {
             let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
             a.try_clone_std().unwrap().set_nonblocking(false).unwrap();
@@ -145,7 +145,7 @@ fn descriptors() -> usize {
 #[test]
 fn senders_that_wait_no_more_give_their_descriptors_back_though_they_do_not_send_again() {
     in_namespace("senders_that_wait_no_more_give_their_descriptors_back_though_they_do_not_send_again", || {
-        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        tc("qdisc add dev lo root tbf rate 8bit burst 10k limit 10mb");
         block_on(async {
             let a = UdpSocket::builder().send_buffer(20_000).bind("127.0.0.1:0".parse().unwrap()).unwrap();
             a.backpressure().set(Policy::Wait { deadline: Duration::from_millis(5) });
@@ -180,7 +180,7 @@ fn senders_that_wait_no_more_give_their_descriptors_back_though_they_do_not_send
 #[test]
 fn a_sender_that_has_waited_on_one_runtime_waits_on_another() {
     in_namespace("a_sender_that_has_waited_on_one_runtime_waits_on_another", || {
-        tc("qdisc add dev lo root tbf rate 8kbit burst 10k limit 10mb");
+        tc("qdisc add dev lo root tbf rate 8bit burst 10k limit 10mb");
         let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (first, second) = (runtime(), runtime());
         let payload = vec![0; 1000];

@@ -179,16 +179,19 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     #[cold]
     fn is_crowded(&mut self) -> bool {
         self.unseen = 0;
-        !self.is_side && self.core.io.send_buffer().is_some_and(|buffer| buffer.used > buffer.size / 2)
+        !self.is_side
+            && self.bounds.send_only_sockets > 0
+            && self.core.io.send_buffer().is_some_and(|buffer| buffer.used > buffer.size / 2)
     }
 
     /// Opens a side for a key. What waits under the key goes with it.
     #[cold]
     fn open_side(&mut self, key: Option<K>) -> Option<()> {
-        if self.is_side {
+        if self.is_side || self.bounds.send_only_sockets == 0 {
             return None;
         }
-        let side = self.sides.get_or_insert_default().open(&self.core.io, key)?;
+        let most = self.bounds.send_only_sockets;
+        let side = self.sides.get_or_insert_default().open(&self.core.io, key, most)?;
         side.waker.clone_from(&self.waker);
         side.bounds = Bounds { of_all: self.bounds.of_a_key, ..self.bounds };
         if let Some(key) = key
@@ -387,7 +390,7 @@ impl<I: Io, K: Copy + Ord> Drop for QueueCore<I, K> {
 }
 
 /// What a datagram without bytes counts, and what any costs beside its bytes.
-const LEAST: usize = 64;
+const LEAST: usize = 512;
 
 impl<K: Copy + Ord> Load for Lines<K> {
     /// Serves the lines by turns. One that is refused is not tried again in this pass; after a few the pass ends, and the next one

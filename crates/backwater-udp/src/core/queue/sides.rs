@@ -73,7 +73,7 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
     }
 
     /// A side for a key that has none: a new one, or one from which all that another key has sent is gone.
-    pub(super) fn open(&mut self, main: &I, key: Option<K>) -> Option<&mut QueueCore<I, K>> {
+    pub(super) fn open(&mut self, main: &I, key: Option<K>, most: usize) -> Option<&mut QueueCore<I, K>> {
         let now = Instant::now();
         if self.not_before.is_some_and(|at| now < at) {
             return None;
@@ -82,7 +82,7 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
             self.not_before = Some(now + PAUSE_OF_ERROR);
             return None;
         }
-        let may_be_new = self.all.len() < MOST;
+        let may_be_new = self.all.len() < most.min(MOST);
         let new = if may_be_new { Side::new(main) } else { None };
         let Some(mut side) = new.or_else(|| self.take_free()) else {
             self.not_before = Some(now + if may_be_new { PAUSE_OF_ERROR } else { PAUSE });

@@ -357,7 +357,7 @@ async fn lines_behind_one_link_have_equal_shares() {
 #[tokio::test(start_paused = true)]
 async fn a_line_and_all_of_them_are_bounded() {
     let paths = paths(&[(0.001, 0.0); 2], PATIENT);
-    let bounds = Bounds { of_a_key: 10 * BIG, of_all: 15 * BIG };
+    let bounds = Bounds { of_a_key: 10 * BIG, of_all: 15 * BIG, ..Bounds::default() };
     let mut queue = QueueCore::new(paths.clone(), bounds);
     for n in 0..20 {
         send(&mut queue, 1, BIG, n..n + 1);
@@ -375,11 +375,11 @@ async fn a_line_and_all_of_them_are_bounded() {
     for n in 0..1000 {
         send(&mut queue, 1, 4, n..n + 1);
     }
-    assert_eq!(queue.held() - 5, 10 * BIG / 64);
+    assert_eq!(queue.held() - 5, 10 * BIG / LEAST);
     assert_balance(&queue, &paths);
     drop(queue);
     let s = paths.stats.snapshot();
-    assert_eq!((s.held(), s.drops.cancelled), (0, 15 + 10 * BIG as u64 / 64));
+    assert_eq!((s.held(), s.drops.cancelled), (0, 15 + (10 * BIG / LEAST) as u64));
 }
 
 #[tokio::test(start_paused = true)]
