@@ -74,11 +74,17 @@ impl Backpressure {
 
     /// To be woken by a switch. Read the policy after this, not before: a switch in between would be missed.
     pub(crate) fn wait(&self, id: u32, waker: &Waker) {
-        self.waiting().entry(id).and_modify(|known| known.clone_from(waker)).or_insert_with(|| waker.clone());
+        let mut waiting = self.waiting();
+        let is_known = waiting.get(&id).is_some_and(|known| known.will_wake(waker));
+        let before = if is_known { None } else { waiting.insert(id, waker.clone()) };
+        drop(waiting);
+        // It may own a task, and that a sender, which takes the lock when it is dropped.
+        drop(before);
     }
 
     pub(crate) fn leave(&self, id: u32) {
-        self.waiting().remove(&id);
+        let gone = self.waiting().remove(&id);
+        drop(gone);
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<u32, Waker>> {
