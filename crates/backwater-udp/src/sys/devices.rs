@@ -89,9 +89,12 @@ fn ask() -> io::Result<Limits> {
     Err(io::ErrorKind::QuotaExceeded.into())
 }
 
+/// `linux/rtnetlink.h`; libc does not know it on Android.
+const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+
 /// `struct nlmsghdr`, `struct ifinfomsg`, and the attribute that leaves out the counters of each device.
 fn request() -> Vec<u8> {
-    let (flags, filter) = ((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16, libc::RTEXT_FILTER_SKIP_STATS);
+    let (flags, filter) = ((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16, RTEXT_FILTER_SKIP_STATS);
     let mut request = Vec::with_capacity(40);
     request.extend(40u32.to_ne_bytes());
     request.extend(libc::RTM_GETLINK.to_ne_bytes());

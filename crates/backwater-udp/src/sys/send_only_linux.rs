@@ -21,6 +21,12 @@ use super::{
 };
 use crate::io::SendBuffer;
 
+#[cfg(not(target_os = "android"))]
+use libc::SO_MEMINFO;
+/// `asm-generic/socket.h`, which Android's architectures have; libc does not know it there.
+#[cfg(target_os = "android")]
+const SO_MEMINFO: libc::c_int = 55;
+
 /// The addresses that nobody uses: MCAST-TEST-NET and the any-source multicast addresses for documentation (RFC 6676, sections 2 and 3).
 const NOBODY_V4: Ipv4Addr = Ipv4Addr::new(233, 252, 0, 1);
 const NOBODY_V6: Ipv6Addr = Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0xdb8, 0, 1);
@@ -35,7 +41,7 @@ pub(crate) fn send_buffer(socket: SockRef<'_>) -> Option<SendBuffer> {
     let (mut info, mut len) = ([0u32; 9], size_of::<[u32; 9]>() as socklen_t);
     // SAFETY: the kernel writes at most `len` bytes to the pointer.
     let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len)
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_MEMINFO, info.as_mut_ptr().cast(), &raw mut len)
     };
     // Kernels before 4.12 do not have it.
     (result == 0).then_some(SendBuffer { used: info[WMEM_ALLOC] as usize, size: info[SNDBUF] as usize })
