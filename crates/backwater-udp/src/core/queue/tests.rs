@@ -45,6 +45,8 @@ struct World {
     sockets: Vec<Vec<InFlight>>,
     went: Vec<Went>,
     refused: u64,
+    /// Bytes of the largest call that was not refused.
+    largest: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -144,6 +146,7 @@ impl Io for Paths {
         link.empty_at = begin + MS.mul_f64(out.bytes as f64 / link.rate);
         let sent = InFlight { bytes: out.bytes as f64, rate: link.rate, gone_at: link.empty_at };
         world.sockets[self.socket].push(sent);
+        world.largest = world.largest.max(out.bytes);
         let bytes: Vec<u8> = out.slices.iter().flat_map(|slice| slice.to_vec()).collect();
         for datagram in bytes.chunks(out.segment_size.map_or(bytes.len(), usize::from).max(1)) {
             let number = u32::from_be_bytes(datagram[..4].try_into().unwrap());
@@ -238,6 +241,7 @@ fn paths(links: &[(f64, f64)], policy: Policy) -> Paths {
             sockets: vec![Vec::new()],
             went: Vec::new(),
             refused: 0,
+            largest: 0,
         })),
         socket: 0,
         sides: None,
@@ -352,6 +356,19 @@ async fn lines_behind_one_link_have_equal_shares() {
     for port in [1, 2, 3] {
         assert!(world.numbers(port).is_sorted());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_call_takes_more_than_a_turn() {
+    let paths = paths(&[(100.0, 0.0)], PATIENT);
+    let mut queue = queue(&paths);
+    send(&mut queue, 1, BIG, 0..60);
+    paths.world.borrow_mut().links[0].limit = 1e9;
+    flush(&mut queue).await;
+    let world = paths.world.borrow();
+    assert_eq!(world.numbers(1), (0..60).collect::<Vec<_>>());
+    let most = QUANTUM as usize;
+    assert!((most / 2..=most).contains(&world.largest), "{}", world.largest);
 }
 
 #[tokio::test(start_paused = true)]
