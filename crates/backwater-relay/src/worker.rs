@@ -292,7 +292,8 @@ impl Worker {
         self.counters.replies.add(1);
         let slices = [IoSlice::new(reply)];
         let t = listener.transmit(to, &slices, 0);
-        // A stranger is never waited for: anyone can be made one, at addresses that no datagram reaches. He asks again.
+        // An answer to a client without an allocation is never held: its address may be forged, and unreachable. A real client sends
+        // its request again.
         if self.server.borrow().has_allocation(to) {
             listener.endpoint.send(Fields::OWN, t);
         } else {

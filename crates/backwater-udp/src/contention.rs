@@ -91,7 +91,7 @@ struct Queues {
     crossed: Option<Bottleneck>,
     /// No sender calls another group before that.
     quiet_until: Option<Instant>,
-    /// Who is woken when the lock is given back.
+    /// The wakers to call once the lock is released.
     wakes: Vec<Waker>,
 }
 

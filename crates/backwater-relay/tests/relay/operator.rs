@@ -96,7 +96,7 @@ fn a_clients_403s_are_at_info_once() {
     assert_eq!(severities, ["INFO", "DEBUG", "DEBUG", "INFO", "DEBUG", "DEBUG"]);
 }
 
-/// What they have relayed would be missing from the accounts of whoever reads the log.
+/// Without that line the log would not tell how many bytes they have relayed.
 #[test]
 fn allocations_that_are_left_when_the_relay_stops_have_their_last_line() {
     for threads in ["1", "4"] {

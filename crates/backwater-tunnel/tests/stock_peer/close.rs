@@ -100,7 +100,7 @@ fn hangup_without_a_terminal_restores_the_log_filter() {
     });
 }
 
-/// Whoever runs the tests may ignore SIGHUP, and that is inherited.
+/// The shell that runs the tests may ignore SIGHUP, and its children inherit that.
 const HANGUP_COUNTS: &[&str] = &["env", "--default-signal=HUP"];
 
 /// As when an SSH connection breaks. `script` gives the tunnel a terminal, which is gone with it.

@@ -167,7 +167,7 @@ fn log_names_a_peer_that_does_not_answer() {
         };
         assert_eq!((&line["severity"], &line["endpoint"]), (&"WARN".into(), &"10.9.1.2:51820".into()), "{line}");
         assert_eq!(line["peer"], tunnel.status()["peers"][0]["public_key"]);
-        // Whoever has started it sees it, too: once, however often it is tried.
+        // The tunnel says so on stderr too, once for all attempts.
         let told = format!("{NAME}: peer {} at 10.9.1.2:51820 does not answer: ", line["peer"].as_str().unwrap());
         tunnel.process.wait_for(&told);
         assert!(!tunnel.log().contains("REKEY"), "{}", tunnel.log());

@@ -123,7 +123,7 @@ fn a_prober_that_does_not_come_is_replaced() {
     assert!(line.wait(4).probes && !line.wait(3).probes);
     assert_eq!(line.c.waiting.load(Relaxed), 2);
     assert_eq!(line.wait(3).at, line.now + 25 * MS);
-    // Whoever comes after all is the last in line.
+    // A sender that comes late is the last in its group.
     assert!(!line.wait(1).probes && !line.wait(2).probes);
     line.c.leave(4, line.now);
     line.c.leave(3, line.now);

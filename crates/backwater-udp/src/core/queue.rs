@@ -53,8 +53,6 @@ pub(crate) struct QueueCore<I: Io, K: Copy + Ord> {
     sides: Option<Box<Sides<I, K>>>,
     /// Bytes that were sent since the last look at the send buffer.
     unseen: usize,
-    /// System calls of a poll.
-    calls: u32,
     is_side: bool,
 }
 
@@ -102,16 +100,7 @@ enum Served {
 
 impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     pub(crate) fn new(io: I, bounds: Bounds) -> Self {
-        Self {
-            core: Core::new(io),
-            bounds,
-            lines: None,
-            waker: None,
-            sides: None,
-            unseen: 0,
-            calls: Budget::OF_A_POLL,
-            is_side: false,
-        }
+        Self { core: Core::new(io), bounds, lines: None, waker: None, sides: None, unseen: 0, is_side: false }
     }
 
     pub(crate) fn core(&self) -> &Core<I> {
@@ -225,7 +214,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         if line.waiting.is_empty() {
             return;
         }
-        self.lines.get_or_insert_with(|| Lines::new(self.calls)).put(key, line);
+        self.lines.get_or_insert_with(|| Lines::new(self.is_side)).put(key, line);
         self.core.name();
         if !self.core.is_parked() {
             self.core.park(false, Class::Silent, None, false);
@@ -274,7 +263,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         if self.held_bytes(key) + bytes > self.bounds.of_a_key || self.bytes() + bytes > self.bounds.of_all {
             return self.refuse(t, class, DropReason::QueueFull);
         }
-        let lines = self.lines.get_or_insert_with(|| Lines::new(self.calls));
+        let lines = self.lines.get_or_insert_with(|| Lines::new(self.is_side));
         let line = lines.lines.entry(key).or_insert_with(|| {
             // One that sends little need not wait for all that send much. It stays, emptied, until its turn: nobody is new twice
             // in a round.
@@ -483,8 +472,8 @@ impl<K: Copy + Ord> Load for Lines<K> {
 }
 
 impl<K: Copy + Ord> Lines<K> {
-    fn new(calls: u32) -> Box<Self> {
-        Box::new(Self::with(0, calls))
+    fn new(of_side: bool) -> Box<Self> {
+        Box::new(Self::with(0, if of_side { sides::CALLS } else { Budget::OF_A_POLL }))
     }
 
     fn with(sent: u64, calls: u32) -> Self {

@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const PAUSE_OF_ERROR: Duration = Duration::from_secs(1);
 
 /// System calls that one side makes in a poll of the queue.
-const CALLS: u32 = 4;
+pub(super) const CALLS: u32 = 4;
 
 pub(super) struct Sides<I: Io, K: Copy + Ord> {
     /// The one that was given to a key last is the last.
@@ -149,7 +149,6 @@ impl<I: Io, K: Copy + Ord> Side<I, K> {
         let counted = Counted::new()?;
         let io = main.send_only().ok()?;
         let mut queue = QueueCore::new(io, Bounds::default());
-        queue.calls = CALLS;
         queue.is_side = true;
         Some(Self { key: None, queue, used: Instant::now(), _counted: counted })
     }
