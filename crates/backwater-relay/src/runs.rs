@@ -26,12 +26,26 @@ pub(crate) struct Run {
     last: u32,
 }
 
-/// Where a payload lies in the batch.
+/// Where payloads lie in the batch: one, or several of one length in a train.
 struct Piece {
+    at: Place,
+    count: u32,
+    next: u32,
+}
+
+/// Where a payload lies in the batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
     slot: u32,
     start: u32,
     len: u32,
-    next: u32,
+}
+
+impl Place {
+    /// In the train of this slot, from byte `start` on.
+    pub(crate) fn new(slot: usize, start: usize, len: usize) -> Self {
+        Self { slot: slot as u32, start: start as u32, len: len as u32 }
+    }
 }
 
 const END: u32 = u32::MAX;
@@ -46,32 +60,48 @@ impl Runs {
         }
     }
 
+    /// Adds payloads of an allocation's to a peer: one, or several of one length, each `stride` bytes behind the last in its train.
     pub(crate) fn push(
         &mut self,
         via: AllocationId,
         to: PeerAddr,
         fields: Fields,
-        (slot, start, len): (usize, usize, usize),
+        mut at: Place,
+        (count, stride): (usize, usize),
     ) {
+        let mut left = count as u32;
+        while left > 0 {
+            let taken = self.push_some(via, to, fields, at, left);
+            left -= taken;
+            at.start += taken * stride as u32;
+        }
+    }
+
+    /// Adds so many of them as one run takes. Returns how many; one at least.
+    fn push_some(&mut self, via: AllocationId, to: PeerAddr, fields: Fields, at: Place, count: u32) -> u32 {
         let piece = self.pieces.len() as u32;
-        self.pieces.push(Piece { slot: slot as u32, start: start as u32, len: len as u32, next: END });
         if self.open.len() <= via.index() {
             self.open.resize(via.index() + 1, (self.stamp.wrapping_sub(1), 0));
         }
         let open = &mut self.open[via.index()];
-        if open.0 == self.stamp
-            && let Some(run) = self.runs.get_mut(open.1 as usize)
-            && run.takes(via, to, fields, len)
-        {
-            self.pieces[run.last as usize].next = piece;
-            run.last = piece;
-            run.shape.append(len);
-            return;
+        let run = match self.runs.get_mut(open.1 as usize) {
+            Some(run) if open.0 == self.stamp && run.takes(via, to, fields, at.len as usize) => {
+                self.pieces[run.last as usize].next = piece;
+                run.last = piece;
+                run
+            }
+            _ => {
+                *open = (self.stamp, self.runs.len() as u32);
+                self.runs.push_mut(Run { via, to, fields, shape: Shape::default(), first: piece, last: piece })
+            }
+        };
+        let mut taken = 0;
+        while taken < count && run.shape.can_append(at.len as usize) {
+            run.shape.append(at.len as usize);
+            taken += 1;
         }
-        *open = (self.stamp, self.runs.len() as u32);
-        let mut shape = Shape::default();
-        shape.append(len);
-        self.runs.push(Run { via, to, fields, shape, first: piece, last: piece });
+        self.pieces.push(Piece { at, count: taken, next: END });
+        taken
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Run> {
@@ -80,11 +110,38 @@ impl Runs {
 
     /// The payloads of a run, in their order.
     pub(crate) fn payloads<'b>(&self, run: &Run, batch: &'b RecvBatch) -> impl Iterator<Item = &'b [u8]> {
-        let at = |index: u32| self.pieces.get(index as usize);
-        std::iter::successors(at(run.first), move |piece| at(piece.next)).filter_map(move |piece| {
-            let train = batch.train(piece.slot as usize)?;
-            train.payload.get(piece.start as usize..)?.get(..piece.len as usize)
-        })
+        Payloads { pieces: &self.pieces, next: run.first, batch, left: 0, stride: 0, len: 0, rest: &[] }
+    }
+}
+
+/// What is left of a run.
+struct Payloads<'r, 'b> {
+    pieces: &'r [Piece],
+    next: u32,
+    batch: &'b RecvBatch,
+    /// Of the piece that was begun: its payloads, how far apart they are and how long, and the bytes from the next one on.
+    left: u32,
+    stride: usize,
+    len: usize,
+    rest: &'b [u8],
+}
+
+impl<'b> Iterator for Payloads<'_, 'b> {
+    type Item = &'b [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'b [u8]> {
+        if self.left == 0 {
+            let piece = self.pieces.get(self.next as usize)?;
+            let train = self.batch.train(piece.at.slot as usize)?;
+            self.rest = train.payload.get(piece.at.start as usize..)?;
+            (self.left, self.stride, self.len) = (piece.count, train.segment_size, piece.at.len as usize);
+            self.next = piece.next;
+        }
+        self.left -= 1;
+        let payload = self.rest.get(..self.len)?;
+        self.rest = self.rest.get(self.stride..).unwrap_or_default();
+        Some(payload)
     }
 }
 

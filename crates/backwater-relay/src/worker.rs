@@ -28,7 +28,7 @@ use crate::{
     fields::Fields,
     health::Health,
     ports::{self, Bound, Lease, Ports, Sockets},
-    runs::{Run, Runs},
+    runs::{Place, Run, Runs},
 };
 
 pub(crate) mod lines;
@@ -195,18 +195,22 @@ impl Worker {
         for (slot, train) in batch.trains().enumerate() {
             let from = listener.five_tuple(&train);
             let fields = Fields::relayed(&train);
-            let mut start = 0;
-            for payload in train.payloads() {
+            let (mut start, mut payloads) = (0, train.payloads());
+            while let Some(payload) = payloads.next() {
                 let action = self.server.borrow_mut().from_client(now, from, payload, &mut reply);
+                let mut alike = 0;
                 match (action, fields) {
                     (Action::Forward { via, to, range, dont_fragment }, Some(fields)) => {
+                        alike = self.server.borrow().passes_too(via, payload, payloads.clone());
                         let fields = if dont_fragment { fields.dont_fragment() } else { fields };
-                        runs.push(via, to, fields, (slot, start + range.start, range.len()));
+                        let place = Place::new(slot, start + range.start, range.len());
+                        runs.push(via, to, fields, place, (1 + alike, payload.len()));
                     }
                     (Action::Forward { .. }, None) => self.counters.count_drop(DropReason::HopLimit, 1),
                     (action, _) => self.act(index, now.instant, from, action, &mut reply),
                 }
-                start += payload.len();
+                start += (1 + alike) * payload.len();
+                payloads.by_ref().take(alike).for_each(drop);
             }
         }
         self.log_events();
@@ -431,9 +435,7 @@ impl Worker {
         };
         self.counters.to_clients.add(datagrams as u64);
         match framing {
-            Framing::Channel(channel) => {
-                payloads.for_each(|payload| down.channel_data(client, fields, channel, payload))
-            }
+            Framing::Channel(channel) => down.channel_data(client, fields, channel, payloads),
             Framing::Indication => {
                 down.flush();
                 for payload in payloads {
@@ -512,18 +514,29 @@ struct Down<'a> {
 }
 
 impl Down<'_> {
-    fn channel_data(&mut self, client: FiveTuple, fields: Fields, channel: ChannelNumber, payload: &[u8]) {
-        let len = CHANNEL_HEADER_LEN + payload.len();
-        if !self.batch.can_append(&(client, fields), len) {
+    fn channel_data<'p>(
+        &mut self,
+        client: FiveTuple,
+        fields: Fields,
+        channel: ChannelNumber,
+        payloads: impl Iterator<Item = &'p [u8]>,
+    ) {
+        if self.batch.common().is_some_and(|common| *common != (client, fields)) {
             self.flush();
         }
-        if let Some((header, rest)) = self.batch.reserve().split_first_chunk_mut()
-            && let Some(place) = rest.get_mut(..payload.len())
-        {
-            // A UDP payload is shorter than 65,536 bytes.
-            *header = ChannelData::header(channel, payload.len() as u16);
-            place.copy_from_slice(payload);
-            self.batch.commit((client, fields), len);
+        for payload in payloads {
+            let len = CHANNEL_HEADER_LEN + payload.len();
+            if !self.batch.shape().can_append(len) {
+                self.flush();
+            }
+            if let Some((header, rest)) = self.batch.reserve().split_first_chunk_mut()
+                && let Some(place) = rest.get_mut(..payload.len())
+            {
+                // A UDP payload is shorter than 65,536 bytes.
+                *header = ChannelData::header(channel, payload.len() as u16);
+                place.copy_from_slice(payload);
+                self.batch.commit((client, fields), len);
+            }
         }
     }
 

@@ -203,15 +203,20 @@ impl<I: Io> Core<I> {
     }
 
     /// Offers `t` to the system, and holds nothing.
+    #[inline]
     fn offer(&mut self, t: &mut Transmit<'_>) -> Attempt {
-        let failed = match pass(&self.io, self.id, std::slice::from_mut(t)) {
+        match pass(&self.io, self.id, std::slice::from_mut(t)) {
             Ok(Some(_)) => {
                 self.made_progress();
-                return Attempt::Done;
+                Attempt::Done
             }
-            Ok(None) => None,
-            Err(failed) => Some(failed),
-        };
+            Ok(None) => self.offer_slowly(t, None),
+            Err(failed) => self.offer_slowly(t, Some(failed)),
+        }
+    }
+
+    #[inline(never)]
+    fn offer_slowly(&mut self, t: &mut Transmit<'_>, failed: Option<Failed>) -> Attempt {
         if !self.holds(t) {
             t.cursor.hold = Hold::default();
         }

@@ -110,7 +110,9 @@ impl<M: PartialEq> Batch<M> {
     #[inline]
     pub fn commit(&mut self, common: M, len: usize) {
         debug_assert!(self.can_append(&common, len));
-        self.common = Some(common);
+        if self.shape.is_empty() {
+            self.common = Some(common);
+        }
         self.shape.append(len);
     }
 

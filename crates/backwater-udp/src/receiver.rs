@@ -188,7 +188,7 @@ impl RecvBatch {
 impl<'a> Train<'a> {
     /// The payloads.
     #[inline]
-    pub fn payloads(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    pub fn payloads(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         Payloads { rest: Some(self.payload), size: self.segment_size.max(1) }
     }
 
@@ -205,6 +205,7 @@ impl<'a> Train<'a> {
 }
 
 /// What is left of a train. No bytes at all are an empty datagram, which `chunks` would leave out.
+#[derive(Clone)]
 struct Payloads<'a> {
     rest: Option<&'a [u8]>,
     size: usize,

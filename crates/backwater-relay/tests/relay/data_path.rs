@@ -1,10 +1,14 @@
 //! The way of a datagram: what it costs, and where it may come and go.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::IoSlice,
+    time::{Duration, Instant},
+};
 
 use backwater_relay::{Arguments, Config, Relay};
 use backwater_stun::*;
 use backwater_turn::server::DropReason;
+use backwater_udp::{Transmit, UdpSocket};
 
 use crate::client::{Client, PATIENCE, channel_data, client, peer, start};
 
@@ -103,6 +107,69 @@ fn a_mixed_burst_keeps_every_flow_in_order() {
         let len = peer.recv(&mut buffer).unwrap();
         assert_eq!(buffer[..len], vec![i; lengths[i as usize % lengths.len()]], "datagram {i}");
     }
+    relay.stop(Duration::ZERO);
+}
+
+/// Trains (GSO) of datagrams of one length, whose messages differ in channel, length and padding, or are none.
+#[test]
+fn a_train_of_mixed_messages_comes_out_as_its_messages() {
+    let mut relay = start(&["--threads", "1"]);
+    let peers = [peer(), peer()];
+    let mut client = client(&relay);
+    client.allocate();
+    client.bind_channel(0x4000, peers[0].1).unwrap();
+    client.bind_channel(0x4001, peers[1].1).unwrap();
+    let listener = client.socket.peer_addr().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut expected = [Vec::new(), Vec::new()];
+    let mut message = |i: u8, kind: u8| {
+        let (channel, len) = match kind {
+            b'a' => (0x4000, 100),
+            b'b' => (0x4001, 100),
+            b'p' => (0x4000, 97),
+            b's' => (0x4000, 30),
+            b'u' => (0x4002, 100),
+            _ => (0x4000, 100),
+        };
+        let payload = vec![i; len];
+        let mut message = channel_data(channel, &payload);
+        match kind {
+            b'p' => message.extend([0xEE; 3]),
+            b'l' => message[3] = 101,
+            b'n' => message[0] = 0xFF,
+            _ => {}
+        }
+        if let b'a' | b'b' | b'p' | b's' = kind {
+            expected[usize::from(channel - 0x4000)].push(payload);
+        }
+        message
+    };
+    let trains: [&[u8]; 8] =
+        [b"aaaaaaaa", b"abababab", b"aapppaas", b"aauulnaa", b"bbbbaaab", b"lnuaaaaa", b"aaas", &[b'a'; 60]];
+    let mut sent = 0;
+    runtime.block_on(async {
+        let socket = UdpSocket::from_std(client.socket.try_clone().unwrap()).unwrap();
+        let mut sender = socket.sender();
+        for train in trains.iter().chain(&trains) {
+            let bytes: Vec<u8> = train.iter().zip(sent..).flat_map(|(&kind, i)| message(i, kind)).collect();
+            sent += train.len() as u8;
+            let slices = [IoSlice::new(&bytes)];
+            let report = sender.send(&mut Transmit::new(listener, &slices).segment_size(104)).await.unwrap();
+            assert_eq!(report.sent as usize, train.len());
+        }
+    });
+    let mut buffer = [0; 2000];
+    for ((peer, _), expected) in peers.iter().zip(&expected) {
+        for (n, payload) in expected.iter().enumerate() {
+            let len = peer.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], payload, "datagram {n}");
+        }
+    }
+    let dropped = |reason| relay.counters().iter().map(|c| c.dropped(reason)).sum::<u64>();
+    let counted = [DropReason::NoChannel, DropReason::ChannelData, DropReason::Protocol].map(dropped);
+    assert_eq!(counted, [6, 4, 4]);
+    let passed: u64 = relay.counters().iter().map(|c| c.to_peers.get()).sum();
+    assert_eq!(passed as usize, expected.iter().map(Vec::len).sum::<usize>());
     relay.stop(Duration::ZERO);
 }
 

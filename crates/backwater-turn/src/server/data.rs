@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use backwater_stun::{
-    AttributeType, ChannelData, Class, DataPrefix, FingerprintCheck, Icmp, Message, Method, Writer, XorPeerAddress,
+    AttributeType, CHANNEL_HEADER_LEN, ChannelData, Class, DataPrefix, FingerprintCheck, Icmp, Message, Method, Writer,
+    XorPeerAddress,
 };
 
 use super::{Action, AllocationId, DropReason, Framing, Server, UNDERSTOOD, allocation::Allocation};
@@ -67,6 +68,21 @@ impl Server {
         written.map(|len| (client, len)).map_err(|_| DropReason::TooLong)
     }
 
+    /// How many of the datagrams that follow one of a client's in its train go the same way: those with its ChannelData header and
+    /// length. They count as forwarded, as [`from_client`](Self::from_client) has said of `first`. None where bytes are limited,
+    /// since each may then be one too many.
+    #[inline]
+    pub fn passes_too<'d>(&self, via: AllocationId, first: &[u8], others: impl Iterator<Item = &'d [u8]>) -> usize {
+        let header = first.first_chunk::<CHANNEL_HEADER_LEN>();
+        let Some([0x40..=0x7F, ..]) = header else { return 0 };
+        let Some(allocation) = self.allocation(via).filter(|_| !self.metered) else { return 0 };
+        let is_alike = |other: &&[u8]| other.len() == first.len() && other.first_chunk() == header;
+        let count = others.take_while(is_alike).count();
+        let [.., high, low] = header.copied().unwrap_or_default();
+        allocation.traffic.to_peers(count * usize::from(u16::from_be_bytes([high, low])));
+        count
+    }
+
     // These two return the action itself and no result, each copy of which waits for the stores of the last one.
 
     #[inline]
@@ -87,7 +103,7 @@ impl Server {
                 break 'drop reason;
             }
             allocation.traffic.to_peers(message.data().len());
-            let start = datagram.len().min(backwater_stun::CHANNEL_HEADER_LEN);
+            let start = datagram.len().min(CHANNEL_HEADER_LEN);
             return Action::Forward { via, to, range: start..start + message.data().len(), dont_fragment: false };
         };
         Action::Drop(reason)

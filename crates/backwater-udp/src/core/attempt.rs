@@ -47,6 +47,7 @@ impl Budget {
 
 /// Sends transmits that no sender has accepted before, as nearly all are: whole, in one call. How many datagrams went if that
 /// was all.
+#[inline]
 pub(super) fn pass<I: Io>(io: &I, id: u32, ts: &mut [Transmit<'_>]) -> Result<Option<u32>, Failed> {
     if ts.iter().any(Transmit::is_accepted) {
         return Ok(None);

@@ -123,15 +123,27 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         bytes + self.sides.as_ref().map_or(0, |sides| sides.bytes())
     }
 
+    /// Inlined into its callers, with what it calls: the system call leaves nothing of what predicts a return.
+    #[inline]
     pub(crate) fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
         if let Some(side) = self.side(Some(key), t) {
             return side.send(key, t);
         }
         match self.offer(key, t)? {
-            None => {}
-            Some(Class::Advised) if self.open_side(Some(key)).is_some() => return self.send(key, t),
-            Some(class) if self.policy() == Policy::Drop => self.refuse(t, class, DropReason::NoBuffers),
-            Some(class) => self.hold(key, t, class),
+            None => Ok(t.cursor.report),
+            Some(class) => self.keep(key, t, class),
+        }
+    }
+
+    #[inline(never)]
+    fn keep(&mut self, key: K, t: &mut Transmit<'_>, class: Class) -> io::Result<Report> {
+        if class == Class::Advised && self.open_side(Some(key)).is_some() {
+            return self.send(key, t);
+        }
+        if self.core.io.backpressure().get() == Policy::Drop {
+            self.refuse(t, class, DropReason::NoBuffers);
+        } else {
+            self.hold(key, t, class);
         }
         Ok(t.cursor.report)
     }
@@ -225,6 +237,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     /// Offers it to the system, unless it is known that there is no room. `Some` says that there is none for the rest.
+    #[inline]
     fn offer(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Option<Class>> {
         if let Some(lines) = &self.lines
             && lines.datagrams > 0
@@ -243,10 +256,6 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
             Attempt::Crowded | Attempt::Paused => Ok(Some(Class::Silent)),
             Attempt::Fatal(e) => Err(e),
         }
-    }
-
-    fn policy(&self) -> Policy {
-        self.core.io.backpressure().get()
     }
 
     fn refuse(&mut self, t: &mut Transmit<'_>, class: Class, reason: DropReason) {
