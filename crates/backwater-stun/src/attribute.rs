@@ -111,39 +111,41 @@ impl<'a> RawAttribute<'a> {
     }
 }
 
-/// A set of comprehension-required attributes: those that a receiver understands.
-///
-/// It holds the numbers below `0x40`, which is all that the registry has assigned of that half.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct AttributeSet(u64);
+/// A set of attribute types: those that a receiver understands, private ones among them.
+#[derive(Clone, Copy)]
+pub struct AttributeSet {
+    /// One bit for each member below 64, where the registry has all its comprehension-required types.
+    low: u64,
+    members: &'static [AttributeType],
+}
 
 impl AttributeSet {
-    /// The attributes given. Comprehension-optional ones and numbers from `0x40` are left out.
-    pub const fn of(types: &[AttributeType]) -> Self {
-        let mut bits = 0;
-        let mut i = 0;
-        while i < types.len() {
-            if types[i].0 < 64 {
-                bits |= 1 << types[i].0;
-            }
-            i += 1;
-        }
-        Self(bits)
-    }
-
     /// Every attribute that this crate can read.
     pub const REGISTERED: Self = Self::of(AttributeType::REGISTERED);
 
-    /// Whether a type is in the set.
+    /// Returns the set of these types.
+    pub const fn of(members: &'static [AttributeType]) -> Self {
+        let mut low = 0;
+        let mut i = 0;
+        while i < members.len() {
+            if members[i].0 < 64 {
+                low |= 1 << members[i].0;
+            }
+            i += 1;
+        }
+        Self { low, members }
+    }
+
+    /// Returns whether a type is in the set. A type from 64 up is searched for in the list that the set was made of.
     #[inline]
-    pub const fn contains(&self, attribute: AttributeType) -> bool {
-        attribute.0 < 64 && self.0 >> attribute.0 & 1 == 1
+    pub fn contains(&self, attribute: AttributeType) -> bool {
+        if attribute.0 < 64 { self.low >> attribute.0 & 1 == 1 } else { self.members.contains(&attribute) }
     }
 }
 
 impl fmt::Debug for AttributeSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries((0..64).map(AttributeType).filter(|t| self.contains(*t))).finish()
+        f.debug_set().entries(self.members).finish()
     }
 }
 

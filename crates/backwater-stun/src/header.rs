@@ -10,10 +10,32 @@ pub const MAGIC_COOKIE: u32 = 0x2112_A442;
 
 /// The 96 bits that pair a response with its request (RFC 8489 §5).
 ///
-/// For requests, draw it from a cryptographically secure source: it is what an off-path attacker would
-/// have to guess.
+/// A client makes one for each request with [`random`](Self::random): an off-path attacker has to guess it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TransactionId(pub [u8; 12]);
+
+impl TransactionId {
+    /// Makes an id from random bytes that `fill` writes into the slice.
+    ///
+    /// RFC 8489 §5 wants a cryptographically secure generator. `fill` is the caller's, since this crate does no I/O:
+    /// the `getrandom` crate's `fill`, or a closure around a generator.
+    ///
+    /// ```
+    /// use backwater_stun::TransactionId;
+    ///
+    /// let id = TransactionId::random(getrandom::fill)?;
+    /// # assert_ne!(id, TransactionId::random(getrandom::fill)?);
+    /// # Ok::<(), getrandom::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The error of `fill`.
+    pub fn random<E>(fill: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<Self, E> {
+        let mut id = [0; 12];
+        fill(&mut id)?;
+        Ok(Self(id))
+    }
+}
 
 /// What a message is to its transaction (RFC 8489 §5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,6 +177,17 @@ pub(crate) const fn decode_method(bits: u16) -> Method {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn random_id_is_what_fill_writes_or_its_error() {
+        let filled = TransactionId::random(|bytes| {
+            assert_eq!(bytes.len(), 12);
+            bytes.fill(7);
+            Ok::<_, &str>(())
+        });
+        assert_eq!(filled, Ok(TransactionId([7; 12])));
+        assert_eq!(TransactionId::random(|_| Err("no entropy")), Err("no entropy"));
+    }
 
     #[test]
     fn every_class_and_method_survives_the_interleaving() {

@@ -141,6 +141,7 @@
 //! The oldest Rust that it builds with is 1.95, which is what its tests run with.
 #![no_std]
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(feature = "std", test))]
 extern crate std;
@@ -176,6 +177,10 @@ mod prefix;
 mod stream;
 mod uri;
 mod writer;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// How many bytes of padding follow `len` bytes, so that the next attribute begins at a multiple of four: 0 to 3.
 #[inline]

@@ -66,6 +66,8 @@ fn unknown_attributes_are_kept_and_reported() {
     assert_eq!(unknown, [AttributeType(0x7FFF), AttributeType(0x0030)]);
     let understood = AttributeSet::of(&[AttributeType::REALM]);
     assert_eq!(parsed.unknown_required(understood).count(), 3);
+    let with_private = AttributeSet::of(&[AttributeType(0x7FFF), AttributeType::USERNAME]);
+    assert!(parsed.unknown_required(with_private).eq([AttributeType(0x0030)]));
 }
 
 #[test]
