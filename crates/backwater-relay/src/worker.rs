@@ -16,7 +16,7 @@ use arrayvec::ArrayVec;
 use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Icmp};
 use backwater_turn::{
     ClientAddr, Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
-    server::{self, Action, AllocationId, Bind, DropReason, Framing, MAX_REPLY, Move, Server},
+    server::{self, Action, AllocationId, Bind, DropReason, Framing, HandoverRequest, MAX_REPLY, Server},
 };
 use backwater_udp::{Builder, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket, gso::Batch};
 use tokio::task::{AbortHandle, spawn_local};
@@ -197,7 +197,7 @@ impl Worker {
             let fields = Fields::relayed(&train);
             let (mut start, mut payloads) = (0, train.payloads());
             while let Some(payload) = payloads.next() {
-                let action = self.server.borrow_mut().from_client(now, from, payload, &mut reply);
+                let action = self.server.borrow_mut().handle_client(now, from, payload, &mut reply);
                 let mut alike = 0;
                 match (action, fields) {
                     (Action::Forward { via, to, range, dont_fragment }, Some(fields)) => {
@@ -285,7 +285,7 @@ impl Worker {
                 self.log_failure(now, from.client, &failure);
                 self.reply(listener, from, failure.reply.and_then(|len| reply.get(..len)));
             }
-            Action::Move(request) => self.ask(listener, request),
+            Action::Handover(request) => self.ask(listener, request),
             // `bind` answers with a reply or a drop, and forwarding is done by the caller.
             Action::Forward { .. } => {}
         }
@@ -429,7 +429,7 @@ impl Worker {
         payloads: impl Iterator<Item = &'p [u8]>,
     ) {
         let mut server = self.server.borrow_mut();
-        let (client, framing) = match server.from_peer(down.now, id, peer, bytes) {
+        let (client, framing) = match server.handle_peer(down.now, id, peer, bytes) {
             Ok(way) => way,
             Err(reason) => return self.counters.count_drop(reason, datagrams),
         };

@@ -231,7 +231,7 @@ impl World {
 
     fn handle(&mut self, input: &mut Input<'_>, at: usize, from: FiveTuple, bytes: &[u8]) {
         let mut reply = [0; MAX_REPLY];
-        let action = self.servers[at].from_client(self.now, from, bytes, &mut reply);
+        let action = self.servers[at].handle_client(self.now, from, bytes, &mut reply);
         self.act(input, at, from, bytes, action, &mut reply);
     }
 
@@ -279,12 +279,12 @@ impl World {
                 let action = self.servers[at].bound(self.now.instant, bind.id, bound, reply);
                 self.act(input, at, from, bytes, action, reply);
             }
-            Action::Move(request) => {
+            Action::Handover(request) => {
                 let owner = request.thread();
                 assert!(owner < 2, "a ticket that was never made");
-                let given = self.servers[owner].give(&request);
+                let given = self.servers[owner].detach(&request);
                 let came = given.is_ok().then(|| self.sockets[owner].remove(&request.id()).unwrap());
-                let (id, action) = self.servers[at].take(self.now.instant, &request, given, reply);
+                let (id, action) = self.servers[at].attach(self.now.instant, &request, given, reply);
                 if let (Some(id), Some(families)) = (id, came) {
                     self.sockets[at].insert(id, families);
                 }
@@ -337,7 +337,7 @@ impl World {
         let mut reply = [0; MAX_REPLY];
         if input.byte() & 1 == 0 {
             let len = usize::from(input.short());
-            if self.servers[at].from_peer(now, id, peer, len).is_ok()
+            if self.servers[at].handle_peer(now, id, peer, len).is_ok()
                 && let Ok(prefix) = self.servers[at].data_indication(peer, len)
             {
                 assert_eq!((prefix.as_bytes().len() + len + prefix.padding().len()) % 4, 0);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use arrayvec::ArrayVec;
 use backwater_stun::Code;
-use backwater_turn::server::Moved;
+use backwater_turn::server::DetachedAllocation;
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -21,9 +21,9 @@ const MAX_MAIL: usize = 256;
 
 pub(crate) enum Mail {
     /// Who has sent it would like to have an allocation.
-    Ask { from: Mailbox, listener: usize, request: Box<Move> },
+    Ask { from: Mailbox, listener: usize, request: Box<HandoverRequest> },
     /// Here it is, or why not.
-    Answer { listener: usize, request: Box<Move>, parcel: Result<Parcel, Code> },
+    Answer { listener: usize, request: Box<HandoverRequest>, parcel: Result<Parcel, Code> },
     /// A test wants to see what becomes of a panic.
     #[cfg(test)]
     Panic,
@@ -31,7 +31,7 @@ pub(crate) enum Mail {
 
 /// An allocation with its sockets, registered nowhere.
 pub(crate) struct Parcel {
-    moved: Moved,
+    moved: DetachedAllocation,
     sockets: ArrayVec<(std::net::UdpSocket, Lease), 2>,
 }
 
@@ -66,7 +66,7 @@ impl Worker {
     }
 
     /// Asks the thread that has it for an allocation. When that has too much to do, the client's retransmission asks again.
-    pub(super) fn ask(&self, listener: usize, request: Box<Move>) {
+    pub(super) fn ask(&self, listener: usize, request: Box<HandoverRequest>) {
         let from = self.mailboxes.get(self.number).cloned();
         let sent = self
             .mailboxes
@@ -78,14 +78,14 @@ impl Worker {
         }
     }
 
-    fn hand_over(&self, request: &Move) -> Result<Parcel, Code> {
+    fn hand_over(&self, request: &HandoverRequest) -> Result<Parcel, Code> {
         let mut relayed = self.relayed.borrow_mut();
         let place = relayed.get_mut(request.id().index()).ok_or(Code::ALLOCATION_MISMATCH)?;
         let all = || place.iter().filter(|relayed| relayed.id == request.id()).flat_map(Relayed::sockets);
         // What may fail comes before anything is changed.
         let copies: io::Result<ArrayVec<_, 2>> = all().map(|s| s.endpoint.socket.try_clone_std()).collect();
         let copies = copies.map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
-        let moved = self.server.borrow_mut().give(request)?;
+        let moved = self.server.borrow_mut().detach(request)?;
         let PerFamily { v4, v6 } = place.take().map(|relayed| relayed.sockets).unwrap_or_default();
         let sockets = v4.into_iter().chain(v6).zip(copies).filter_map(|(Socket { relayed, endpoint, task }, copy)| {
             self.by_port.borrow_mut().get_mut(AddressFamily::of(&relayed.0)).remove(&relayed.0.port());
@@ -95,7 +95,7 @@ impl Worker {
         Ok(Parcel { moved, sockets: sockets.collect() })
     }
 
-    fn settle(self: &Rc<Self>, listener: usize, request: &Move, parcel: Result<Parcel, Code>) {
+    fn settle(self: &Rc<Self>, listener: usize, request: &HandoverRequest, parcel: Result<Parcel, Code>) {
         let mut reply = [0; MAX_REPLY];
         let now = Instant::now();
         let came = parcel.is_ok();
@@ -107,7 +107,7 @@ impl Worker {
             }
             Ok(moved)
         });
-        let (id, action) = self.server.borrow_mut().take(now, request, given, &mut reply);
+        let (id, action) = self.server.borrow_mut().attach(now, request, given, &mut reply);
         match id {
             Some(id) => {
                 for (socket, lease) in opened {

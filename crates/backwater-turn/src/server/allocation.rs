@@ -34,8 +34,8 @@ pub(super) struct Allocation {
     pub(super) expires: PerFamily<Option<Instant>>,
     /// Whether its client may change its address.
     pub(super) mobile: bool,
-    /// When the server looks whether it has: that entry of its queue counts, and no other.
-    pub(super) looked_at: Option<Instant>,
+    /// The time of its entry in the server's queue of expiries. An entry with another time is outdated.
+    pub(super) queued_for: Option<Instant>,
     /// What the Allocate request was answered with, to answer its retransmissions alike.
     pub(super) granted: Granted,
     pub(super) traffic: Traffic,
@@ -100,7 +100,7 @@ impl Allocation {
             claim,
             expires: families.map(|asked| asked.then_some(now + granted.lifetime)),
             mobile: false,
-            looked_at: None,
+            queued_for: None,
             granted,
             traffic: Traffic::default(),
             permissions: Vec::new(),

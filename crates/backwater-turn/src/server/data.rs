@@ -16,7 +16,7 @@ impl Server {
     /// # Errors
     /// Why it goes nowhere.
     #[inline]
-    pub fn from_peer(
+    pub fn handle_peer(
         &self,
         now: Instant,
         via: AllocationId,
@@ -69,7 +69,7 @@ impl Server {
     }
 
     /// How many of the datagrams that follow one of a client's in its train go the same way: those with its ChannelData header and
-    /// length. They count as forwarded, as [`from_client`](Self::from_client) has said of `first`. None where bytes are limited,
+    /// length. They count as forwarded, as [`handle_client`](Self::handle_client) has said of `first`. None where bytes are limited,
     /// since each may then be one too many.
     #[inline]
     pub fn passes_too<'d>(&self, via: AllocationId, first: &[u8], others: impl Iterator<Item = &'d [u8]>) -> usize {

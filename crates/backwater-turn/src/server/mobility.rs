@@ -32,9 +32,9 @@ pub(super) struct Ticket {
     id: AllocationId,
 }
 
-/// A request for an allocation that another thread may have: see [`Action::Move`].
+/// A request for an allocation that another thread may have: see [`Action::Handover`].
 #[derive(Debug)]
-pub struct Move {
+pub struct HandoverRequest {
     ticket: Ticket,
     to: FiveTuple,
     user: Arc<Identity>,
@@ -45,16 +45,16 @@ pub struct Move {
 }
 
 /// The same request, or one that was sent again.
-impl PartialEq for Move {
+impl PartialEq for HandoverRequest {
     fn eq(&self, other: &Self) -> bool {
         (self.ticket, self.to, self.transaction_id) == (other.ticket, other.to, other.transaction_id)
     }
 }
 
-impl Eq for Move {}
+impl Eq for HandoverRequest {}
 
 /// An allocation on its way.
-pub struct Moved(Box<Allocation>);
+pub struct DetachedAllocation(Box<Allocation>);
 
 const PLAIN_LEN: usize = 10;
 const TAG_LEN: usize = 16;
@@ -62,7 +62,7 @@ const TAG_LEN: usize = 16;
 /// A sealed ticket in characters. In bytes it would end at the first zero for coturn's client.
 const TICKET_LEN: usize = ((PLAIN_LEN + TAG_LEN) * 8).div_ceil(6);
 
-impl Move {
+impl HandoverRequest {
     /// The thread that has it: [`Config::thread`](super::Config::thread).
     pub fn thread(&self) -> usize {
         self.ticket.thread.into()
@@ -93,7 +93,7 @@ impl Server {
     ///
     /// # Errors
     /// The code to answer with: nothing has changed then.
-    pub fn give(&mut self, request: &Move) -> Result<Moved, Code> {
+    pub fn detach(&mut self, request: &HandoverRequest) -> Result<DetachedAllocation, Code> {
         let id = request.id();
         let may_move = |a: &&Allocation| a.is_bound() && a.mobile;
         let allocation = self.allocation(id).filter(may_move).ok_or(Code::ALLOCATION_MISMATCH)?;
@@ -104,45 +104,45 @@ impl Server {
             return Err(Code::PEER_ADDRESS_FAMILY_MISMATCH);
         }
         let allocation = self.remove(id).ok_or(Code::ALLOCATION_MISMATCH)?;
-        Ok(Moved(Box::new(allocation)))
+        Ok(DetachedAllocation(Box::new(allocation)))
     }
 
     /// Takes an allocation, or learns why there is none, and writes the answer into `reply`. Open its sockets under the new
     /// name before anything else; without a new name, close them.
-    pub fn take(
+    pub fn attach(
         &mut self,
         now: Instant,
-        request: &Move,
-        given: Result<Moved, Code>,
+        request: &HandoverRequest,
+        detached: Result<DetachedAllocation, Code>,
         reply: &mut [u8],
     ) -> (Option<AllocationId>, Action) {
         let answer = request.answer();
-        let (id, action) = self.taken(now, request, given, &answer, reply);
+        let (id, action) = self.attach_and_refresh(now, request, detached, &answer, reply);
         self.remember(now, request.to, &answer, &action, reply);
         (id, action)
     }
 
-    fn taken(
+    fn attach_and_refresh(
         &mut self,
         now: Instant,
-        request: &Move,
-        given: Result<Moved, Code>,
+        request: &HandoverRequest,
+        detached: Result<DetachedAllocation, Code>,
         answer: &Answer,
         reply: &mut [u8],
     ) -> (Option<AllocationId>, Action) {
         let here = self.clients.get(&request.to).copied();
         // A copy that was under way when the first one was answered.
-        if given.is_err()
+        if detached.is_err()
             && let Some(len) = self.answered.again(now, &answer.transaction(request.to), &request.user, reply)
         {
             return (None, Action::Reply(len));
         }
-        let id = match (given, here) {
+        let id = match (detached, here) {
             (Ok(_), Some(_)) => {
                 return (None, replied(answer.error(reply, Code::ALLOCATION_MISMATCH, |_| Ok(()))));
             }
             (Err(code), _) => return (None, replied(answer.error(reply, code, |_| Ok(())))),
-            (Ok(Moved(mut allocation)), None) => {
+            (Ok(DetachedAllocation(mut allocation)), None) => {
                 allocation.five_tuple = request.to;
                 self.insert(*allocation)
             }
@@ -175,7 +175,7 @@ impl Server {
             let own = self.ticket(id) == Some(ticket);
             return if own { Ok(None) } else { Err(Code::ALLOCATION_MISMATCH.into()) };
         }
-        Ok(Some(Action::Move(Box::new(Move {
+        Ok(Some(Action::Handover(Box::new(HandoverRequest {
             ticket,
             to: from,
             user: user.user.clone(),

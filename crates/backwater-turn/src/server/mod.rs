@@ -1,8 +1,24 @@
-//! The server: what a relay decides.
+//! The server: decides what a relay does with each datagram.
 //!
-//! The owner feeds it every datagram from a client ([`Server::from_client`]) and asks it about every datagram from a
-//! peer ([`Server::from_peer`]); it acts on the [`Action`] that comes back, and closes the sockets that
-//! [`Server::expire`] names when [`Server::poll_timeout`] is due.
+//! # How to drive it
+//!
+//! The caller owns the sockets, the clock and the threads. It makes four kinds of calls:
+//!
+//! | When | Call | Then |
+//! |---|---|---|
+//! | a client's datagram arrives at a listener | [`Server::handle_client`] | carry out the [`Action`] |
+//! | a peer's datagram, or a GRO batch of them, arrives at a relayed socket | [`Server::handle_peer`] | send it to the client in the [`Framing`] that is returned; [`Server::data_indication`] writes the header of a Data indication |
+//! | the network returns an ICMP error to a relayed socket | [`Server::icmp_indication`] | send the indication to the client |
+//! | [`Server::poll_timeout`] is due | [`Server::expire`], until it returns `None` | close the sockets that it names |
+//!
+//! After each call, [`Server::poll_event`] returns what a log may record, until it returns `None`. [`Server::poll_timeout`] may
+//! have changed after each call.
+//!
+//! [`Action::Bind`] is the only action with an outcome to report: the caller binds the sockets, and calls [`Server::bound`], which
+//! writes the response. The example `examples/relay.rs` is a whole relay in one task.
+//!
+//! A server has no lock and is used by one thread. Several servers share what [`Config`] holds in an `Arc`.
+//! An allocation moves between them with [`Server::detach`] and [`Server::attach`].
 
 mod allocate;
 mod allocation;
@@ -28,45 +44,47 @@ use slab::Slab;
 use allocation::Allocation;
 pub use allocation::MAX_PEERS;
 pub use events::{Ending, Event, EventKind};
-pub use mobility::{Move, Moved};
+pub use mobility::{DetachedAllocation, HandoverRequest};
 
 use crate::{
     AuthFailure, Credentials, FailureLimit, Families, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, PeerRules,
     PerFamily, Quotas, RelayedAddr, RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
 };
 
-/// The longest reply in bytes: an IPv6 path's least MTU less its headers, so that no reply is ever a fragment.
+/// The longest reply in bytes: IPv6's minimum MTU (RFC 8200 §5) less its headers, so that no reply is fragmented.
 pub const MAX_REPLY: usize = 1232;
 
-/// How long a port is kept that was set aside (RFC 8656, section 7.2).
+/// How long a reserved port is kept for its token (RFC 8656 §7.2).
 pub const RESERVED_FOR: Duration = Duration::from_secs(30);
 
-/// What the server is to be.
+/// Configures a [`Server`].
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Who may use it.
+    /// The users, who may allocate.
     pub credentials: Credentials,
-    /// Whom its users may talk to.
+    /// The peers that users may reach.
     pub peers: PeerRules,
-    /// The families that it can relay.
+    /// The address families that the server relays.
     pub families: Families,
     /// The longest lifetime of an allocation; never less than the default of ten minutes.
     pub max_lifetime: Duration,
-    /// What users may have. Shared by the servers of a relay.
+    /// What each user, and all users together, may have. Shared by the servers of a relay.
     pub quotas: Arc<Quotas>,
-    /// How many answers a source gets that has not authenticated; shared too. `None`: as many as it asks for.
+    /// How many responses a source gets that has not authenticated. Shared by the servers of a relay. `None`: no limit.
     pub reply_limit: Option<Arc<ReplyLimit>>,
-    /// How many wrong passwords the server verifies for a source and for a user name; shared too. `None`: any number.
+    /// How many wrong passwords the server verifies for a source and for a user name. Shared by the servers of a relay.
+    /// `None`: no limit.
     pub failure_limit: Option<Arc<FailureLimit>>,
-    /// The relayed ports of all threads. The server drops requests that come from one of them.
+    /// The relayed ports of all servers of a relay. The server drops requests that come from one of them.
     pub relayed_ports: Arc<RelayedPorts>,
-    /// Random. Keys the nonces, tickets and transaction ids. Servers that share it take each other's.
+    /// Random bytes, from which the keys of nonces, tickets and transaction ids are made. Servers with the same bytes accept each
+    /// other's nonces and tickets.
     pub nonce_key: [u8; 64],
-    /// Which of the servers that share the key this is: what a ticket (RFC 8016) says.
+    /// The number of this server among those that share the key. A ticket (RFC 8016) names it.
     pub thread: u16,
 }
 
-/// Names an allocation. Never used again for another one.
+/// Identifies an allocation. An id is not reused, its [`index`](Self::index) is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AllocationId {
     index: u32,
@@ -74,63 +92,63 @@ pub struct AllocationId {
 }
 
 impl AllocationId {
-    /// A small number for a table beside the server's; used again after the allocation is gone.
+    /// Returns a small number for a table of the caller's. It is reused after the allocation has ended.
     pub fn index(self) -> usize {
         self.index as usize
     }
 }
 
-/// What to do with a client's datagram.
+/// What the caller does after [`Server::handle_client`]. "Reply" means: send so many bytes of the reply buffer to the source of
+/// the datagram.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send `range` of the datagram to a peer, from the socket of the allocation.
+    /// Send a part of the datagram to a peer, from the relayed socket of the allocation.
     Forward {
-        /// Whose socket.
+        /// The allocation.
         via: AllocationId,
-        /// Where to.
+        /// The peer.
         to: PeerAddr,
-        /// Which bytes.
+        /// The payload's place in the datagram.
         range: Range<usize>,
-        /// Whether it may not be fragmented on its way to the peer: a Send indication with DONT-FRAGMENT (RFC 8656,
-        /// section 14). Anything else may.
+        /// Whether the DF bit must be set: for a Send indication with DONT-FRAGMENT (RFC 8656 §14). Else it need not be.
         dont_fragment: bool,
     },
-    /// Send so many bytes of the reply buffer to where the datagram came from.
+    /// Reply with so many bytes.
     Reply(usize),
-    /// Bind sockets, then call [`Server::bound`]; the client is answered then.
+    /// Bind sockets, then call [`Server::bound`], which writes the reply.
     Bind(Bind),
-    /// Close these sockets of an allocation, and reply as above.
+    /// Close the allocation's sockets of these families, and reply with so many bytes.
     Unbind(AllocationId, Families, usize),
-    /// Have [`Move::thread`] give an allocation to this server: [`Server::give`] there, then [`Server::take`] here, which
-    /// answers. It may be this thread.
-    Move(Box<Move>),
-    /// The credentials are not good: send so many bytes of the reply buffer, if any, and tell the operator.
+    /// Move an allocation to this server: [`Server::detach`] at the server [`HandoverRequest::thread`], which may be this one,
+    /// then [`Server::attach`] here, which writes the reply.
+    Handover(Box<HandoverRequest>),
+    /// The request has not authenticated: reply if [`AuthFailure::reply`] says so, and tell the operator.
     Unauthenticated(Box<AuthFailure>),
-    /// Nothing, but count it.
+    /// Drop the datagram and count it.
     Drop(DropReason),
-    /// Refused with 403: reply as above, and tell the operator why.
+    /// The peer is forbidden: reply with so many bytes (403), and tell the operator why.
     Forbid(usize, PeerAddr, Box<PeerRefused>),
-    /// Refused with 486 or 508 since a limit is reached: reply as above, and tell the operator which.
+    /// A quota is reached: reply with so many bytes (486 or 508), and tell the operator which.
     OverQuota(usize, Box<OverQuota>),
 }
 
-/// Sockets to be bound.
+/// The sockets that [`Action::Bind`] asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bind {
-    /// For this allocation.
+    /// The allocation.
     pub id: AllocationId,
-    /// One of each of these families; none if the port was reserved, which brings its own.
+    /// One socket for each of these families. Empty for a reserved port, whose socket exists already.
     pub families: Families,
-    /// On which port.
+    /// The port.
     pub port: PortRequest,
 }
 
-/// What came of [`Action::Bind`].
+/// The outcome of [`Action::Bind`]. The default says that no socket could be bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bound {
-    /// The addresses of the sockets that could be bound.
+    /// The addresses of the sockets, as peers see them.
     pub relayed: PerFamily<Option<RelayedAddr>>,
-    /// What the next port was set aside under, if it was asked for.
+    /// The token of the next port, if the request reserves it.
     pub token: Option<[u8; 8]>,
 }
 
@@ -139,21 +157,21 @@ pub struct Bound {
 pub enum PortRequest {
     /// Any.
     Any,
-    /// An even one; with `reserve_next`, the odd one above it is to be set aside for [`RESERVED_FOR`].
+    /// An even one (RFC 8656 §7.1).
     Even {
-        /// Whether a token for the next port is wanted.
+        /// Whether the next port is to be reserved for [`RESERVED_FOR`], under a token.
         reserve_next: bool,
     },
-    /// The one that was set aside under this token.
+    /// The one that was reserved under this token.
     Reserved([u8; 8]),
 }
 
-/// How a peer's datagram goes to the client.
+/// How a peer's datagram is framed for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// Behind the four bytes of a ChannelData header.
+    /// As ChannelData: a header of four bytes in front of the payload.
     Channel(ChannelNumber),
-    /// In a Data indication.
+    /// As a Data indication.
     Indication,
 }
 
@@ -195,7 +213,7 @@ drop_reasons! {
     Indication "indication",
     /// Not a well-formed ChannelData message.
     ChannelData "channel_data",
-    /// The client has no allocation.
+    /// The 5-tuple has no allocation.
     NoAllocation "no_allocation",
     /// The channel is not bound.
     NoChannel "no_channel",
@@ -205,25 +223,25 @@ drop_reasons! {
     Peer "peer",
     /// An ICMP message of a type that clients are not told about.
     Icmp "icmp",
-    /// The same request is being worked on.
+    /// A copy of a request whose response is not written yet.
     InProgress "in_progress",
     /// A request from one of the relay's own relayed addresses.
     Loop "loop",
-    /// Over the limit of bytes a second, the user's or the relay's.
+    /// The limit of bytes per second is reached, the user's or the relay's.
     Bandwidth "bandwidth",
-    /// A request from a source that has had its share of answers and has not authenticated.
+    /// An unauthenticated request from a source that has had as many responses as [`Config::reply_limit`] allows.
     ReplyLimit "reply_limit",
-    /// A request whose password is not verified, since its source or its user name has had too many wrong ones.
+    /// A request whose password is not verified, since [`Config::failure_limit`] is reached for its source or its user name.
     FailureLimit "failure_limit",
-    /// Its time to live or hop limit is used up: it has circled between relays, or its sender wanted it to come no further.
+    /// The time to live or hop limit is used up. The datagram may circle between relays.
     HopLimit "hop_limit",
-    /// An unauthenticated request whose answer would be more than 4.5 times as long.
+    /// An unauthenticated request whose response would be more than 4.5 times as long.
     Amplification "amplification",
-    /// The reply would not fit; or the payload would not, into an indication.
+    /// A reply is longer than [`MAX_REPLY`], or a payload does not fit into an indication.
     TooLong "too_long",
 }
 
-/// The attributes that the server understands in what it is sent.
+/// The comprehension-required attributes that the server understands.
 const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
     AttributeType::USERNAME,
     AttributeType::USERHASH,
@@ -248,21 +266,21 @@ pub struct Server {
     tickets: mobility::Tickets,
     clients: HashMap<FiveTuple, AllocationId, RandomState>,
     allocations: Slab<Allocation>,
-    /// When to look at an allocation.
+    /// When an allocation may have expired.
     expiries: BinaryHeap<Reverse<(Instant, AllocationId)>>,
     answered: answered::Answered,
     generation: u32,
     transaction_ids: TransactionIds,
     events: events::Events,
-    /// The client of the last ChannelData: they come in runs.
+    /// The client of the last ChannelData. The next one is most likely from the same client.
     recent: Option<(FiveTuple, AllocationId)>,
-    /// Whether bytes are counted at all.
+    /// Whether any limit of bytes per second is set.
     metered: bool,
     refuses_new: bool,
 }
 
 impl Server {
-    /// A server without allocations.
+    /// Makes a server without allocations.
     pub fn new(config: Config) -> Self {
         Self {
             nonces: Nonces::new(&config.nonce_key, config.credentials.features()),
@@ -281,51 +299,53 @@ impl Server {
         }
     }
 
-    /// How many allocations there are, those included whose socket is being bound.
+    /// Returns the number of allocations, including those whose socket is being bound.
     pub fn allocations(&self) -> usize {
         self.allocations.len()
     }
 
-    /// Whether the client of this 5-tuple has an allocation.
+    /// Returns whether this 5-tuple has an allocation.
     pub fn has_allocation(&self, client: FiveTuple) -> bool {
         self.clients.contains_key(&client)
     }
 
-    /// Answers every new Allocate request with 508 from here on. Allocations that exist go on.
+    /// Refuses every new Allocate request with 508 from now on. Existing allocations continue.
     pub fn refuse_new(&mut self) {
         self.refuses_new = true;
     }
 
-    /// What to do with a datagram from a client. A reply is written into `reply`, of [`MAX_REPLY`] bytes.
+    /// Handles a datagram from a client, and returns what the caller must do. Writes a reply into `reply`, which has
+    /// [`MAX_REPLY`] bytes.
     #[inline]
-    pub fn from_client(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
+    pub fn handle_client(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
         match datagram.first() {
-            // RFC 9443 leaves 0x50 to 0x7F to QUIC, which does not come to a relay; RFC 5766's clients have channels there.
+            // RFC 9443 gives 0x50 to 0x7F to QUIC, which a relay's port does not receive. Clients of RFC 5766 bind channels there.
             Some(0x40..=0x7F) => self.channel_data(now.instant, &from, datagram),
             Some(0..=3) => self.stun(now, from, datagram, reply),
             Some(_) | None => Action::Drop(DropReason::Protocol),
         }
     }
 
-    /// When [`expire`](Self::expire) has something to do, at the earliest.
+    /// Returns when to call [`expire`](Self::expire) next; `None` without allocations.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.expiries.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Removes what has expired of an allocation; these sockets of it are to be closed. Call it until there is none.
+    /// Ends an expired allocation, or its part of one family, and returns which sockets the caller must close. Returns `None`
+    /// when nothing else has expired.
     pub fn expire(&mut self, now: Instant) -> Option<(AllocationId, Families)> {
         while let Some(&Reverse((at, id))) = self.expiries.peek() {
             if at > now {
                 return None;
             }
             self.expiries.pop();
-            let Some(allocation) = self.allocation_mut(id).filter(|a| a.looked_at == Some(at)) else { continue };
-            allocation.looked_at = None;
+            let Some(allocation) = self.allocation_mut(id).filter(|a| a.queued_for == Some(at)) else { continue };
+            allocation.queued_for = None;
             let due = allocation.expires.map(|at| at.is_some_and(|at| at <= now));
             if due.any() {
                 self.close(id, due, Ending::Expired);
             }
-            self.look_in_time(id);
+            self.queue_expiry(id);
             if due.any() {
                 return Some((id, due));
             }
@@ -361,29 +381,29 @@ impl Server {
     fn insert(&mut self, mut allocation: Allocation) -> AllocationId {
         self.generation = self.generation.wrapping_add(1);
         allocation.generation = self.generation;
-        // One that comes from another server was looked at there.
-        allocation.looked_at = None;
+        // Another server may have set it.
+        allocation.queued_for = None;
         let five_tuple = allocation.five_tuple;
         let index = self.allocations.insert(allocation) as u32;
         let id = AllocationId { index, generation: self.generation };
         self.clients.insert(five_tuple, id);
-        self.look_in_time(id);
+        self.queue_expiry(id);
         id
     }
 
-    /// Sees to it that an allocation is looked at when it expires. One that is refreshed for longer is put back then; one
-    /// for less, which is never less than the default, gets an entry more: the next could only be later.
-    fn look_in_time(&mut self, id: AllocationId) {
+    /// Queues an allocation for the time of its next expiry. A refresh for longer is queued when the old entry is due. A refresh
+    /// for less, which is never less than the default, adds an entry.
+    fn queue_expiry(&mut self, id: AllocationId) {
         if let Some(allocation) = self.allocation_mut(id)
             && let Some(expiry) = allocation.next_expiry()
-            && allocation.looked_at.is_none_or(|at| expiry < at)
+            && allocation.queued_for.is_none_or(|at| expiry < at)
         {
-            allocation.looked_at = Some(expiry);
+            allocation.queued_for = Some(expiry);
             self.expiries.push(Reverse((expiry, id)));
         }
     }
 
-    /// Takes these families from an allocation, and removes it when that was all. Returns whether something is left.
+    /// Ends these families of an allocation, and the allocation when none is left. Returns whether one is left.
     fn close(&mut self, id: AllocationId, families: Families, why: Ending) -> bool {
         let left = self.allocation_mut(id).is_some_and(|allocation| allocation.close(families));
         if !left && let Some(allocation) = self.remove(id).filter(Allocation::is_bound) {
@@ -397,11 +417,11 @@ impl Server {
         let allocation = self.allocations.remove(id.index());
         self.clients.remove(&allocation.five_tuple);
         self.recent = None;
-        // An entry of an allocation that was deleted early stays until its time. They must not pile up.
+        // The queue still holds the entries of allocations that were deleted early. This bounds their number.
         if self.expiries.len() > 2 * self.allocations.len() + 64 {
             let allocations = &self.allocations;
             let counts = |at: Instant, id: AllocationId| {
-                allocations.get(id.index()).is_some_and(|a| a.generation == id.generation && a.looked_at == Some(at))
+                allocations.get(id.index()).is_some_and(|a| a.generation == id.generation && a.queued_for == Some(at))
             };
             self.expiries.retain(|Reverse((at, id))| counts(*at, *id));
         }

@@ -271,7 +271,7 @@ impl Server {
         if let Some(allocation) = self.allocations.get(id.index()) {
             self.events.push(Event::new(EventKind::Refreshed(lifetime), allocation));
         }
-        self.look_in_time(id);
+        self.queue_expiry(id);
         Ok(Action::Reply(len))
     }
 

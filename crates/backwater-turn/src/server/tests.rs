@@ -93,11 +93,11 @@ impl Bench {
 
     fn bytes(&mut self, client: &str, bytes: &[u8]) -> (Action, Vec<u8>) {
         let mut reply = [0; MAX_REPLY];
-        let action = self.server.from_client(self.now, from(client), bytes, &mut reply);
+        let action = self.server.handle_client(self.now, from(client), bytes, &mut reply);
         let len = match action {
             Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) | Action::OverQuota(len, _) => len,
             Action::Unauthenticated(ref failure) => failure.reply.unwrap_or(0),
-            Action::Forward { .. } | Action::Bind(_) | Action::Move(_) | Action::Drop(_) => 0,
+            Action::Forward { .. } | Action::Bind(_) | Action::Handover(_) | Action::Drop(_) => 0,
         };
         (action, reply[..len].to_vec())
     }
@@ -488,7 +488,7 @@ fn a_permission_request_is_all_or_nothing() {
         w.attribute(&XorPeerAddress(addr("127.0.0.1:1"))).unwrap();
     });
     assert_eq!(code(&reply, true), 403);
-    assert!(b.server.from_peer(b.now.instant, id, PeerAddr(addr(PEER)), 1).is_err());
+    assert!(b.server.handle_peer(b.now.instant, id, PeerAddr(addr(PEER)), 1).is_err());
     assert_eq!(code(&b.request(CLIENT, Method::CREATE_PERMISSION, &|_| ()).1, true), 400);
 }
 

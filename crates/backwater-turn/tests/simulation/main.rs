@@ -19,7 +19,10 @@ use std::{
 use backwater_stun::*;
 use backwater_turn::{
     ClientAddr, Credentials, Families, FiveTuple, Limits, Now, PeerAddr, PeerRules, PerFamily, Quotas, RelayedAddr,
-    server::{Action, AllocationId, Bound, Config, Framing, MAX_REPLY, Move, Moved, PortRequest, Server},
+    server::{
+        Action, AllocationId, Bound, Config, DetachedAllocation, Framing, HandoverRequest, MAX_REPLY, PortRequest,
+        Server,
+    },
 };
 
 use model::{Answer, Held, MOVES, Model, granted};
@@ -121,8 +124,8 @@ struct World {
 
 /// What the relay's threads tell each other about an allocation that is to move.
 enum Mail {
-    Ask(Sent, Box<Move>),
-    Answer(Sent, Box<Move>, Result<Moved, Code>),
+    Ask(Sent, Box<HandoverRequest>),
+    Answer(Sent, Box<HandoverRequest>, Result<DetachedAllocation, Code>),
 }
 
 /// What happened, so that it is known that it did.
@@ -320,7 +323,7 @@ impl World {
 
     fn arrives(&mut self, sent: &Sent) {
         let mut reply = [0; MAX_REPLY];
-        let mut action = self.server.from_client(self.now, sent.from, &sent.bytes, &mut reply);
+        let mut action = self.server.handle_client(self.now, sent.from, &sent.bytes, &mut reply);
         match sent.ask {
             Ask::Send { peer } => {
                 let to = self.model.permitted(&sent.from, peer, self.now.instant).then_some(peer);
@@ -341,7 +344,7 @@ impl World {
         }
         let mut right = self.model.codes(sent, self.now);
         let known = self.model.held.contains_key(&sent.from);
-        if let Action::Move(request) = action {
+        if let Action::Handover(request) = action {
             assert!(right.contains(&MOVES), "{sent:?}: is asked for, but {right:?}");
             return self.mail.push_back(Mail::Ask(sent.clone(), request));
         }
@@ -395,7 +398,7 @@ impl World {
         match self.mail.pop_front() {
             None => {}
             Some(Mail::Ask(sent, request)) => {
-                let given = self.server.give(&request);
+                let given = self.server.detach(&request);
                 match (&given, self.model.gives(&sent)) {
                     (Ok(_), Ok(from)) => {
                         let held = self.model.held.remove(&from).unwrap();
@@ -417,7 +420,7 @@ impl World {
                 let came = given.is_ok().then(|| self.model.moving.pop_front().unwrap());
                 self.count.unmoved += usize::from(came.is_none());
                 let mut reply = [0; MAX_REPLY];
-                let (id, action) = self.server.take(self.now.instant, &request, given, &mut reply);
+                let (id, action) = self.server.attach(self.now.instant, &request, given, &mut reply);
                 if let (None, None, Some(first)) = (id, &came, first) {
                     // Another copy was answered while this one was under way.
                     assert_eq!((&action, &reply[..first.len()]), (&Action::Reply(first.len()), &first[..]));
@@ -438,7 +441,7 @@ impl World {
 
     fn arrived(&mut self, sent: &Sent, id: AllocationId, held: Held) {
         let peer = PeerAddr(PEERS[0].parse().unwrap());
-        assert!(self.server.from_peer(self.now.instant, held.id, peer, 12).is_err(), "the old name is good still");
+        assert!(self.server.handle_peer(self.now.instant, held.id, peer, 12).is_err(), "the old name is good still");
         for (relayed, _) in held.relayed.v4.iter().chain(&held.relayed.v6) {
             self.sockets.insert(*relayed, id);
         }
@@ -582,7 +585,7 @@ impl World {
             .iter()
             .find(|(_, (p, until))| *p == peer && *until > now)
             .map(|(n, _)| ChannelNumber::new(*n).unwrap());
-        let got = self.server.from_peer(now, id, PeerAddr(peer), 12);
+        let got = self.server.handle_peer(now, id, PeerAddr(peer), 12);
         if !self.model.permitted(from, peer, now) {
             assert!(got.is_err(), "{peer} has no permission, but {got:?}");
             self.count.refused_data += 1;

@@ -12,12 +12,12 @@ fn data_flows_to_whom_it_is_permitted() {
     let id = b.allocate(CLIENT);
     let peer = PeerAddr(addr(PEER));
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
+    assert_eq!(b.server.handle_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
     assert!(matches!(b.permit(CLIENT, "203.0.113.7:1"), Action::Reply(_)));
     let (action, _) = b.bytes(CLIENT, &send);
     let Action::Forward { via, to, range, .. } = action else { panic!("{action:?}") };
     assert_eq!((via, to, &send[range]), (id, peer, &b"hello"[..]));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Ok((from(CLIENT), Framing::Indication)));
+    assert_eq!(b.server.handle_peer(b.now.instant, id, peer, 1), Ok((from(CLIENT), Framing::Indication)));
 
     let data = ChannelData::header(ChannelNumber::MIN, 5);
     let data = [&data[..], b"hello\0\0\0"].concat();
@@ -26,11 +26,11 @@ fn data_flows_to_whom_it_is_permitted() {
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to: peer, range: 4..9, dont_fragment: false });
     assert_eq!(b.bytes("192.0.2.1:1", &data).0, Action::Drop(DropReason::NoAllocation));
     assert_eq!(
-        b.server.from_peer(b.now.instant, id, peer, 1),
+        b.server.handle_peer(b.now.instant, id, peer, 1),
         Ok((from(CLIENT), Framing::Channel(ChannelNumber::MIN)))
     );
     b.pass(300);
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
+    assert_eq!(b.server.handle_peer(b.now.instant, id, peer, 1), Err(DropReason::NoPermission));
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::NoPermission));
     b.pass(300);
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Drop(DropReason::NoChannel));

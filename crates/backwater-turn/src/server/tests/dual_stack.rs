@@ -52,7 +52,7 @@ fn both_addresses_are_told_and_each_peer_goes_by_its_own() {
         let data = [&ChannelData::header(ChannelNumber::new(number).unwrap(), 1)[..], b"x"].concat();
         let to = PeerAddr(addr(peer));
         assert_eq!(b.bytes(CLIENT, &data).0, Action::Forward { via: id, to, range: 4..5, dont_fragment: false });
-        assert!(b.server.from_peer(b.now.instant, id, to, 1).is_ok());
+        assert!(b.server.handle_peer(b.now.instant, id, to, 1).is_ok());
     }
     let both = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| {
         w.attribute(&XorPeerAddress(addr("203.0.113.9:1"))).unwrap();
@@ -182,7 +182,7 @@ fn one_family_is_refreshed_or_deleted_alone() {
     assert_eq!(b.server.expire(b.now.instant), Some((id, V6)));
     assert_eq!(b.server.expire(b.now.instant), None);
     b.channel(CLIENT, 0x4000, PEER);
-    assert!(b.server.from_peer(b.now.instant, id, PeerAddr(addr(PEER)), 1).is_ok());
+    assert!(b.server.handle_peer(b.now.instant, id, PeerAddr(addr(PEER)), 1).is_ok());
     assert_eq!(code(&b.channel(CLIENT, 0x4001, PEER6).1, true), 443);
     assert_eq!(code(&b.refresh(Some(AddressFamily::Ipv6), 600).1, true), 443);
     assert!(b.server.poll_timeout().is_some());

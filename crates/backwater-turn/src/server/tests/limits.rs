@@ -97,12 +97,12 @@ fn bytes_over_the_limit_are_dropped_both_ways() {
     for _ in 0..20 {
         assert!(matches!(b.bytes(CLIENT, &send).0, Action::Forward { .. }));
     }
-    assert!(b.server.from_peer(b.now.instant, id, peer, 40_000).is_ok());
+    assert!(b.server.handle_peer(b.now.instant, id, peer, 40_000).is_ok());
     assert_eq!(b.bytes(CLIENT, &data).0, Action::Drop(DropReason::Bandwidth));
     assert_eq!(b.bytes(CLIENT, &send).0, Action::Drop(DropReason::Bandwidth));
-    assert_eq!(b.server.from_peer(b.now.instant, id, peer, 1), Err(DropReason::Bandwidth));
+    assert_eq!(b.server.handle_peer(b.now.instant, id, peer, 1), Err(DropReason::Bandwidth));
     b.pass(1);
-    assert!(b.server.from_peer(b.now.instant, id, peer, 65_000).is_ok());
+    assert!(b.server.handle_peer(b.now.instant, id, peer, 65_000).is_ok());
 }
 
 /// Of a flood from one source, as many are answered as it has a right to; others are not touched, and neither is who has an

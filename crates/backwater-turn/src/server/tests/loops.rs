@@ -74,7 +74,7 @@ impl Attacker {
         self.passes = self.passes.max(passes);
         assert!(passes <= 2, "a datagram has passed the relay {passes} times");
         let mut reply = [0; MAX_REPLY];
-        match self.bench.server.from_client(self.bench.now, super::from(&from.to_string()), bytes, &mut reply) {
+        match self.bench.server.handle_client(self.bench.now, super::from(&from.to_string()), bytes, &mut reply) {
             Action::Bind(bind) => {
                 self.ports += 1;
                 let socket = SocketAddr::new([5, 5, 5, 5].into(), self.ports);
@@ -88,7 +88,7 @@ impl Attacker {
             Action::Reply(_)
             | Action::Unauthenticated(_)
             | Action::Unbind(..)
-            | Action::Move(_)
+            | Action::Handover(_)
             | Action::Drop(_)
             | Action::Forbid(..)
             | Action::OverQuota(..) => {}
@@ -107,7 +107,7 @@ impl Attacker {
             self.arrives(source, &bytes, passes);
         } else if let Some(&id) = self.relayed.get(&inside)
             && let Ok((client, _)) =
-                self.bench.server.from_peer(self.bench.now.instant, id, PeerAddr(source), bytes.len())
+                self.bench.server.handle_peer(self.bench.now.instant, id, PeerAddr(source), bytes.len())
         {
             // The second time, down to a client. A client that is one of the relay's own addresses would send it on.
             self.passes = self.passes.max(passes + 1);
@@ -163,16 +163,16 @@ fn what_comes_from_a_listener_is_dropped() {
     let b = &mut a.bench;
     for ip in OWN {
         b.permit(CLIENT, &format!("{ip}:1"));
-        let from_peer =
-            |b: &Bench, port: u16| b.server.from_peer(b.now.instant, id, PeerAddr(addr(&format!("{ip}:{port}"))), 1);
+        let handled =
+            |b: &Bench, port: u16| b.server.handle_peer(b.now.instant, id, PeerAddr(addr(&format!("{ip}:{port}"))), 1);
         for port in [3478, 5349] {
-            assert_eq!(from_peer(b, port), Err(DropReason::Peer), "{ip}");
+            assert_eq!(handled(b, port), Err(DropReason::Peer), "{ip}");
         }
-        assert!(from_peer(b, 7).is_ok(), "{ip}");
+        assert!(handled(b, 7).is_ok(), "{ip}");
     }
     // An address that has become this host's is known for one with the next permission.
     b.server.config.peers.is_local = |_| true;
     b.pass(301);
     b.permit(CLIENT, "8.8.8.8:1");
-    assert_eq!(b.server.from_peer(b.now.instant, id, PeerAddr(addr("8.8.8.8:3478")), 1), Err(DropReason::Peer));
+    assert_eq!(b.server.handle_peer(b.now.instant, id, PeerAddr(addr("8.8.8.8:3478")), 1), Err(DropReason::Peer));
 }

@@ -17,14 +17,14 @@ impl Threads {
     /// Feeds a datagram to a thread, and lets the threads move what is to be moved.
     fn bytes(&mut self, thread: usize, client: &str, bytes: &[u8]) -> (Action, Vec<u8>) {
         let (action, reply) = self.0[thread].bytes(client, bytes);
-        let Action::Move(request) = action else { return (action, reply) };
+        let Action::Handover(request) = action else { return (action, reply) };
         let given = match self.0.get_mut(request.thread()) {
-            Some(owner) => owner.server.give(&request),
+            Some(owner) => owner.server.detach(&request),
             None => Err(Code::ALLOCATION_MISMATCH),
         };
         let mut reply = [0; MAX_REPLY];
         let now = self.0[thread].now.instant;
-        let (_, action) = self.0[thread].server.take(now, &request, given, &mut reply);
+        let (_, action) = self.0[thread].server.attach(now, &request, given, &mut reply);
         let (Action::Reply(len) | Action::Unbind(_, _, len)) = action else { panic!("{action:?}") };
         (action, reply[..len].to_vec())
     }
@@ -77,10 +77,10 @@ fn a_client_that_moves_keeps_its_allocation_on_either_thread() {
         let peer = PeerAddr(addr(PEER));
         let Action::Forward { via, to, .. } = t.0[thread].bytes(MOVED, &DATA).0 else { panic!() };
         assert_eq!(to, peer);
-        let (to, framing) = t.0[thread].server.from_peer(t.0[0].now.instant, via, peer, 1).unwrap();
+        let (to, framing) = t.0[thread].server.handle_peer(t.0[0].now.instant, via, peer, 1).unwrap();
         assert_eq!((to, framing), (from(MOVED), Framing::Channel(ChannelNumber::MIN)));
         assert_eq!(t.0[0].bytes(CLIENT, &DATA).0, Action::Drop(DropReason::NoAllocation));
-        assert!(t.0[0].server.from_peer(t.0[0].now.instant, id, peer, 1).is_err());
+        assert!(t.0[0].server.handle_peer(t.0[0].now.instant, id, peer, 1).is_err());
         // It expires where it is.
         for b in &mut t.0 {
             b.pass(899);
@@ -125,15 +125,15 @@ fn a_retransmission_is_answered_alike() {
         let asked: Vec<_> = (0..2)
             .map(|_| {
                 let (action, _) = t.0[1].bytes(MOVED, &request);
-                let Action::Move(request) = action else { panic!("{action:?}") };
+                let Action::Handover(request) = action else { panic!("{action:?}") };
                 request
             })
             .collect();
-        let given: Vec<_> = asked.iter().map(|request| t.0[0].server.give(request)).collect();
+        let given: Vec<_> = asked.iter().map(|request| t.0[0].server.detach(request)).collect();
         for (request, given) in asked.iter().zip(given) {
             let mut reply = [0; MAX_REPLY];
             let now = t.0[1].now.instant;
-            let (_, Action::Reply(len)) = t.0[1].server.take(now, request, given, &mut reply) else { panic!() };
+            let (_, Action::Reply(len)) = t.0[1].server.attach(now, request, given, &mut reply) else { panic!() };
             assert_eq!(code(&reply[..len], true), 0);
         }
         assert_eq!(t.0[1].server.allocations(), 1);
@@ -195,12 +195,12 @@ fn an_allocation_for_somebody_who_has_one_by_now_is_not_taken() {
     t.0[1].server.config.quotas = t.0[0].server.config.quotas.clone();
     let (_, good) = mobile(&mut t.0[0]);
     let request = t.0[1].signed(MOVED, "alice", Method::REFRESH, &|w| put(w, &MobilityTicket(&good)));
-    let Action::Move(request) = t.0[1].bytes(MOVED, &request).0 else { panic!() };
-    let given = t.0[0].server.give(&request);
+    let Action::Handover(request) = t.0[1].bytes(MOVED, &request).0 else { panic!() };
+    let given = t.0[0].server.detach(&request);
     t.0[1].allocate(MOVED);
     let mut reply = [0; MAX_REPLY];
     assert_eq!(code(&t.0[1].channel(MOVED, 0x4000, PEER).1, true), 508, "the other has it");
-    let (id, action) = t.0[1].server.take(t.0[1].now.instant, &request, given, &mut reply);
+    let (id, action) = t.0[1].server.attach(t.0[1].now.instant, &request, given, &mut reply);
     let Action::Reply(len) = action else { panic!("{action:?}") };
     assert_eq!((id, code(&reply[..len], true)), (None, 437));
     assert_eq!(code(&t.0[1].channel(MOVED, 0x4000, PEER).1, true), 0, "gone with all that it had");

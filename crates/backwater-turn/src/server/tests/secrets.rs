@@ -37,7 +37,7 @@ fn an_answer_has_nothing_of_the_buffer_it_is_written_to() {
         let mut answers: Vec<Vec<u8>> = Vec::new();
         let mut ask = |b: &mut Bench, request: &[u8]| {
             let mut reply = [fill; MAX_REPLY];
-            let action = b.server.from_client(b.now, from(CLIENT), request, &mut reply);
+            let action = b.server.handle_client(b.now, from(CLIENT), request, &mut reply);
             let len = match &action {
                 Action::Bind(bind) => {
                     let bound = relayed("198.51.100.1:50000 [2001:db8:f::1]:50000", Some([7; 8]));
@@ -51,7 +51,7 @@ fn an_answer_has_nothing_of_the_buffer_it_is_written_to() {
                 | Action::Forbid(len, ..)
                 | Action::OverQuota(len, _) => *len,
                 Action::Unauthenticated(failure) => failure.reply.unwrap(),
-                Action::Forward { .. } | Action::Move(_) | Action::Drop(_) => panic!("{action:?}"),
+                Action::Forward { .. } | Action::Handover(_) | Action::Drop(_) => panic!("{action:?}"),
             };
             answers.push(reply[..len].to_vec());
         };
