@@ -18,7 +18,10 @@ use backwater_turn::{
     ClientAddr, Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, HandoverRequest, MAX_REPLY, Server},
 };
-use backwater_udp::{Builder, IcmpError, IcmpKind, MAX_SEGMENTS, RecvBatch, Train, Transmit, UdpSocket, gso::Batch};
+use backwater_udp::{
+    Builder, IcmpError, IcmpKind, RecvBatch, Train, Transmit, UdpSocket,
+    gso::{Batch, MAX_SEGMENTS},
+};
 use tokio::task::{AbortHandle, spawn_local};
 use tracing::{error, warn};
 

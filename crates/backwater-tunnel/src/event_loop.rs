@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::{MAX_SEGMENTS, RecvBatch};
+use backwater_udp::{RecvBatch, gso::MAX_SEGMENTS};
 use boringtun::{
     noise::rate_limiter::RateLimiter,
     x25519::{PublicKey, StaticSecret},

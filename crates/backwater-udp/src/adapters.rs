@@ -15,9 +15,10 @@ use futures_sink::Sink;
 use tokio::task::coop;
 
 use crate::{
+    Ecn,
     receiver::{Receiver, RecvBatch, Train},
     sender::Sender,
-    transmit::{Ecn, OwnedTransmit},
+    transmit::OwnedTransmit,
 };
 
 /// A datagram that owns its bytes: what a [`DatagramSink`] takes and a [`DatagramStream`] yields.

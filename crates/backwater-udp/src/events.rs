@@ -24,7 +24,7 @@ pub struct IcmpError {
     /// What about.
     pub kind: IcmpKind,
     /// The first bytes of the UDP payload that the ICMP message quotes.
-    pub quoted: Quoted,
+    pub quoted: IcmpQuote,
 }
 
 /// What an ICMP message says.
@@ -56,17 +56,17 @@ pub enum IcmpKind {
 ///
 /// Empty where the message quotes no more than the headers, which is all that RFC 792 asks for.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Quoted {
+pub struct IcmpQuote {
     bytes: [u8; Self::MAX],
     len: u8,
 }
 
-impl Quoted {
+impl IcmpQuote {
     /// Bytes that are kept.
     pub const MAX: usize = 32;
 }
 
-impl From<&[u8]> for Quoted {
+impl From<&[u8]> for IcmpQuote {
     /// Keeps the first [`MAX`](Self::MAX) bytes.
     fn from(payload: &[u8]) -> Self {
         let mut quoted = Self::default();
@@ -78,7 +78,7 @@ impl From<&[u8]> for Quoted {
     }
 }
 
-impl Deref for Quoted {
+impl Deref for IcmpQuote {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -86,7 +86,7 @@ impl Deref for Quoted {
     }
 }
 
-impl fmt::Debug for Quoted {
+impl fmt::Debug for IcmpQuote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         (**self).fmt(f)
     }
@@ -169,7 +169,7 @@ mod tests {
             destination: SocketAddr::from(([127, 0, 0, 1], port)),
             reporter: None,
             kind: IcmpKind::PacketTooBig { mtu: 1280 },
-            quoted: Quoted::default(),
+            quoted: IcmpQuote::default(),
         };
         assert_eq!(events.pop(), None);
         let read = events.drain(|events| {
@@ -192,7 +192,7 @@ mod tests {
             destination: SocketAddr::from(([127, 0, 0, 1], 9)),
             reporter: None,
             kind: IcmpKind::LocalMtu { mtu },
-            quoted: Quoted::default(),
+            quoted: IcmpQuote::default(),
         };
         let read = events.drain(|events| {
             assert!([1500, 1500, 1500, 1400, 1500].into_iter().all(|mtu| events.push(event(mtu))));
@@ -206,7 +206,7 @@ mod tests {
     fn a_quote_keeps_the_first_bytes() {
         let payload: Vec<u8> = (0..40).collect();
         for (len, kept) in [(0, 0), (1, 1), (32, 32), (40, 32)] {
-            assert_eq!(*Quoted::from(&payload[..len]), payload[..kept]);
+            assert_eq!(*IcmpQuote::from(&payload[..len]), payload[..kept]);
         }
     }
 }

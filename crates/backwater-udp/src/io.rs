@@ -9,14 +9,16 @@ use std::{
 
 use crate::{
     Backpressure, Stats, UdpSocket,
-    contention::{Contention, Place},
-    decision::{Os, Refusal, Verdict, decide},
     events::IcmpKind,
     lease::Lease,
-    park::Parked,
     socket::Inner,
     sys::{self, Outgoing},
     transmit::{Header, Transmit},
+    wait::{
+        backoff::Parked,
+        decision::{Os, Refusal, Verdict, decide},
+        fairness::{Contention, Place},
+    },
 };
 
 /// What an error queue held.

@@ -55,24 +55,22 @@
 
 mod adapters;
 mod breaker;
-mod contention;
-mod core;
-mod decision;
+mod ecn;
 mod events;
 pub mod gso;
 mod io;
 mod lease;
 mod notices;
-mod park;
 mod policy;
 mod policy_text;
 mod receiver;
 mod send_queue;
 mod sender;
 mod socket;
-mod stats;
+pub mod stats;
 mod sys;
 mod transmit;
+mod wait;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -80,15 +78,13 @@ mod tests;
 
 pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
 pub use breaker::{Breaker, Limits, LimitsError, Trip};
-pub use events::{IcmpError, IcmpKind, Quoted};
+pub use ecn::Ecn;
+pub use events::{IcmpError, IcmpKind, IcmpQuote};
 pub use policy::{Backpressure, Policy};
 pub use policy_text::PolicyError;
 pub use receiver::{Datagram, Receiver, RecvBatch, Train};
 pub use send_queue::{Bounds, SendQueue};
 pub use sender::Sender;
 pub use socket::{Builder, Fragmentation, UdpSocket};
-pub use stats::{
-    BUCKETS, ByWaker, ClassSnapshot, DropCounts, DropReason, DropTotals, Enobufs, HistogramSnapshot, Report, Sample,
-    Stats, StatsSnapshot,
-};
-pub use transmit::{Ecn, MAX_SEGMENTS, OwnedTransmit, Transmit};
+pub use stats::{DropCounts, DropReason, Report, Stats, StatsSnapshot};
+pub use transmit::{OwnedTransmit, Transmit};

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{decision::Os, sys::OS};
+use crate::{sys::OS, wait::decision::Os};
 
 /// What to do with a datagram that the system has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

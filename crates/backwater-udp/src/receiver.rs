@@ -11,10 +11,9 @@ use std::{
 use tokio::time::Sleep;
 
 use crate::{
-    UdpSocket,
-    decision::Errno,
+    Ecn, UdpSocket,
     sys::{self, RawTrain},
-    transmit::Ecn,
+    wait::decision::Errno,
 };
 
 /// Receives. See [`UdpSocket::receiver`].

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{UdpSocket, core::QueueCore, stats::Report, transmit::Transmit};
+use crate::{UdpSocket, stats::Report, transmit::Transmit, wait::core::QueueCore};
 
 /// Sends to many destinations on one socket, and keeps what there is no room for: for a task that must not wait for any of them.
 ///

@@ -10,9 +10,9 @@ use tokio::task::coop;
 
 use crate::{
     UdpSocket,
-    core::Core,
     stats::{DropReason, Report},
     transmit::{OwnedTransmit, Transmit},
+    wait::core::Core,
 };
 
 /// Sends on a [`UdpSocket`]; one for each task that sends.

@@ -14,10 +14,10 @@ use tracing::debug;
 
 use crate::{
     Backpressure, IcmpError, OwnedDatagram, Receiver, Sender, Stats, Train,
-    contention::Contention,
     events::Events,
     sys::{self, RawTrain},
     transmit::Header,
+    wait::fairness::Contention,
 };
 
 /// Calls that look for what a socket caught before it was connected; what a faster peer has sent by then stays in it.

@@ -1,3 +1,5 @@
+//! What has become of the datagrams of a transmit, and of all datagrams of a socket.
+
 use std::{
     fmt, io,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -6,7 +8,7 @@ use std::{
 
 use crate::{
     notices::Notices,
-    park::{By, Class},
+    wait::backoff::{By, Class},
 };
 
 mod snapshot;

@@ -6,6 +6,8 @@ use std::{
 use arrayvec::ArrayVec;
 
 use crate::{
+    Ecn,
+    gso::MAX_SEGMENTS,
     socket::Fragmentation,
     stats::{DropReason, Report},
     sys::Outgoing,
@@ -14,10 +16,6 @@ use crate::{
 mod owned;
 
 pub use owned::OwnedTransmit;
-
-/// The most datagrams that one system call sends as a train (`UDP_MAX_SEGMENTS` of Linux before 6.9; later kernels
-/// take 128, which measured no faster).
-pub const MAX_SEGMENTS: usize = 64;
 
 /// The largest UDP payload: 65,535 less the UDP header, and less the IPv4 header, which counts into its length.
 pub(crate) const MAX_PAYLOAD_V4: usize = 65_507;
@@ -28,30 +26,6 @@ const MAX_SLICES: usize = 256;
 
 /// Slices that the kernel takes in one call (`UIO_MAXIOV`).
 const MAX_SLICES_IN_PLACE: usize = 1024;
-
-/// The ECN field of the IP header (RFC 3168, section 5). Not-ECT is the absence of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Ecn {
-    /// ECN-capable transport, L4S (RFC 9331).
-    Ect1 = 1,
-    /// ECN-capable transport.
-    Ect0 = 2,
-    /// Congestion experienced.
-    Ce = 3,
-}
-
-impl Ecn {
-    /// Reads the two low bits of a type-of-service or traffic-class byte.
-    pub fn from_bits(tos: u8) -> Option<Self> {
-        match tos & 3 {
-            1 => Some(Self::Ect1),
-            2 => Some(Self::Ect0),
-            3 => Some(Self::Ce),
-            _ => None,
-        }
-    }
-}
 
 /// One datagram, or a train of datagrams to one destination, and how much of it is done.
 ///

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, io::IoSlice, net::SocketAddr, rc::Rc};
 
 use arrayvec::ArrayVec;
-use backwater_udp::{MAX_SEGMENTS, Receiver, RecvBatch, Sender, Transmit, UdpSocket};
+use backwater_udp::{Receiver, RecvBatch, Sender, Transmit, UdpSocket, gso::MAX_SEGMENTS};
 use tokio::runtime::Runtime;
 
 use crate::{

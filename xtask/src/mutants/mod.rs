@@ -23,12 +23,12 @@ mod run;
 /// The crate, and what of it is mutated: the loop and what it decides by. A file, and the type in it if it is not all of it.
 const CRATE: &str = "crates/backwater-udp";
 const FILES: [(&str, &str); 11] = [
-    ("src/core.rs", ""),
-    ("src/core/wait.rs", ""),
-    ("src/core/attempt.rs", ""),
-    ("src/decision.rs", ""),
-    ("src/park.rs", ""),
-    ("src/contention.rs", ""),
+    ("src/wait/core.rs", ""),
+    ("src/wait/core/wait.rs", ""),
+    ("src/wait/core/attempt.rs", ""),
+    ("src/wait/decision.rs", ""),
+    ("src/wait/backoff.rs", ""),
+    ("src/wait/fairness.rs", ""),
     ("src/policy.rs", ""),
     ("src/io.rs", "Inner"),
     ("src/sys/segmentation.rs", ""),
@@ -66,7 +66,7 @@ pub(crate) struct Options {
     /// Draws the same sample again.
     #[arg(long, requires = "sample")]
     seed: Option<u64>,
-    /// Only this file of the crate (`src/core.rs`), be it in the list or not. May be repeated.
+    /// Only this file of the crate (`src/wait/core.rs`), be it in the list or not. May be repeated.
     #[arg(long, value_name = "FILE")]
     file: Vec<String>,
     /// Only the faults whose name has this in it.

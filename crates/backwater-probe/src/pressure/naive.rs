@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::BUCKETS;
+use backwater_udp::stats::BUCKETS;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     io::Interest,

@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use backwater_udp::{BUCKETS, ByWaker, ClassSnapshot, DropReason, HistogramSnapshot, StatsSnapshot};
+use backwater_udp::{
+    DropReason, StatsSnapshot,
+    stats::{BUCKETS, ByWaker, ClassSnapshot, HistogramSnapshot},
+};
 use serde::Serialize;
 
 use super::Treatment;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use backwater_ops::{MetricKind, Metrics};
 use backwater_turn::{AuthFailureReason, QuotaReason, server::DropReason};
-use backwater_udp::{Policy, Sample, StatsSnapshot};
+use backwater_udp::{Policy, StatsSnapshot, stats::Sample};
 
 use super::Control;
 use crate::counters::{Counter, Counters};

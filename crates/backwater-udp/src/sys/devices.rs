@@ -19,7 +19,7 @@ use libc::c_int;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::now;
-use crate::transmit::MAX_SEGMENTS;
+use crate::gso::MAX_SEGMENTS;
 
 /// Datagrams and payload bytes of a batch, at most.
 #[inline]

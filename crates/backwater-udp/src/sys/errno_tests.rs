@@ -6,8 +6,8 @@ use std::io;
 #[cfg(any(target_os = "linux", target_vendor = "apple", target_os = "freebsd"))]
 use crate::sys::{OS, errno};
 use crate::{
-    decision::{Errno, Os, Refusal, Verdict, decide},
     stats::DropReason,
+    wait::decision::{Errno, Os, Refusal, Verdict, decide},
 };
 
 #[allow(dead_code, reason = "`writable` is not tested")]

@@ -4,7 +4,7 @@ use std::io;
 
 use socket2::SockRef;
 
-use crate::decision::Errno;
+use crate::wait::decision::Errno;
 
 pub(crate) fn errno(e: &io::Error) -> Errno {
     match e.raw_os_error() {

@@ -19,10 +19,10 @@ use super::{
     devices,
 };
 use crate::{
-    decision::Os,
-    events::{IcmpError, IcmpKind, Quoted},
+    Ecn,
+    events::{IcmpError, IcmpKind, IcmpQuote},
     socket::Fragmentation,
-    transmit::Ecn,
+    wait::decision::Os,
 };
 
 pub(crate) const OS: Os = Os::Linux;
@@ -156,7 +156,7 @@ impl State {
             header.msg_namelen = Name::BYTES as _;
             header.msg_control = control.as_mut_ptr().cast();
             header.msg_controllen = 256 as _;
-            let mut payload = [0u8; Quoted::MAX];
+            let mut payload = [0u8; IcmpQuote::MAX];
             let mut slice = iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
             (header.msg_iov, header.msg_iovlen) = (&raw mut slice, 1);
             // SAFETY: name, control, slice and payload outlive the call and their lengths are given with them.
@@ -537,7 +537,7 @@ fn extended_error((level, kind, data): (i32, i32, &[u8]), destination: SocketAdd
     name.0.get_mut(..len)?.copy_from_slice(offender.get(..len)?);
     let reporter = name.read().ip();
     let reporter = Some(reporter).filter(|ip| !ip.is_unspecified());
-    Some(IcmpError { destination, reporter, kind, quoted: Quoted::default() })
+    Some(IcmpError { destination, reporter, kind, quoted: IcmpQuote::default() })
 }
 
 fn int(data: &[u8]) -> Option<c_int> {

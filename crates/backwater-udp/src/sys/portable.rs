@@ -9,12 +9,7 @@ use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
 use socket2::{SockRef, Socket};
 
 use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral};
-use crate::{
-    decision::Os,
-    events::IcmpError,
-    socket::Fragmentation,
-    transmit::{Ecn, MAX_SEGMENTS},
-};
+use crate::{Ecn, events::IcmpError, gso::MAX_SEGMENTS, socket::Fragmentation, wait::decision::Os};
 
 pub(crate) const OS: Os = if cfg!(target_vendor = "apple") { Os::Apple } else { Os::Other };
 

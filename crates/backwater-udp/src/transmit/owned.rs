@@ -7,8 +7,8 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Cursor, Ecn, Header, Transmit};
-use crate::stats::Report;
+use super::{Cursor, Header, Transmit};
+use crate::{Ecn, stats::Report};
 
 /// A [`Transmit`] that owns its bytes and knows how much of it is done: for those who keep what there is no room for.
 #[derive(Debug)]

@@ -30,11 +30,13 @@ mod xnu;
 use super::*;
 use crate::{
     Backpressure, Stats,
-    contention::{Contention, Place},
-    decision::{Errno, Os, Refusal, Verdict, decide},
     io::Drained,
-    park::{LAST_BACKSTOP, Parked},
     sys::{Outgoing, Segmentation},
+    wait::{
+        backoff::{LAST_BACKSTOP, Parked},
+        decision::{Errno, Os, Refusal, Verdict, decide},
+        fairness::{Contention, Place},
+    },
 };
 
 /// A system that refuses.

@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::QueueCore;
-use crate::{core::timer::Timer, io::Io, send_queue::Bounds};
+use crate::{io::Io, send_queue::Bounds, wait::core::timer::Timer};
 
 /// Of one queue.
 const MOST: usize = 16;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::contention::{Bottleneck, Place};
+use super::fairness::{Bottleneck, Place};
 
 /// What a refusal promised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,12 +12,14 @@ use tokio::time::Instant;
 use super::{Attempt, Core, Load, timer::Timer};
 use crate::{
     Policy,
-    contention::{Bottleneck, Place, Refused},
-    decision::{Errno, Os},
     io::Io,
-    park::{By, Class, LAST_BACKSTOP, Parked, Renew},
     stats::DropReason,
     sys::errno,
+    wait::{
+        backoff::{By, Class, LAST_BACKSTOP, Parked, Renew},
+        decision::{Errno, Os},
+        fairness::{Bottleneck, Place, Refused},
+    },
 };
 
 /// What it takes to wait.

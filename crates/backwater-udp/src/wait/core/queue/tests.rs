@@ -15,7 +15,12 @@ use std::{
 use tokio::time::{Sleep, sleep_until, timeout};
 
 use super::*;
-use crate::{Backpressure, Stats, contention::Contention, decision::Os, io::Drained, io::SendBuffer, sys::Outgoing};
+use crate::{
+    Backpressure, Stats,
+    io::{Drained, SendBuffer},
+    sys::Outgoing,
+    wait::{decision::Os, fairness::Contention},
+};
 
 const MS: Duration = Duration::from_millis(1);
 const BIG: usize = 1000;

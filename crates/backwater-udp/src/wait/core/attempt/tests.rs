@@ -12,10 +12,12 @@ use std::{
 use super::*;
 use crate::{
     Backpressure, Stats,
-    contention::{Bottleneck, Contention, Refused},
-    park::By,
     sys::{Outgoing, Segmentation},
     transmit::Hold,
+    wait::{
+        backoff::By,
+        fairness::{Bottleneck, Contention, Refused},
+    },
 };
 
 /// Answers each call with the next number; 0, and when there is none, is success.
@@ -480,13 +482,13 @@ fn what_cannot_go_is_dropped_for_its_reason() {
         assert_eq!(counted.accepted, counted.sent + counted.dropped_total());
         (fatal, counted.sent, counted.drops)
     };
-    let drops = crate::DropTotals::default();
+    let drops = crate::stats::DropTotals::default();
     let expect = |errno, drops| assert_eq!(dropped(errno), (false, 1, drops), "{errno}");
-    expect(libc::EPERM, crate::DropTotals { not_permitted: 1, ..drops });
-    expect(libc::EACCES, crate::DropTotals { not_permitted: 1, ..drops });
-    expect(libc::EINVAL, crate::DropTotals { invalid: 1, ..drops });
-    expect(libc::ENXIO, crate::DropTotals { other: 1, ..drops });
-    assert_eq!(dropped(libc::EBADF), (true, 0, crate::DropTotals { socket: 2, ..drops }));
+    expect(libc::EPERM, crate::stats::DropTotals { not_permitted: 1, ..drops });
+    expect(libc::EACCES, crate::stats::DropTotals { not_permitted: 1, ..drops });
+    expect(libc::EINVAL, crate::stats::DropTotals { invalid: 1, ..drops });
+    expect(libc::ENXIO, crate::stats::DropTotals { other: 1, ..drops });
+    assert_eq!(dropped(libc::EBADF), (true, 0, crate::stats::DropTotals { socket: 2, ..drops }));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::{
-    contention::{Bottleneck, Refused},
-    park::By,
+use crate::wait::{
+    backoff::By,
+    fairness::{Bottleneck, Refused},
 };
 
 const MS: Duration = Duration::from_millis(1);

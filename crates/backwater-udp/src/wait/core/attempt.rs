@@ -6,12 +6,14 @@ use tokio::time::Instant;
 
 use super::{Attempt, Failed};
 use crate::{
-    decision::{Errno, Os, Refusal, Verdict},
     io::{Drained, Io},
-    park::Class,
     stats::DropReason,
     sys::errno,
     transmit::{Next, Scratch, Transmit},
+    wait::{
+        backoff::Class,
+        decision::{Errno, Os, Refusal, Verdict},
+    },
 };
 
 /// Calls in a row that may end in `EINTR`, and in an ICMP error about an earlier datagram.

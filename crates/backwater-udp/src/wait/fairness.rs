@@ -18,7 +18,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::park::{Backoff, By, Class, FIRST_BACKSTOP, LAST_BACKSTOP, Pace};
+use super::backoff::{Backoff, By, Class, FIRST_BACKSTOP, LAST_BACKSTOP, Pace};
 
 /// What has no room: those that wait for the same are a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

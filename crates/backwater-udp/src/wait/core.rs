@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use crate::{
     Policy,
     io::Io,
-    park::Class,
     stats::{DropReason, Report},
     transmit::{Hold, Transmit},
+    wait::backoff::Class,
 };
 
 mod attempt;
