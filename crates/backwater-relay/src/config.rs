@@ -10,10 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backwater_ops::{PolicyText, breaker};
 use backwater_turn::{
     Credentials, FailureLimit, Families, Limits as Quota, PeerRules, Quotas, RelayedPorts, ReplyLimit, server,
 };
-use backwater_udp::{Limits, Policy};
+use backwater_udp::Policy;
 use clap::{
     Arg, ArgAction, Command,
     error::{ContextKind, ErrorKind},
@@ -49,7 +50,7 @@ pub struct Config {
     failure_limit: u32,
     max_lifetime: Duration,
     pub(crate) policy: Policy,
-    pub(crate) breaker: Option<Limits>,
+    pub(crate) breaker: Option<breaker::Limits>,
     pub(crate) admin: Option<SocketAddr>,
     /// To be watched.
     pub(crate) file: Option<ConfigFile>,
@@ -268,7 +269,7 @@ impl Config {
         let failure_limit = r.number("failure-limit", 0..=1_000_000).unwrap_or(30) as u32;
         let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
         let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));
-        let policy = r.parsed("backpressure").unwrap_or_default();
+        let policy = r.parsed("backpressure").map_or_else(Policy::default, |PolicyText(policy)| policy);
         let breaker = r.breaker();
         let admin = r.admin();
         let log_level = r.log_level();

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backwater_ops::PolicyText;
 use backwater_udp::{RecvBatch, gso::MAX_SEGMENTS};
 use boringtun::{
     noise::rate_limiter::RateLimiter,
@@ -552,7 +553,7 @@ impl EventLoop {
             name: self.name.clone(),
             public_key: name_of(&self.public_key),
             listen_port: self.path.port(),
-            backpressure: self.options.backpressure.get().to_string(),
+            backpressure: PolicyText(self.options.backpressure.get()).to_string(),
             uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
             device,
             transport: self.options.stats.snapshot(),

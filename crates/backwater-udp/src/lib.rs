@@ -54,7 +54,6 @@
 //! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
 
 mod adapters;
-mod breaker;
 mod ecn;
 mod events;
 pub mod gso;
@@ -62,7 +61,6 @@ mod io;
 mod lease;
 mod notices;
 mod policy;
-mod policy_text;
 mod receiver;
 mod send_queue;
 mod sender;
@@ -77,11 +75,9 @@ mod wait;
 mod tests;
 
 pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
-pub use breaker::{Breaker, Limits, LimitsError, Trip};
 pub use ecn::Ecn;
 pub use events::{IcmpError, IcmpKind, IcmpQuote};
 pub use policy::{Backpressure, Policy};
-pub use policy_text::PolicyError;
 pub use receiver::{Datagram, Receiver, RecvBatch, Train};
 pub use send_queue::{Bounds, SendQueue};
 pub use sender::Sender;

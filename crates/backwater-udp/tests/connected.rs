@@ -98,7 +98,7 @@ async fn both_send_from_the_port_and_the_connected_one_to_its_peer_only() {
         stranger.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
         assert!(stranger.recv(&mut [0; 8]).is_err());
         let stats = connected.stats().snapshot();
-        assert_eq!((stats.accepted, stats.sent, stats.dropped_total(), stats.held()), (11, 7, 4, 0));
+        assert_eq!((stats.accepted, stats.sent, stats.dropped_total(), stats.held), (11, 7, 4, 0));
     }
 }
 

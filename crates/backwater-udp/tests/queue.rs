@@ -49,7 +49,7 @@ fn a_full_send_buffer_holds_the_sender_and_loses_nothing() {
             assert_eq!(seen, (0..1000).collect::<Vec<_>>());
             let stats = a.stats().snapshot();
             assert!(stats.parked > 10, "{stats:?}");
-            assert_eq!((stats.accepted, stats.sent, stats.held()), (1000, 1000, 0));
+            assert_eq!((stats.accepted, stats.sent, stats.held), (1000, 1000, 0));
             // Half of the buffer is free after some ten milliseconds, which the system says. On a busy machine the backstop's
             // timer, at 25, may be seen first, but not each time.
             assert!(stats.advised.recovery.readiness.count() > 0, "{stats:#?}");
@@ -76,7 +76,7 @@ fn what_is_given_up_or_too_old_is_counted() {
             let stats = a.stats().snapshot();
             assert_eq!((stats.accepted, stats.sent), (accepted + 64, accepted));
             assert_eq!(
-                (stats.held(), stats.dropped(DropReason::Cancelled)),
+                (stats.held, stats.dropped(DropReason::Cancelled)),
                 (0, 64),
                 "with the future that is dropped"
             );
@@ -93,19 +93,19 @@ fn what_is_given_up_or_too_old_is_counted() {
 
             let mut t = train();
             assert_eq!(sender.try_send(&mut t).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-            assert_eq!((t.remaining(), a.stats().snapshot().held()), (64, 0), "try_send holds nothing");
+            assert_eq!((t.remaining(), a.stats().snapshot().held), (64, 0), "try_send holds nothing");
 
             a.backpressure().set(Policy::default());
             tokio::time::timeout(Duration::from_millis(10), sender.send(&mut train())).await.unwrap_err();
             let stats = a.stats().snapshot();
-            assert_eq!((stats.held(), stats.dropped(DropReason::Cancelled)), (0, 128));
+            assert_eq!((stats.held, stats.dropped(DropReason::Cancelled)), (0, 128));
             let mut t = train();
             let held = std::future::poll_fn(|cx| Poll::Ready(sender.poll_send(cx, &mut t).is_pending())).await;
             assert!(held);
-            assert_eq!(a.stats().snapshot().held(), 64, "held until it is replaced or the sender goes");
+            assert_eq!(a.stats().snapshot().held, 64, "held until it is replaced or the sender goes");
             drop(sender);
             let stats = a.stats().snapshot();
-            assert_eq!((stats.held(), stats.dropped(DropReason::Cancelled)), (0, 192));
+            assert_eq!((stats.held, stats.dropped(DropReason::Cancelled)), (0, 192));
         });
     });
 }

@@ -119,14 +119,14 @@ fn waiting(runtime: &Runtime) -> Result<Vec<String>, String> {
             }
             // Until all of them wait.
             let begin = Instant::now();
-            while (socket.stats().snapshot().held() as usize) < senders && begin.elapsed() < 10 * MEASURED {
+            while (socket.stats().snapshot().held as usize) < senders && begin.elapsed() < 10 * MEASURED {
                 tokio::time::sleep(BEFORE / 10).await;
             }
             tokio::time::sleep(BEFORE).await;
             let (cpu, wall) = (net::cpu_time(), Instant::now());
             tokio::time::sleep(MEASURED).await;
             let share = (net::cpu_time() - cpu).as_secs_f64() / wall.elapsed().as_secs_f64();
-            (share, socket.stats().snapshot().held())
+            (share, socket.stats().snapshot().held)
         }));
         drop(tasks);
         let ratio = share / *alone.get_or_insert(share);

@@ -131,7 +131,7 @@ impl Outcome {
             offered: stats.accepted,
             sent: stats.sent,
             dropped: dropped.into_iter().filter(|&(_, n)| n > 0).collect(),
-            unaccounted: stats.held() as i64,
+            unaccounted: stats.held as i64,
             attempts: stats.attempts,
             waits: stats.parked,
             blocked_seconds: stats.blocked.as_secs_f64(),

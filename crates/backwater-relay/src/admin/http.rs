@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
-use backwater_ops::METRICS_CONTENT_TYPE;
+use backwater_ops::{METRICS_CONTENT_TYPE, PolicyText};
 use backwater_udp::Policy;
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -181,7 +181,7 @@ impl Body {
             .map_err(|e| format!("expected a policy such as {EXAMPLE}: {e}").replace(char::is_control, " "))?;
         match (body.policy, body.deadline_ms) {
             (Kind::Wait, None) => Ok(Policy::default()),
-            (Kind::Wait, Some(ms)) => Policy::wait(Duration::from_millis(ms)).map_err(|e| format!("deadline_ms: {e}")),
+            (Kind::Wait, Some(ms)) => PolicyText::wait(Duration::from_millis(ms)).map_err(|e| format!("deadline_ms: {e}")),
             (Kind::Drop, None) => Ok(Policy::Drop),
             (Kind::Drop, Some(_)) => Err("expected no deadline_ms with the policy drop".to_owned()),
         }

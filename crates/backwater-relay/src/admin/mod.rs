@@ -12,7 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::{Backpressure, Breaker, Policy, Stats};
+use backwater_ops::{PolicyText, breaker::Breaker};
+use backwater_udp::{Backpressure, Policy, Stats};
 use tokio::{
     runtime::Runtime,
     sync::{Notify, oneshot},
@@ -65,6 +66,7 @@ impl Control {
         let before = self.backpressure.get();
         if before != policy {
             self.backpressure.set(policy);
+            let (policy, before) = (PolicyText(policy), PolicyText(before));
             info!(%policy, %before, by, "back-pressure policy switched");
         }
     }

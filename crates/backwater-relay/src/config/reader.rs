@@ -8,9 +8,8 @@ use std::{
     str::FromStr,
 };
 
-use backwater_ops::Logs;
+use backwater_ops::{Logs, breaker};
 use backwater_turn::{Credentials, Limits as Quota, PeerRules};
-use backwater_udp::Limits;
 use ipnet::{IpNet, Ipv6Net};
 
 use super::{Arguments, ConfigError, FirstRun};
@@ -136,7 +135,7 @@ impl Reader<'_> {
         nets
     }
 
-    pub(super) fn breaker(&mut self) -> Option<Limits> {
+    pub(super) fn breaker(&mut self) -> Option<breaker::Limits> {
         let off = |text: &String| text.trim() == "off";
         if self.one::<String>("breaker", "").as_ref().is_some_and(off) {
             return None;

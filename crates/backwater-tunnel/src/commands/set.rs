@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use backwater_udp::Policy;
+use backwater_ops::PolicyText;
 
 use super::up;
 use crate::control::{self, Request};
@@ -24,7 +24,7 @@ pub enum What {
     /// What to do with a datagram that the system has no room for.
     Backpressure {
         /// wait, wait:50ms, or drop.
-        policy: Policy,
+        policy: PolicyText,
     },
     /// What is logged.
     Log {

@@ -61,7 +61,7 @@ impl fmt::Display for ForPeople<'_> {
             "  backpressure: {}; {} datagrams sent, {} held now, {} dropped",
             status.backpressure,
             transport.sent,
-            transport.held(),
+            transport.held,
             transport.dropped_total(),
         )?;
         let reasons = DropReason::ALL.iter().filter(|&&reason| transport.dropped(reason) > 0);

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
-use backwater_ops::{BadFilter, LogFiles, Logs};
-use backwater_udp::{Backpressure, Policy};
+use backwater_ops::{BadFilter, LogFiles, Logs, PolicyText};
+use backwater_udp::Backpressure;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
@@ -31,7 +31,7 @@ pub struct Args {
     pub log: String,
     /// What to do with a datagram that the system has no room for: wait, wait:50ms, or drop.
     #[arg(long, value_name = "POLICY", default_value = "wait")]
-    pub backpressure: Policy,
+    pub backpressure: PolicyText,
 }
 
 /// Opens the tunnel and returns when it is closed again.
@@ -81,7 +81,7 @@ async fn tunnel(
     logs: Arc<Logs>,
     mut signals: Signals,
 ) -> anyhow::Result<()> {
-    let backpressure = Backpressure::new(args.backpressure);
+    let backpressure = Backpressure::new(args.backpressure.0);
     let (queries, asked) = mpsc::channel(16);
     let controls = control::Controls { backpressure: backpressure.clone(), queries, logs: logs.clone() };
     // The device first: it says what a program without permission is to be granted.

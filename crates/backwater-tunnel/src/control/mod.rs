@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use backwater_ops::Logs;
+use backwater_ops::{Logs, PolicyText};
 use backwater_udp::Backpressure;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -171,9 +171,9 @@ async fn obey(request: Request, controls: &Controls) -> Answer {
                 _ => Answer::Error("the tunnel is ending".into()),
             }
         }
-        Request::Backpressure(policy) => match policy.parse() {
+        Request::Backpressure(policy) => match policy.parse::<PolicyText>() {
             Ok(policy) => {
-                controls.backpressure.set(policy);
+                controls.backpressure.set(policy.0);
                 tracing::info!(backpressure = %policy, "switched");
                 Answer::Done
             }

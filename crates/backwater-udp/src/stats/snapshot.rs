@@ -15,7 +15,8 @@ pub struct StatsSnapshot {
     /// Datagrams the kernel took.
     #[cfg_attr(feature = "serde", serde(rename = "sent_total"))]
     pub sent: u64,
-    pub(super) held: u64,
+    /// Datagrams accepted that are neither sent nor dropped yet.
+    pub held: u64,
     /// Datagrams dropped, by reason.
     #[cfg_attr(feature = "serde", serde(rename = "drops_total"))]
     pub drops: DropTotals,
@@ -155,11 +156,6 @@ impl StatsSnapshot {
         DropReason::ALL.iter().map(|&reason| self.dropped(reason)).sum()
     }
 
-    /// Datagrams accepted that are neither sent nor dropped yet.
-    pub fn held(&self) -> u64 {
-        self.held
-    }
-
     /// `ENOBUFS` seen, whatever it promised.
     pub fn no_buffers_total(&self) -> u64 {
         [self.advised, self.silent].map(|class| class.enobufs.connected + class.enobufs.unconnected).iter().sum()
@@ -175,7 +171,7 @@ impl StatsSnapshot {
         put("accepted_total", "Datagrams handed to a sender: sent, dropped or held.", &[], self.accepted as f64);
         put("sent_total", "Datagrams the kernel took.", &[], self.sent as f64);
         put("received_total", "Datagrams received.", &[], self.received as f64);
-        put("held", "Datagrams that a sender holds now.", &[], self.held() as f64);
+        put("held", "Datagrams that a sender holds now.", &[], self.held as f64);
         for reason in DropReason::ALL {
             put(
                 "drops_total",

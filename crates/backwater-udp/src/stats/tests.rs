@@ -19,7 +19,7 @@ fn snapshots_of_sockets_add_up() {
     let values = |snapshot: StatsSnapshot| snapshot.samples().into_iter().map(|sample| sample.value);
     let expected = values(one.snapshot()).zip(values(other.snapshot())).map(|(one, other)| one + other);
     assert_eq!(values(sum).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
-    assert_eq!(sum.accepted, sum.sent + sum.dropped_total() + sum.held());
+    assert_eq!(sum.accepted, sum.sent + sum.dropped_total() + sum.held);
 }
 
 #[test]

@@ -582,7 +582,7 @@ async fn schedule(row: Row, seed: u64) {
                 Some(report) => {
                     let report = report.unwrap();
                     assert_eq!(u64::from(report.sent + report.dropped.total()), count, "a datagram without an end");
-                    assert_eq!(after.held(), 0);
+                    assert_eq!(after.held, 0);
                     let bound = if switched { switch.min(deadline) } else { deadline };
                     assert!(took <= bound + SLACK, "ended after {took:?}, not {bound:?}");
                     if row == Row::Others {
@@ -592,7 +592,7 @@ async fn schedule(row: Row, seed: u64) {
                 None => {
                     assert!(give_up < NEVER, "a sender that hangs");
                     assert!(took <= give_up + SLACK);
-                    assert_eq!(after.held(), ts.iter().map(|t| t.remaining() as u64).sum::<u64>());
+                    assert_eq!(after.held, ts.iter().map(|t| t.remaining() as u64).sum::<u64>());
                 }
             }
             if switched {
@@ -601,7 +601,7 @@ async fn schedule(row: Row, seed: u64) {
         }
         drop(core);
         let end = model.stats.snapshot();
-        assert_eq!(end.held(), 0, "conservation");
+        assert_eq!(end.held, 0, "conservation");
         if row != Row::XnuRace {
             assert_eq!(end.lost_edges, 0, "an edge that came, or was not promised");
         }

@@ -181,7 +181,7 @@ fn a_transmit_that_goes_is_counted_once() {
         assert!(matches!(io.attempt(t), Attempt::Done));
     });
     let counted = io.stats.snapshot();
-    assert_eq!((counted.sent, counted.attempts, counted.held()), (3, 3, 0), "accepted before");
+    assert_eq!((counted.sent, counted.attempts, counted.held), (3, 3, 0), "accepted before");
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn what_is_held_may_be_tried_and_is_then_held_no_more() {
         tokio::time::advance(10 * MS).await;
         assert!(core.blocked_for().is_some());
         assert_eq!(core.try_send(&mut t).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(model.stats.snapshot().held(), 4);
+        assert_eq!(model.stats.snapshot().held, 4);
         assert!(core.blocked_for().is_some(), "nothing was taken");
         model.world.borrow_mut().episodes.clear();
         assert_eq!(core.try_send(&mut t).unwrap().sent, 4);
@@ -149,7 +149,7 @@ fn what_is_given_up_is_counted_and_may_be_offered_again() {
         core.give_up(&mut ts);
         assert!(!ts[0].is_accepted());
         let counted = model.stats.snapshot();
-        assert_eq!((counted.drops.cancelled, counted.held()), (3, 0));
+        assert_eq!((counted.drops.cancelled, counted.held), (3, 0));
         model.world.borrow_mut().episodes.clear();
         assert_eq!(send(&model, &mut core, &mut ts).await.sent, 3);
         // There is nothing to give up any more.
