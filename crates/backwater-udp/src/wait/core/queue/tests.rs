@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::time::{Sleep, sleep_until, timeout};
@@ -372,7 +373,7 @@ async fn no_call_takes_more_than_a_turn() {
     flush(&mut queue).await;
     let world = paths.world.borrow();
     assert_eq!(world.numbers(1), (0..60).collect::<Vec<_>>());
-    let most = QUANTUM as usize;
+    let most = lines::QUANTUM as usize;
     assert!((most / 2..=most).contains(&world.largest), "{}", world.largest);
 }
 
