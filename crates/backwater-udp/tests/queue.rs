@@ -75,11 +75,7 @@ fn what_is_given_up_or_too_old_is_counted() {
             }
             let stats = a.stats().snapshot();
             assert_eq!((stats.accepted, stats.sent), (accepted + 64, accepted));
-            assert_eq!(
-                (stats.held, stats.dropped(DropReason::Cancelled)),
-                (0, 64),
-                "with the future that is dropped"
-            );
+            assert_eq!((stats.held, stats.dropped(DropReason::Cancelled)), (0, 64), "with the future that is dropped");
 
             a.backpressure().set(Policy::Wait { deadline: Duration::from_millis(40) });
             let start = Instant::now();

@@ -181,7 +181,9 @@ impl Body {
             .map_err(|e| format!("expected a policy such as {EXAMPLE}: {e}").replace(char::is_control, " "))?;
         match (body.policy, body.deadline_ms) {
             (Kind::Wait, None) => Ok(Policy::default()),
-            (Kind::Wait, Some(ms)) => PolicyText::wait(Duration::from_millis(ms)).map_err(|e| format!("deadline_ms: {e}")),
+            (Kind::Wait, Some(ms)) => {
+                PolicyText::wait(Duration::from_millis(ms)).map_err(|e| format!("deadline_ms: {e}"))
+            }
             (Kind::Drop, None) => Ok(Policy::Drop),
             (Kind::Drop, Some(_)) => Err("expected no deadline_ms with the policy drop".to_owned()),
         }

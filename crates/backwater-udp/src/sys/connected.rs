@@ -77,7 +77,7 @@ mod tests {
     use std::net::{SocketAddr, UdpSocket};
 
     use super::*;
-    use crate::transmit::{Ecn, Header};
+    use crate::{Ecn, transmit::Header};
 
     fn outgoing<'a>(destination: &'a SocketAddr, ecn: Option<Ecn>) -> Outgoing<'a> {
         Outgoing {

@@ -39,7 +39,7 @@ use std::{
     time::Instant,
 };
 
-use crate::transmit::{Ecn, Header};
+use crate::{Ecn, transmit::Header};
 
 #[cfg_attr(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)), path = "linux.rs")]
 #[cfg_attr(not(all(any(target_os = "linux", target_os = "android"), not(backwater_portable))), path = "portable.rs")]
