@@ -160,7 +160,7 @@ impl Io for UdpSocket {
     }
 
     fn register(&self) -> io::Result<Self::Registration> {
-        Lease::new(&self.0.io)
+        Lease::new(&self.0.io, &self.0.leases)
     }
 
     fn renew(&self, registration: &mut Self::Registration) -> io::Result<()> {

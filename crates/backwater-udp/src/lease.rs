@@ -17,14 +17,23 @@ const IDLE: Duration = Duration::from_secs(10);
 /// The registration, which a task of the runtime takes back: its owner may never send again.
 pub(crate) struct Lease(Arc<Mutex<Leased>>);
 
+/// The registrations of a socket's senders.
+#[derive(Default)]
+pub(crate) struct Leases(Mutex<Vec<Weak<Mutex<Leased>>>>);
+
 struct Leased {
     registration: Option<sys::Registration>,
     used: Instant,
 }
 
 impl Lease {
-    pub(crate) fn new(io: &sys::Io) -> io::Result<Self> {
+    pub(crate) fn new(io: &sys::Io, leases: &Leases) -> io::Result<Self> {
         let lease = Self(Arc::new(Mutex::new(Leased { registration: None, used: Instant::now() })));
+        // Before it registers: what is registered with a socket that is replaced meanwhile is found there.
+        let mut known = leases.lock();
+        known.retain(|lease| lease.strong_count() > 0);
+        known.push(Arc::downgrade(&lease.0));
+        drop(known);
         lease.register(&mut lock(&lease.0), io)?;
         Ok(lease)
     }
@@ -65,6 +74,20 @@ impl Lease {
             runtime.spawn(take_back(Arc::downgrade(&self.0)));
         }
         Ok(())
+    }
+}
+
+impl Leases {
+    /// Takes all registrations back: each sender that waits for readiness registers anew when it is polled.
+    pub(crate) fn take_back(&self) {
+        let leases = self.lock().clone();
+        for leased in leases.iter().filter_map(Weak::upgrade) {
+            lock(&leased).registration = None;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Mutex<Leased>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -57,6 +57,7 @@ mod adapters;
 mod ecn;
 mod events;
 pub mod gso;
+mod intake;
 mod io;
 mod lease;
 mod notices;

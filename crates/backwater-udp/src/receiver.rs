@@ -95,8 +95,8 @@ impl Receiver {
         let (mut failed, idle) = (0, &mut self.idle);
         for _ in 0..ERRORS_PER_POLL {
             let seen = inner.events.icmp_errors();
-            let received = inner.io.poll_receive(cx, || {
-                let received = batch.buffers.receive(inner.sock_ref(), &inner.state);
+            let received = inner.intake.poll_receive(&inner.io, cx, &mut batch.buffers, |buffers| {
+                let received = buffers.receive(inner.sock_ref(), &inner.state);
                 let is_empty = matches!(&received, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
                 // Woken for nothing: the error queue has entries that no call reports, timestamps of sent datagrams say.
                 if std::mem::replace(idle, is_empty) && is_empty {

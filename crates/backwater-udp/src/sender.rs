@@ -33,7 +33,7 @@ impl Sender {
     }
 
     /// Whether the system has taken nothing of what this sender offered for five seconds (Apple's systems: 30, since their
-    /// flow control may take 20 on a slow link): the owner may want to bind a new socket. Any datagram that is taken ends it. True
+    /// flow control may take 20 on a slow link): the owner may want to [`rebind`](UdpSocket::rebind) the socket. Any datagram that is taken ends it. True
     /// under either policy; [`try_send`](Self::try_send) alone never makes it true.
     pub fn is_stuck(&self) -> bool {
         self.0.is_stuck()

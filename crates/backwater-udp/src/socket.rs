@@ -2,8 +2,8 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -15,10 +15,14 @@ use tracing::debug;
 use crate::{
     Backpressure, IcmpError, OwnedDatagram, Receiver, Sender, Stats, Train,
     events::Events,
+    intake::Intake,
+    lease::Leases,
     sys::{self, RawTrain},
     transmit::Header,
     wait::fairness::Contention,
 };
+
+mod rebind;
 
 /// Calls that look for what a socket caught before it was connected; what a faster peer has sent by then stays in it.
 const CATCH_BUDGET: usize = 64;
@@ -30,11 +34,15 @@ const CATCH_BUDGET: usize = 64;
 pub struct UdpSocket(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
+    /// Dropped before the socket.
+    pub(crate) intake: Intake,
     pub(crate) io: sys::Io,
     pub(crate) state: sys::State,
     pub(crate) stats: Arc<Stats>,
     pub(crate) backpressure: Backpressure,
-    pub(crate) local_addr: SocketAddr,
+    /// The address it is bound to; the port has changed if it was bound anew.
+    bound: SocketAddr,
+    port: AtomicU16,
     /// Whom it is connected to.
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) max_train_bytes: usize,
@@ -44,6 +52,9 @@ pub(crate) struct Inner {
     /// Whether [`Fragmentation::Allowed`] is in force.
     fragments: AtomicBool,
     pub(crate) contention: Contention,
+    pub(crate) leases: Leases,
+    /// The sockets that only send for this one. Locked while the socket is bound anew.
+    sides: Mutex<Vec<Weak<Inner>>>,
     /// Shared by the sockets that only send for this one.
     pub(crate) events: Arc<Events>,
 }
@@ -144,22 +155,30 @@ impl UdpSocket {
         if main.peer.is_some() || tokio::runtime::Handle::try_current().is_err() {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let (socket, state) = sys::send_only(&main.sock_ref(), main.local_addr)?;
+        let mut sides = main.sides();
+        let (socket, state) = sys::send_only(&main.sock_ref(), main.local_addr())?;
         state.set_fragmentation(&SockRef::from(&socket), self.fragmentation())?;
-        Ok(Self(Arc::new(Inner {
+        let side = Arc::new(Inner {
+            intake: Intake::new(sys::Reader::UNREGISTERED),
             io: sys::Io::new(socket.into())?,
             state,
             stats: main.stats.clone(),
             backpressure: main.backpressure.clone(),
-            local_addr: main.local_addr,
+            bound: main.bound,
+            port: AtomicU16::new(main.local_addr().port()),
             peer: None,
             max_train_bytes: main.max_train_bytes,
             receive_hop_limit: false,
             hop_limit: AtomicU8::new(0),
             fragments: AtomicBool::new(self.fragmentation() == Fragmentation::Allowed),
             contention: Contention::default(),
+            leases: Leases::default(),
+            sides: Mutex::default(),
             events: main.events.clone(),
-        })))
+        });
+        sides.retain(|side| side.strong_count() > 0);
+        sides.push(Arc::downgrade(&side));
+        Ok(Self(side))
     }
 
     /// The options that datagrams leave with now.
@@ -257,7 +276,7 @@ impl UdpSocket {
 
     /// The address it is bound to.
     pub fn local_addr(&self) -> SocketAddr {
-        self.0.local_addr
+        self.0.local_addr()
     }
 
     /// A sender. It holds no descriptor until it has to wait for the first time.
@@ -432,17 +451,21 @@ impl Builder {
         }
         let io = sys::Io::new(socket.into())?;
         Ok(UdpSocket(Arc::new(Inner {
+            intake: Intake::new(sys::Reader::new(&io)?),
             io,
             state,
             stats: self.stats.clone().unwrap_or_default(),
             backpressure: self.backpressure.clone(),
-            local_addr,
+            bound: local_addr,
+            port: AtomicU16::new(local_addr.port()),
             peer,
             max_train_bytes: self.max_train_bytes.unwrap_or(usize::MAX),
             receive_hop_limit: self.receive_hop_limit,
             hop_limit: AtomicU8::new(0),
             fragments: AtomicBool::new(self.fragmentation == Fragmentation::Allowed),
             contention: Contention::default(),
+            leases: Leases::default(),
+            sides: Mutex::default(),
             events: Arc::default(),
         })))
     }
@@ -453,9 +476,19 @@ impl Inner {
         self.io.sock_ref()
     }
 
+    fn local_addr(&self) -> SocketAddr {
+        let mut addr = self.bound;
+        addr.set_port(self.port.load(Relaxed));
+        addr
+    }
+
+    fn sides(&self) -> MutexGuard<'_, Vec<Weak<Inner>>> {
+        self.sides.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The address datagrams arrive at when the system does not say.
     pub(crate) fn local_ip(&self) -> Option<IpAddr> {
-        Some(self.local_addr.ip()).filter(|ip| !ip.is_unspecified())
+        Some(self.bound.ip()).filter(|ip| !ip.is_unspecified())
     }
 }
 
@@ -469,7 +502,7 @@ impl std::os::fd::AsRawFd for UdpSocket {
 
 impl fmt::Debug for UdpSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("UdpSocket").field(&self.0.local_addr).finish()
+        f.debug_tuple("UdpSocket").field(&self.local_addr()).finish()
     }
 }
 

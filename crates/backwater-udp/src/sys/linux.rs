@@ -470,6 +470,16 @@ impl Buffers {
         Ok(received)
     }
 
+    /// Fills a slot with what another socket has received.
+    pub(crate) fn put(&mut self, slot: usize, train: &RawTrain<'_>) {
+        let RawTrain { source, local_ip, ecn, hop_limit, segment_size, payload } = *train;
+        let bytes = self.data.get_mut(slot * SLOT_BYTES..).and_then(|data| data.get_mut(..payload.len()));
+        if let (Some(meta), Some(bytes)) = (self.metas.get_mut(slot), bytes) {
+            bytes.copy_from_slice(payload);
+            *meta = Meta { source, local_ip, ecn, hop_limit, len: payload.len(), segment_size };
+        }
+    }
+
     pub(crate) fn train(&self, slot: usize) -> Option<RawTrain<'_>> {
         let meta = self.metas.get(slot)?;
         let payload = self.data.get(slot * SLOT_BYTES..)?.get(..meta.len)?;

@@ -17,13 +17,16 @@
 //!     received. Of what was made here, which belongs to the call that failed, it passes on the route's MTU.
 //! - `Buffers`: room for received trains.
 //!   - `Buffers::new(slots)`, `receive(&mut self, SockRef, &State) -> io::Result<usize>` fills it (how many slots),
-//!     `train(&self, slot) -> RawTrain`.
+//!     `train(&self, slot) -> RawTrain`, `put(&mut self, slot, &RawTrain)` fills a slot with what another socket has received.
 //! - `OS`: which row of the decision table applies; `RECEIVE_INTEREST`: what a receiver waits for.
 //!
 //! `connected.rs` is what `portable.rs` sends with on a connected socket.
 //!
-//! `reactor_unix.rs`, `reactor_windows.rs`: `Io`, the socket with its registration to receive; `Registration`, one
-//! sender's registration to send.
+//! `reactor_unix.rs`, `reactor_windows.rs`: `Io`, the socket; `Reader`, its registration to receive, which also puts another socket in
+//! its place; `Registration`, one sender's registration to send.
+//!
+//! `replacement_unix.rs`, `replacement_windows.rs`: `replacement(&Socket, SocketAddr) -> io::Result<Socket>`, a socket with the options
+//! of another, bound beside it.
 //!
 //! `send_only_linux.rs`, `send_only_portable.rs`: `send_buffer`, how full a send buffer is; `send_only`, a second socket that sends from the
 //! same address and port, and receives nothing. Only Linux has them.
@@ -69,11 +72,16 @@ mod errno;
 #[cfg_attr(not(unix), path = "reactor_windows.rs")]
 mod reactor;
 
+#[cfg_attr(unix, path = "replacement_unix.rs")]
+#[cfg_attr(not(unix), path = "replacement_windows.rs")]
+mod replacement;
+
 mod segmentation;
 
 pub(crate) use errno::{errno, writable};
 pub(crate) use imp::{Buffers, OS, State};
-pub(crate) use reactor::{Io, Registration};
+pub(crate) use reactor::{Io, Reader, Registration};
+pub(crate) use replacement::replacement;
 pub(crate) use segmentation::Segmentation;
 pub(crate) use send_only::{send_buffer, send_only};
 

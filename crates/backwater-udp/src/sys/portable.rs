@@ -94,17 +94,21 @@ impl State {
     fn send_contents(&self, socket: SockRef<'_>, out: &Outgoing<'_>, contents: &[u8]) -> io::Result<()> {
         let transmit = quinn_udp::Transmit {
             destination: *out.destination,
-            ecn: out.ecn.map(|ecn| match ecn {
-                Ecn::Ect0 => EcnCodepoint::Ect0,
-                Ecn::Ect1 => EcnCodepoint::Ect1,
-                Ecn::Ce => EcnCodepoint::Ce,
-            }),
+            ecn: out.ecn.map(codepoint),
             contents,
             segment_size: out.segment_size.map(usize::from),
             src_ip: *out.source,
         };
         // `send` would swallow errors.
         self.inner.try_send((&*socket).into(), &transmit)
+    }
+}
+
+fn codepoint(ecn: Ecn) -> EcnCodepoint {
+    match ecn {
+        Ecn::Ect0 => EcnCodepoint::Ect0,
+        Ecn::Ect1 => EcnCodepoint::Ect1,
+        Ecn::Ce => EcnCodepoint::Ce,
     }
 }
 
@@ -181,6 +185,19 @@ impl Buffers {
         let (iovs, metas) = (iovs.get_mut(..n), self.metas.get_mut(..n));
         let (Some(iovs), Some(metas)) = (iovs, metas) else { return Ok(0) };
         state.inner.recv((&*socket).into(), iovs, metas)
+    }
+
+    /// Fills a slot with what another socket has received.
+    pub(crate) fn put(&mut self, slot: usize, train: &RawTrain<'_>) {
+        let bytes = self.data.get_mut(slot * SLOT_BYTES..).and_then(|data| data.get_mut(..train.payload.len()));
+        if let (Some(meta), Some(bytes)) = (self.metas.get_mut(slot), bytes) {
+            bytes.copy_from_slice(train.payload);
+            *meta = RecvMeta::default();
+            meta.addr = train.source;
+            (meta.len, meta.stride) = (train.payload.len(), train.segment_size);
+            meta.dst_ip = train.local_ip;
+            meta.ecn = train.ecn.map(codepoint);
+        }
     }
 
     pub(crate) fn train(&self, slot: usize) -> Option<RawTrain<'_>> {

@@ -3,40 +3,117 @@
 use std::{
     io,
     net::UdpSocket,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     task::{Context, Poll, ready},
 };
 
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// A socket, registered to receive. Not to send: each freed buffer would wake the reactor, and one error would latch
-/// "write closed" for as long as the socket lives.
-pub(crate) struct Io(AsyncFd<UdpSocket>);
+/// A socket. Its number stays the same although another socket takes its place.
+pub(crate) struct Io(UdpSocket);
 
 impl Io {
     pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
-        // SAFETY: a `UdpSocket` is open and names one description until it is dropped, which the `AsyncFd` does.
-        let io = unsafe { AsyncFd::register_with_interest(socket, super::imp::RECEIVE_INTEREST) }?;
-        Ok(Self(io))
+        Ok(Self(socket))
     }
 
     pub(crate) fn sock_ref(&self) -> SockRef<'_> {
-        SockRef::from(self.0.get_ref())
+        SockRef::from(&self.0)
+    }
+
+    /// Makes its number name what `socket` does, in one step: a thread that sends meanwhile uses the one or the other.
+    fn rename(&self, socket: &Socket) -> io::Result<()> {
+        let (from, to) = (socket.as_raw_fd(), self.0.as_raw_fd());
+        // SAFETY: both numbers are open, and `to` is this value's own.
+        let result = unsafe {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            {
+                libc::dup3(from, to, libc::O_CLOEXEC)
+            }
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            {
+                libc::dup2(from, to)
+            }
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        self.sock_ref().set_cloexec(true)?;
+        Ok(())
+    }
+}
+
+/// A socket's registration to receive. Not to send: each freed buffer would wake the reactor, and one error would latch
+/// "write closed" for as long as the socket lives.
+///
+/// There is one for an [`Io`], and it is dropped before that. It does without a descriptor of its own.
+pub(crate) struct Reader(Option<AsyncFd<Number>>);
+
+/// A socket's number.
+struct Number(RawFd);
+
+impl AsRawFd for Number {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+impl Reader {
+    /// It registers when it is polled.
+    pub(crate) const UNREGISTERED: Self = Self(None);
+
+    pub(crate) fn new(io: &Io) -> io::Result<Self> {
+        Ok(Self(Some(Self::register(io)?)))
     }
 
     /// Calls `receive` when there may be something, until it is not `WouldBlock`.
     pub(crate) fn poll_receive<R>(
-        &self,
+        &mut self,
+        io: &Io,
         cx: &mut Context<'_>,
         mut receive: impl FnMut() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
+        let fd = match &mut self.0 {
+            Some(fd) => fd,
+            none => none.insert(Self::register(io)?),
+        };
         loop {
-            let mut guard = ready!(self.0.poll_read_ready(cx))?;
+            let mut guard = ready!(fd.poll_read_ready(cx))?;
             if let Ok(result) = guard.try_io(|_| receive()) {
                 return Poll::Ready(result);
             }
         }
+    }
+
+    /// Puts `new` in the place of the socket, under its number, and returns what the number has named.
+    ///
+    /// # Errors
+    /// Those of the system. The number then names what it did.
+    pub(crate) fn replace(&mut self, io: &Io, new: Socket) -> io::Result<Socket> {
+        let old = io.sock_ref().try_clone()?;
+        // The reactor knows a socket by its number: it has to forget the old one while the number names it.
+        self.0 = None;
+        match io.rename(&new).and_then(|()| Self::register(io)) {
+            Ok(fd) => {
+                self.0 = Some(fd);
+                Ok(old)
+            }
+            Err(error) => {
+                io.rename(&old)?;
+                // If it cannot be registered, the next poll tries again.
+                self.0 = Self::register(io).ok();
+                Err(error)
+            }
+        }
+    }
+
+    fn register(io: &Io) -> io::Result<AsyncFd<Number>> {
+        let number = Number(io.0.as_raw_fd());
+        // SAFETY: the number is open until the `Io` is dropped, which the reader is before. It names one description until
+        // `replace` drops the registration.
+        Ok(unsafe { AsyncFd::register_with_interest(number, super::imp::RECEIVE_INTEREST) }?)
     }
 }
 

@@ -6,10 +6,10 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 use tokio::io::Interest;
 
-/// A socket, registered.
+/// A socket, registered to receive and to send.
 pub(crate) struct Io(tokio::net::UdpSocket);
 
 impl Io {
@@ -20,20 +20,37 @@ impl Io {
     pub(crate) fn sock_ref(&self) -> SockRef<'_> {
         SockRef::from(&self.0)
     }
+}
+
+/// The registration to receive is the socket's.
+pub(crate) struct Reader;
+
+impl Reader {
+    pub(crate) const UNREGISTERED: Self = Self;
+
+    pub(crate) fn new(_io: &Io) -> io::Result<Self> {
+        Ok(Self)
+    }
 
     /// Calls `receive` when there may be something, until it is not `WouldBlock`.
     pub(crate) fn poll_receive<R>(
-        &self,
+        &mut self,
+        io: &Io,
         cx: &mut Context<'_>,
         mut receive: impl FnMut() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
         loop {
-            ready!(self.0.poll_recv_ready(cx))?;
-            match self.0.try_io(Interest::READABLE, &mut receive) {
+            ready!(io.0.poll_recv_ready(cx))?;
+            match io.0.try_io(Interest::READABLE, &mut receive) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
         }
+    }
+
+    /// No call makes a handle name another socket.
+    pub(crate) fn replace(&mut self, _io: &Io, _new: Socket) -> io::Result<Socket> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

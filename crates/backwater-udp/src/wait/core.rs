@@ -130,11 +130,11 @@ impl<I: Io> Core<I> {
     }
 
     pub(crate) fn is_stuck(&self) -> bool {
-        self.wait.as_ref().is_some_and(|wait| wait.stuck)
+        self.wait.as_ref().is_some_and(|wait| wait.stuck && wait.blocked_since(&self.io).is_some())
     }
 
     pub(crate) fn blocked_for(&self) -> Option<Duration> {
-        self.wait.as_ref().and_then(|wait| wait.blocked_since).map(|since| since.elapsed())
+        self.wait.as_ref().and_then(|wait| wait.blocked_since(&self.io)).map(|since| since.elapsed())
     }
 
     pub(crate) fn poll_send_batch(
@@ -343,8 +343,8 @@ impl<I: Io> Core<I> {
         let now = Instant::now();
         let wait = self.wait_mut(now);
         wait.last_used = now;
-        wait.blocked_since.get_or_insert(now);
         if let Some(wait) = &mut self.wait {
+            wait.blocked(&self.io, now);
             see_whether_stuck(&self.io, wait, now);
         }
     }

@@ -10,7 +10,7 @@ use std::{
     ops::Bound::{Excluded, Unbounded},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
     task::Waker,
     time::Duration,
@@ -71,6 +71,8 @@ pub(crate) struct Contention {
     waiting: AtomicUsize,
     /// Senders that were called and have not come yet.
     called: AtomicUsize,
+    /// Sockets that were in the place of this one before.
+    replaced: AtomicU32,
     hasher: RandomState,
     queues: Mutex<Queues>,
 }
@@ -247,6 +249,23 @@ impl Contention {
             let turn = group.turn?;
             (turn > known && group.prober_id() != Some(sender)).then_some(turn)
         })
+    }
+
+    /// Another socket is in the place of the one that refused: all that wait try at once.
+    pub(crate) fn socket_replaced(&self) {
+        let mut queues = self.queues();
+        self.replaced.fetch_add(1, Relaxed);
+        let Queues { waiters, wakes, .. } = &mut *queues;
+        for waiter in waiters.values_mut() {
+            waiter.called = true;
+            wakes.push(waiter.waker.clone());
+        }
+        self.publish(queues);
+    }
+
+    /// How many sockets were in the place of this one before.
+    pub(crate) fn replaced(&self) -> u32 {
+        self.replaced.load(Relaxed)
     }
 
     /// How long it took lately until those who wait with `sender` had room.

@@ -113,8 +113,28 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         self.of_side(key, t)
     }
 
-    fn has_side(&self, key: Option<K>) -> bool {
+    fn has_side(&mut self, key: Option<K>) -> bool {
+        self.close_sides_of_earlier_socket();
         self.sides.as_ref().is_some_and(|sides| sides.has(key))
+    }
+
+    /// The sides send from the port of a socket that another one has replaced.
+    #[inline]
+    fn close_sides_of_earlier_socket(&mut self) {
+        if let Some(sides) = &self.sides
+            && sides.replaced != self.core.io.contention().replaced()
+        {
+            self.close_sides();
+        }
+    }
+
+    /// What waits on them goes on here.
+    #[cold]
+    fn close_sides(&mut self) {
+        let Some(mut sides) = self.sides.take() else { return };
+        for (key, line) in sides.take_lines() {
+            self.adopt(key, line);
+        }
     }
 
     #[cold]
@@ -132,7 +152,8 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
             return None;
         }
         let most = self.bounds.send_only_sockets;
-        let side = self.sides.get_or_insert_default().open(&self.core.io, key, most)?;
+        let replaced = self.core.io.contention().replaced();
+        let side = self.sides.get_or_insert_with(|| Box::new(Sides::new(replaced))).open(&self.core.io, key, most)?;
         side.waker.clone_from(&self.waker);
         side.bounds = Bounds { of_all: self.bounds.of_a_key, ..self.bounds };
         if let Some(key) = key
@@ -229,6 +250,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.close_sides_of_earlier_socket();
         let flushed = self.poll_lines(cx);
         let Some(sides) = &mut self.sides else { return flushed };
         let of_sides = sides.poll(cx);

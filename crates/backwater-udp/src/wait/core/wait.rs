@@ -38,6 +38,8 @@ pub(super) struct Wait<R> {
     /// Since when the system has taken nothing, though offered.
     pub(super) blocked_since: Option<Instant>,
     pub(super) stuck: bool,
+    /// How many sockets had been replaced then.
+    replaced: u32,
     /// When a timer won although an edge was promised, and the socket had room; the first time since the last edge.
     pub(super) suspect: Option<Instant>,
 }
@@ -84,8 +86,26 @@ impl<R> Wait<R> {
             last_used: now,
             blocked_since: None,
             stuck: false,
+            replaced: 0,
             suspect: None,
         }
+    }
+}
+
+impl<R> Wait<R> {
+    /// The system has taken nothing. What an earlier socket did says nothing about the one in its place.
+    pub(super) fn blocked<I: Io>(&mut self, io: &I, now: Instant) {
+        let replaced = io.contention().replaced();
+        if std::mem::replace(&mut self.replaced, replaced) != replaced {
+            clear_blocked(io, self);
+            self.suspect = None;
+        }
+        self.blocked_since.get_or_insert(now);
+    }
+
+    /// Since when the system has taken nothing for the socket that is in use.
+    pub(super) fn blocked_since<I: Io>(&self, io: &I) -> Option<Instant> {
+        self.blocked_since.filter(|_| self.replaced == io.contention().replaced())
     }
 }
 
@@ -103,7 +123,7 @@ impl<I: Io> Core<I> {
         let Some(wait) = &mut self.wait else { return };
         wait.last_used = now;
         look_for_edge(&self.io, wait, now);
-        wait.blocked_since.get_or_insert(now);
+        wait.blocked(&self.io, now);
         wait.yielded = false;
         wait.crowded = crowded;
         wait.parked = Some(Parked::new(class, bottleneck, now));
@@ -295,7 +315,7 @@ impl<I: Io> Core<I> {
         let begins = progress && by == By::Call;
         let renew = parked.refused(class, bottleneck, if begins { By::Timer } else { by }, now);
         self.io.contention().refused(self.id, Refused { bottleneck, by, recovery: wait.recovery, longest }, now);
-        wait.blocked_since.get_or_insert(now);
+        wait.blocked(&self.io, now);
         if renew == Renew::Yes {
             // A new registration knows nothing of an edge that came.
             look_for_edge(&self.io, wait, now);
@@ -331,7 +351,7 @@ impl<I: Io> Core<I> {
     }
 }
 
-pub(super) fn clear_blocked<I: Io>(io: &I, wait: &mut Wait<I::Registration>) {
+pub(super) fn clear_blocked<I: Io, R>(io: &I, wait: &mut Wait<R>) {
     wait.blocked_since = None;
     if std::mem::take(&mut wait.stuck) {
         io.stats().unstuck();

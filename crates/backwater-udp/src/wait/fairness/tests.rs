@@ -89,6 +89,16 @@ fn of_those_that_wait_for_the_same_one_probes() {
 }
 
 #[test]
+fn all_that_wait_are_called_when_the_socket_is_replaced() {
+    let mut line = Line::of(&[A, A, B, Bottleneck::Socket]);
+    assert_eq!(line.c.replaced(), 0);
+    line.c.socket_replaced();
+    assert_eq!((line.woken(), line.c.replaced()), (vec![1, 2, 3, 4], 1));
+    assert!((1..=4).all(|sender| line.wait(sender).called));
+    assert!((1..=4).all(|sender| !line.wait(sender).called), "once");
+}
+
+#[test]
 fn a_prober_that_goes_hands_over_at_once() {
     let mut line = Line::of(&[A; 4]);
     line.c.leave(1, line.now);

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const MS: Duration = Duration::from_millis(1);
+
 async fn send(core: &mut Core<Model>, ts: &mut [Transmit<'_>]) -> Report {
     poll_fn(|cx| core.poll_send_batch(cx, ts)).await.unwrap()
 }
@@ -53,6 +55,38 @@ fn a_sender_is_stuck_only_while_nothing_is_taken() {
         assert_eq!(send_one(&mut core).await.sent, 1);
         assert!(!core.is_stuck() && core.blocked_for().is_none(), "it went at once");
         assert_eq!(model.stats.snapshot().stuck, 1);
+    });
+}
+
+/// The clock of a stuck sender is about one socket, not about the next in its place.
+#[test]
+fn a_sender_goes_on_at_once_when_the_socket_is_replaced_and_is_stuck_no_more() {
+    runtime().block_on(async {
+        for (row, seconds) in [(Row::SendBuffer, 5), (Row::Permanent, 5), (Row::XnuAdvised, 30)] {
+            let model = model(row, 1, wait(3_600_000));
+            let mut core = Core::new(model.clone());
+            block(&model, NEVER);
+            let slices = [IoSlice::new(b"x")];
+            let mut ts = [Transmit::new(TO, &slices)];
+            for times in 1..=2 {
+                // It is noticed when the system is tried.
+                let stuck = Duration::from_secs(seconds) + LAST_BACKSTOP;
+                assert!(tokio::time::timeout(stuck, send(&mut core, &mut ts)).await.is_err());
+                assert!(core.is_stuck() && core.blocked_for().unwrap() >= stuck - LAST_BACKSTOP, "{row:?}");
+                assert_eq!(model.stats.snapshot().stuck, times);
+                model.contention.socket_replaced();
+                assert!(!core.is_stuck() && core.blocked_for().is_none(), "{row:?}");
+                // The next one takes nothing either.
+                assert!(tokio::time::timeout(Duration::ZERO, send(&mut core, &mut ts)).await.is_err());
+                assert!(core.blocked_for().unwrap() < MS);
+            }
+            model.world.borrow_mut().episodes.clear();
+            model.contention.socket_replaced();
+            let sent = tokio::time::timeout(Duration::ZERO, send(&mut core, &mut ts)).await;
+            assert_eq!(sent.unwrap().sent, 1, "{row:?}");
+            let counted = model.stats.snapshot();
+            assert_eq!((counted.accepted, counted.sent, counted.held), (1, 1, 0));
+        }
     });
 }
 

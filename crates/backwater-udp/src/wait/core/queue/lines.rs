@@ -239,14 +239,21 @@ impl<K: Copy + Ord> Lines<K> {
         Some(line)
     }
 
-    /// Takes a line of a key that has none here. Nothing else waits here.
+    /// Takes over what waits elsewhere.
     pub(super) fn put(&mut self, key: K, line: Line) {
         self.bytes += line.bytes;
         self.transmits += line.waiting.len();
         self.datagrams += line.datagrams();
         self.ages.extend(line.waiting.iter().map(|waiting| (waiting.since, key)));
-        self.turns.push_back(key);
-        self.lines.insert(key, line);
+        self.ages.make_contiguous().sort_by_key(|&(since, _)| since);
+        let Some(known) = self.lines.get_mut(&key) else {
+            self.turns.push_back(key);
+            self.lines.insert(key, line);
+            return;
+        };
+        known.bytes += line.bytes;
+        known.waiting.extend(line.waiting);
+        known.waiting.make_contiguous().sort_by_key(|waiting| waiting.since);
     }
 
     fn serve<I: Io>(&mut self, io: &I, id: u32, key: K, budget: &mut Budget) -> Served {

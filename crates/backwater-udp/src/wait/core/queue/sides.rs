@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::QueueCore;
+use super::{Line, QueueCore};
 use crate::{io::Io, send_queue::Bounds, wait::core::timer::Timer};
 
 /// Of one queue.
@@ -42,6 +42,8 @@ pub(super) struct Sides<I: Io, K: Copy + Ord> {
     timer: Timer,
     /// When to look for idle ones; `None` while there is no side.
     look_at: Option<Instant>,
+    /// How many sockets had been replaced by others when these were opened.
+    pub(super) replaced: u32,
 }
 
 struct Side<I: Io, K: Copy + Ord> {
@@ -55,13 +57,11 @@ struct Side<I: Io, K: Copy + Ord> {
 /// One of those of the process.
 struct Counted;
 
-impl<I: Io, K: Copy + Ord> Default for Sides<I, K> {
-    fn default() -> Self {
-        Self { all: Vec::new(), not_before: None, timer: Timer::default(), look_at: None }
-    }
-}
-
 impl<I: Io, K: Copy + Ord> Sides<I, K> {
+    pub(super) fn new(replaced: u32) -> Self {
+        Self { all: Vec::new(), not_before: None, timer: Timer::default(), look_at: None, replaced }
+    }
+
     pub(super) fn has(&self, key: Option<K>) -> bool {
         self.all.iter().any(|side| side.key == key)
     }
@@ -136,6 +136,13 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
             let _ = self.timer.poll(cx, now + IDLE);
         }
         if pending { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// What waits on them.
+    pub(super) fn take_lines(&mut self) -> Vec<(K, Line)> {
+        let lines =
+            self.all.iter_mut().filter_map(|side| Some((side.key?, side.queue.lines.as_mut()?.take(side.key?)?)));
+        lines.collect()
     }
 
     fn take_free(&mut self) -> Option<Side<I, K>> {

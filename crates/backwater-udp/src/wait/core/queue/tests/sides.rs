@@ -127,6 +127,37 @@ async fn a_line_that_waits_moves_to_a_socket_of_its_own() {
     assert_balance(&queue, &paths);
 }
 
+/// They send from the port of the socket that was there before.
+#[tokio::test(start_paused = true)]
+async fn what_waits_on_sockets_of_their_own_goes_on_with_the_socket_that_is_there_now() {
+    let paths = deep(PATIENT, 20_000.0, true);
+    let mut queue = queue(&paths);
+    for number in 0..100 {
+        for port in [7, 8, 107] {
+            send(&mut queue, port, BIG, number..number + 1);
+        }
+        run(&mut queue, MS).await;
+    }
+    let (held, opened) = (queue.held(), open(&paths));
+    assert!(held > 100 && opened >= 2, "{held} {opened}");
+    paths.contention.socket_replaced();
+    let _ = timeout(Duration::ZERO, flush(&mut queue)).await;
+    let lines = queue.lines.as_ref().unwrap();
+    assert_eq!(
+        (open(&paths), lines.datagrams, queue.held_bytes(7) + queue.held_bytes(8)),
+        (0, queue.held(), queue.bytes())
+    );
+    assert!(lines.ages.iter().map(|(since, _)| since).is_sorted(), "the oldest first");
+    assert_balance(&queue, &paths);
+    for number in 100..110 {
+        send(&mut queue, 7, BIG, number..number + 1);
+    }
+    flush(&mut queue).await;
+    assert_eq!(paths.world.borrow().numbers(7), (0..110).collect::<Vec<_>>(), "in order");
+    assert_eq!(paths.world.borrow().numbers(8), (0..100).collect::<Vec<_>>(), "in order");
+    assert_balance(&queue, &paths);
+}
+
 /// Anyone can be a stranger: all of them together have one socket.
 #[tokio::test(start_paused = true)]
 async fn answers_to_strangers_fill_a_socket_of_theirs() {
