@@ -15,8 +15,9 @@ pub(crate) struct Raw {
     slots: Slots,
 }
 
-/// Room for one control message with an int, as the kernel wants it aligned.
+/// Room for one control message with an int, as the kernel wants it aligned; and for two, of what is received.
 type Control = [u64; 3];
+type Received = [u64; 6];
 
 /// Where slices are as quick as a copy.
 const WORTH_A_SLICE: usize = 768;
@@ -24,7 +25,7 @@ const WORTH_A_SLICE: usize = 768;
 struct Slots {
     data: Vec<u8>,
     names: Vec<sockaddr_in>,
-    controls: Vec<Control>,
+    controls: Vec<Received>,
     /// Never touched again: the headers point to them.
     _iovecs: Vec<iovec>,
     headers: Vec<mmsghdr>,
@@ -34,6 +35,8 @@ impl Raw {
     pub(crate) fn new() -> Self {
         let socket = net::socket();
         net::option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
+        // What a tunnel or a relay has to pass on (RFC 6040): no subject is spared it but tokio's socket, which cannot be asked.
+        net::option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
         Self { socket, slots: Slots::new() }
     }
 }
@@ -140,20 +143,20 @@ impl Slots {
     fn new() -> Self {
         let mut data = vec![0; SLOTS * SLOT_BYTES];
         let mut names = vec![name(&SocketAddr::from(([0, 0, 0, 0], 0))); SLOTS];
-        let mut controls: Vec<Control> = vec![[0; 3]; SLOTS];
+        let mut controls: Vec<Received> = vec![[0; 6]; SLOTS];
         let slices = data.chunks_mut(SLOT_BYTES);
         let mut iovecs: Vec<_> =
             slices.map(|slot| iovec { iov_base: slot.as_mut_ptr().cast::<c_void>(), iov_len: SLOT_BYTES }).collect();
         let parts = names.iter_mut().zip(&mut iovecs).zip(&mut controls);
         let headers = parts
-            .map(|((name, slice), control)| mmsghdr { msg_hdr: header(name, slice, 1, control), msg_len: 0 })
+            .map(|((name, slice), control)| mmsghdr { msg_hdr: header(name, slice, 1, control.first_chunk_mut().unwrap()), msg_len: 0 })
             .collect();
         Self { data, names, controls, _iovecs: iovecs, headers }
     }
 
     fn receive(&mut self, socket: &Socket) -> usize {
         for header in &mut self.headers {
-            header.msg_hdr.msg_controllen = size_of::<Control>();
+            header.msg_hdr.msg_controllen = size_of::<Received>();
         }
         // SAFETY: the headers point into the other vectors, which never grow.
         let count =
@@ -167,16 +170,21 @@ impl Slots {
         let length = self.headers[slot].msg_len as usize;
         let at = slot * SLOT_BYTES;
         std::hint::black_box(&self.names[slot]);
-        let control: *const cmsghdr = self.controls[slot].as_ptr().cast();
-        let size = if self.headers[slot].msg_hdr.msg_controllen == 0 {
-            length
-        } else {
-            // SAFETY: the kernel has written a message there, and nothing but UDP_GRO was asked for, which is an int.
-            let (kind, size) =
-                unsafe { ((*control).cmsg_type, libc::CMSG_DATA(control).cast::<i32>().read_unaligned()) };
-            assert_eq!(kind, libc::UDP_GRO);
-            size as usize
-        };
+        let header = &self.headers[slot].msg_hdr;
+        let (mut size, mut ecn) = (length, 0);
+        // SAFETY: the kernel has written whole messages there, of an int each, but for IP_TOS, which is a byte.
+        unsafe {
+            let mut control = libc::CMSG_FIRSTHDR(header);
+            while let Some(&cmsghdr { cmsg_type, .. }) = control.as_ref() {
+                match cmsg_type {
+                    libc::UDP_GRO => size = libc::CMSG_DATA(control).cast::<i32>().read_unaligned() as usize,
+                    libc::IP_TOS => ecn = *libc::CMSG_DATA(control) & 3,
+                    other => panic!("control message {other}"),
+                }
+                control = libc::CMSG_NXTHDR(header, control);
+            }
+        }
+        std::hint::black_box(ecn);
         (&self.data[at..at + length], size)
     }
 }
