@@ -39,7 +39,10 @@ const NO_TUNNEL: &[&str] = &["--workspace", "--exclude", "backwater-tunnel", "--
 const SANS_IO: &[&str] = &["-p", "backwater-stun", "-p", "backwater-turn"];
 const NO_STD: &[&str] = &["-p", "backwater-stun", "--no-default-features"];
 
-const TARGETS: [Target; 9] = [
+/// The program that the workflow builds as one static binary.
+const PROBE: &[&str] = &["-p", "backwater-probe"];
+
+const TARGETS: [Target; 10] = [
     Target { triple: "aarch64-apple-darwin", library: "std", packages: ALL },
     Target { triple: "x86_64-apple-darwin", library: "std", packages: ALL },
     Target { triple: "aarch64-apple-ios", library: "std", packages: NO_TUNNEL },
@@ -47,6 +50,7 @@ const TARGETS: [Target; 9] = [
     Target { triple: "x86_64-pc-windows-msvc", library: "std", packages: ALL },
     Target { triple: "x86_64-unknown-freebsd", library: "std", packages: NO_TUNNEL },
     Target { triple: "aarch64-linux-android", library: "std", packages: NO_TUNNEL },
+    Target { triple: "x86_64-unknown-linux-musl", library: "std", packages: PROBE },
     Target { triple: "wasm32-unknown-unknown", library: "std", packages: SANS_IO },
     Target { triple: "thumbv7em-none-eabi", library: "core", packages: NO_STD },
 ];

@@ -1,10 +1,10 @@
-//! Percentiles of sampled latencies.
+//! Percentiles of durations.
 
-/// Latencies in nanoseconds, kept whole: a load samples few enough.
+/// Durations in nanoseconds. All of them are kept, up to a limit.
 #[derive(Debug, Default)]
 pub(crate) struct Latencies(Vec<u64>);
 
-/// More than a run of minutes samples; beyond it, none is kept.
+/// Durations that are kept at most (8 MiB). Later ones are ignored.
 const MOST: usize = 1 << 20;
 
 impl Latencies {
@@ -18,7 +18,12 @@ impl Latencies {
         }
     }
 
-    /// The smallest value that `percent` of a hundred do not exceed (nearest rank), in microseconds.
+    /// Returns how many durations are kept.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Returns the smallest duration that `percent` of a hundred do not exceed (nearest rank), in microseconds.
     pub(crate) fn percentile(&mut self, percent: usize) -> Option<f64> {
         self.0.sort_unstable();
         let rank = (self.0.len() * percent).div_ceil(100).max(1);

@@ -6,6 +6,7 @@
 
 mod naive;
 mod outcome;
+mod summary;
 mod text;
 
 use std::{
@@ -18,9 +19,12 @@ use std::{
 use backwater_udp::{Backpressure, Policy, RecvBatch, Sender, Transmit, UdpSocket};
 use cpu_time::ProcessTime;
 use naive::Naive;
-pub use outcome::{Bucket, Class, NaiveOutcome, Outcome, Woken};
+pub use outcome::{Bucket, Class, Holds, NaiveOutcome, Outcome, Woken};
 use serde::Serialize;
+pub use summary::Summary;
 use tokio::task::JoinHandle;
+
+use crate::latency::Latencies;
 
 /// How a refusal is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -65,6 +69,10 @@ pub struct Findings {
     pub version: &'static str,
     /// The system, by Rust's name for it.
     pub os: &'static str,
+    /// The system with its release and its processor, as `uname` names them.
+    pub system: String,
+    /// The command that made the findings.
+    pub command: String,
     /// Where the datagrams went.
     pub address: SocketAddr,
     /// Bytes of payload in each.
@@ -199,6 +207,7 @@ struct Backwater {
     examined: u64,
     examine_at: Instant,
     paused: Duration,
+    holds: Latencies,
 }
 
 impl Subject {
@@ -213,6 +222,7 @@ impl Subject {
             examined: 0,
             examine_at: Instant::now(),
             paused: Duration::ZERO,
+            holds: Latencies::default(),
         }))
     }
 
@@ -230,9 +240,10 @@ impl Subject {
 
     fn into_outcome(self) -> Outcome {
         match self {
-            Self::Backwater(Backwater { socket, sender, examined, paused, .. }) => {
+            Self::Backwater(Backwater { socket, sender, examined, paused, mut holds, .. }) => {
                 drop(sender);
                 let mut outcome = Outcome::of(&socket.stats().snapshot());
+                outcome.holds = Holds::of(&mut holds);
                 outcome.edges_examined = examined;
                 outcome.paused_seconds = paused.as_secs_f64();
                 outcome
@@ -256,6 +267,9 @@ impl Backwater {
         })
         .await?;
         let now = Instant::now();
+        if let Some(since) = since {
+            self.holds.record((now - since).as_nanos() as u64);
+        }
         if since.is_some_and(|since| now - since >= BACKSTOP) && now >= self.examine_at && now + LATE_EDGE < end {
             self.examine_at = now + EXAMINE_EVERY;
             if Outcome::of(&self.socket.stats().snapshot()).advised_by_timer() > self.examined {

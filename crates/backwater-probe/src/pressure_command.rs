@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use backwater_probe::pressure::{Findings, Pressure, Progress, Treatment};
+use backwater_probe::pressure::{Findings, Pressure, Progress, Summary, Treatment};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -33,9 +33,12 @@ pub(crate) struct PressureArgs {
     /// The kinds of socket to try it on.
     #[arg(long, value_enum, default_value_t = Connected::Both)]
     connected: Connected,
-    /// Print one line of JSON.
+    /// Print one line of JSON instead of the report.
     #[arg(long)]
     json: bool,
+    /// Print one screen instead of the report, to paste into an issue.
+    #[arg(long, conflicts_with = "json")]
+    summary: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -78,6 +81,11 @@ impl PressureArgs {
         let mut findings = Findings {
             version: env!("CARGO_PKG_VERSION"),
             os: std::env::consts::OS,
+            system: system(),
+            command: std::iter::once("backwater-probe".to_owned())
+                .chain(std::env::args().skip(1))
+                .collect::<Vec<_>>()
+                .join(" "),
             address: to,
             size,
             rate: self.rate,
@@ -94,11 +102,26 @@ impl PressureArgs {
         line.clear();
         if self.json {
             println!("{}", serde_json::to_string(&findings)?);
+        } else if self.summary {
+            print!("{}", Summary(&findings));
         } else {
             print!("{findings}");
         }
         Ok(())
     }
+}
+
+/// Names the system, its release and its processor.
+#[cfg(unix)]
+fn system() -> String {
+    let name = rustix::system::uname();
+    [name.sysname(), name.release(), name.machine()].map(|part| part.to_string_lossy().into_owned()).join(" ")
+}
+
+/// Names the system and its processor.
+#[cfg(not(unix))]
+fn system() -> String {
+    [std::env::consts::OS, std::env::consts::ARCH].join(" ")
 }
 
 /// The line on a terminal that says how far it is.

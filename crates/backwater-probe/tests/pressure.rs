@@ -52,6 +52,22 @@ fn it_says_what_it_will_do_and_shows_no_progress_where_nobody_looks() {
 }
 
 #[test]
+fn summary_fits_one_screen_and_says_how_to_repeat_the_run() {
+    let arguments = "127.0.0.1 --seconds 0.1 --rate 100 --summary";
+    let out = pressure(arguments);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.lines().count() <= 24 && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(text.contains(&format!("backwater-probe pressure {arguments}\n")), "{text}");
+    // All six runs are columns of one table.
+    let columns =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().count();
+    assert_eq!((columns("policy"), columns("sent per second")), (6, 6), "{text}");
+    let both = pressure(&format!("{arguments} --json"));
+    assert_eq!(both.status.code(), Some(2));
+}
+
+#[test]
 fn bad_input_is_one_line() {
     for (arguments, code) in [
         ("host.invalid", 2),
@@ -111,6 +127,16 @@ fn behind_a_full_queue_the_policies_differ() {
                         class["recovered"].as_object().unwrap().values().filter_map(Value::as_f64).sum();
                     let in_bars: f64 = class["recovery"].as_array().unwrap().iter().map(|b| number(b, "count")).sum();
                     assert_eq!(recovered, in_bars, "{class}");
+                }
+                let (holds, p50, p99) = (&run["holds"], &run["holds"]["p50_seconds"], &run["holds"]["p99_seconds"]);
+                match policy {
+                    "drop" => {
+                        assert_eq!((number(holds, "count"), p50, p99), (0.0, &Value::Null, &Value::Null), "{run}")
+                    }
+                    _ => {
+                        let (p50, p99) = (p50.as_f64().unwrap(), p99.as_f64().unwrap());
+                        assert!(number(holds, "count") > 0.0 && 0.0 < p50 && p50 <= p99, "{run}");
+                    }
                 }
                 match policy {
                     "wait" => {

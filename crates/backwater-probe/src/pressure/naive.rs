@@ -20,11 +20,11 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 
-use crate::errno::is_no_buffers;
+use crate::{errno::is_no_buffers, latency::Latencies};
 
 use super::{
     Reading, Treatment, any_like,
-    outcome::{Bucket, Class, NaiveOutcome, Outcome},
+    outcome::{Bucket, Class, Holds, NaiveOutcome, Outcome},
 };
 
 pub(super) struct Naive {
@@ -50,6 +50,7 @@ struct Counts {
     recovered: u64,
     recovery: [u64; BUCKETS.len() + 1],
     recovery_time: Duration,
+    holds: Latencies,
     naive: NaiveOutcome,
     window: Option<Window>,
 }
@@ -158,7 +159,7 @@ impl Naive {
     }
 
     pub(super) fn into_outcome(self) -> Outcome {
-        let Counts { offered, sent, errors, unfinished, mut naive, window, .. } = self.counts;
+        let Counts { offered, sent, errors, unfinished, mut naive, mut holds, window, .. } = self.counts;
         if let Some(window) = window {
             window.close(&mut naive);
         }
@@ -177,6 +178,7 @@ impl Naive {
             attempts: self.counts.attempts,
             waits: self.counts.waits,
             blocked_seconds: self.counts.blocked.as_secs_f64(),
+            holds: Holds::of(&mut holds),
             classes: vec![class],
             spurious_wakes: self.counts.spurious,
             naive: Some(naive),
@@ -222,6 +224,7 @@ impl Counts {
         let Some(after) = refused_at.map(|at| at.elapsed()) else { return };
         self.waits += 1;
         self.blocked += after;
+        self.holds.record(after.as_nanos() as u64);
         if matches!(ended, Call::Sent) && !hung {
             let bucket = BUCKETS.iter().position(|&bound| after.as_secs_f64() <= bound).unwrap_or(BUCKETS.len());
             self.recovery[bucket] += 1;

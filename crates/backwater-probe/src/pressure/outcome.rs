@@ -7,6 +7,7 @@ use backwater_udp::{
 use serde::Serialize;
 
 use super::Treatment;
+use crate::latency::Latencies;
 
 /// What came of one treatment on one kind of socket. Datagrams, where nothing else is said.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +34,8 @@ pub struct Outcome {
     pub waits: u64,
     /// How long it waited, all together.
     pub blocked_seconds: f64,
+    /// The datagrams that had to wait.
+    pub holds: Holds,
     /// By what the refusal promised.
     pub classes: Vec<Class>,
     /// Waits for a promised event that the timer had to end, and after which nothing was sent for 300 ms.
@@ -57,6 +60,17 @@ pub struct Outcome {
     pub naive: Option<NaiveOutcome>,
     /// What ended the run early.
     pub error: Option<String>,
+}
+
+/// How long datagrams waited: each from its first refusal until it was sent or dropped.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Holds {
+    /// Datagrams that waited. At most about a million are counted.
+    pub count: u64,
+    /// The median, in seconds.
+    pub p50_seconds: Option<f64>,
+    /// The 99th percentile, in seconds.
+    pub p99_seconds: Option<f64>,
 }
 
 /// What happened after the refusals of one kind.
@@ -123,6 +137,14 @@ impl Woken {
     }
 }
 
+impl Holds {
+    pub(super) fn of(holds: &mut Latencies) -> Self {
+        let mut seconds = |percent| holds.percentile(percent).map(|micros| micros / 1e6);
+        let [p50_seconds, p99_seconds] = [50, 99].map(&mut seconds);
+        Self { count: holds.count() as u64, p50_seconds, p99_seconds }
+    }
+}
+
 impl Outcome {
     /// Without the run that it came of.
     pub(super) fn of(stats: &StatsSnapshot) -> Self {
@@ -158,6 +180,7 @@ impl Outcome {
             attempts: 0,
             waits: 0,
             blocked_seconds: 0.0,
+            holds: Holds::default(),
             classes: Vec::new(),
             edges_examined: 0,
             lost_edges: 0,
@@ -186,6 +209,17 @@ impl Outcome {
     /// Times that the system said `ENOBUFS`.
     pub fn enobufs(&self) -> u64 {
         self.classes.iter().map(|class| class.enobufs).sum()
+    }
+
+    /// Waits that ended because there was room again.
+    pub fn recoveries(&self) -> u64 {
+        self.classes.iter().map(|class| class.recovered.total()).sum()
+    }
+
+    /// Those of them that lasted 1 ms at most.
+    pub fn recoveries_within_1_ms(&self) -> u64 {
+        let buckets = self.classes.iter().flat_map(|class| &class.recovery);
+        buckets.filter(|bucket| bucket.le.is_some_and(|le| le <= 0.001)).map(|bucket| bucket.count).sum()
     }
 
     /// Wake-ups of a sender by the second that it waited.

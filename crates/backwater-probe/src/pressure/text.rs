@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::{
     Findings, Treatment,
-    outcome::{Bucket, Class, NaiveOutcome, Outcome, Woken},
+    outcome::{Bucket, Class, Holds, NaiveOutcome, Outcome, Woken},
 };
 
 const BAR: usize = 40;
@@ -21,8 +21,8 @@ impl Display for Treatment {
 
 impl Display for Findings {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let Self { version, os, address, size, rate, runs } = self;
-        write!(f, "backwater-probe {version} on {os}: datagrams of {size} bytes to {address}")?;
+        let Self { version, system, address, size, rate, runs, .. } = self;
+        write!(f, "backwater-probe {version} on {system}: datagrams of {size} bytes to {address}")?;
         match *rate > 0.0 {
             true => writeln!(f, ", {rate} per second")?,
             false => writeln!(f, ", as many as the system takes")?,
@@ -74,6 +74,9 @@ impl Display for Outcome {
             writeln!(f, "LOST       {:>10}  not accounted for: a fault of this program", self.unaccounted)?;
         }
         writeln!(f, "waits      {:>10}  {:.2} s, {} calls in all", self.waits, self.blocked_seconds, self.attempts)?;
+        let Holds { count, p50_seconds, p99_seconds } = self.holds;
+        let ms = |seconds: Option<f64>| seconds.map_or("–".to_owned(), |seconds| format!("{:.2} ms", seconds * 1e3));
+        writeln!(f, "holds      {count:>10}  p50 {}, p99 {}", ms(p50_seconds), ms(p99_seconds))?;
         writeln!(f, "CPU        {:>9.1}%  {:.2} s", self.cpu_share * 100.0, self.cpu_seconds)?;
         for class in self.classes.iter().filter(|class| class.enobufs > 0 || class.woken.total() > 0) {
             write!(f, "{class}")?;
@@ -182,19 +185,24 @@ mod tests {
             classes: vec![class],
             blocked_seconds: 0.5,
             unaccounted: 2,
+            holds: Holds { count: 101, p50_seconds: Some(0.002), p99_seconds: Some(0.0101) },
             ..Outcome::empty(Treatment::Wait)
         };
         let naive = NaiveOutcome { hangs: 7, spin_seconds: 1.5, ..NaiveOutcome::default() };
         let naive = Outcome { naive: Some(naive), ..Outcome::empty(Treatment::Naive) };
         let address = "[::1]:9".parse().unwrap();
+        let (system, runs) = ("Linux 6.1 x86_64".into(), vec![run, naive]);
+        let command = String::new();
         let text =
-            Findings { version: "1", os: "linux", address, size: 5, rate: 0.0, runs: vec![run, naive] }.to_string();
+            Findings { version: "1", os: "linux", system, command, address, size: 5, rate: 0.0, runs }.to_string();
         for line in [
-            "backwater-probe 1 on linux: datagrams of 5 bytes to [::1]:9, as many as the system takes",
+            "backwater-probe 1 on Linux 6.1 x86_64: datagrams of 5 bytes to [::1]:9, as many as the system takes",
             "dropped             3  deadline 3",
             "LOST                2  not accounted for: a fault of this program",
             "  woken           151  by timer 150, by policy 1",
             "  after 2.00 ms on average:",
+            "holds             101  p50 2.00 ms, p99 10.10 ms",
+            "holds               0  p50 –, p99 –",
             "       ≤ 1 ms         1  █",
             "       ≤ 2 ms         0  ",
             "       ≤ 5 ms        99  ████████████████████████████████████████",
