@@ -202,6 +202,20 @@ impl DatagramStream {
         next.unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into()))
     }
 
+    /// Copies the next datagram into `buffer`; waits until there is one. Returns its length and who sent it. What does not fit into the
+    /// buffer is lost, as with `recvfrom`. Cancel safe.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub async fn recv_from(&mut self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        let OwnedDatagram { peer, payload, .. } = self.recv().await?;
+        let len = payload.len().min(buffer.len());
+        if let (Some(room), Some(bytes)) = (buffer.get_mut(..len), payload.get(..len)) {
+            room.copy_from_slice(bytes);
+        }
+        Ok((len, peer))
+    }
+
     fn take_next(&mut self) -> Option<OwnedDatagram> {
         if self.current.is_none() {
             let train = self.batch.train(self.next_slot)?;
@@ -272,10 +286,12 @@ mod tests {
     use std::collections::VecDeque;
 
     use super::*;
+    use crate::RecvMeta;
 
     fn train(payload: &[u8], segment_size: usize) -> Train<'_> {
         let source = SocketAddr::from(([127, 0, 0, 1], 9));
-        Train { source, local_ip: None, ecn: Some(Ecn::Ect0), hop_limit: None, segment_size, payload }
+        let meta = RecvMeta { source, ecn: Some(Ecn::Ect0), segment_size, len: payload.len(), ..RecvMeta::default() };
+        Train::new(&meta, None, payload)
     }
 
     fn take_apart(rest: &mut Rest) -> VecDeque<Bytes> {

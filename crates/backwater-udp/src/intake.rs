@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     io,
-    net::{IpAddr, SocketAddr},
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
@@ -11,8 +10,8 @@ use std::{
 use socket2::{SockRef, Socket};
 
 use crate::{
-    Ecn,
-    sys::{self, RawTrain},
+    receiver::{RecvMeta, Room},
+    sys,
 };
 
 /// Bytes of one socket's receive buffer that are handed on, and the calls that read them. The rest is lost with that socket.
@@ -31,11 +30,7 @@ struct Reading {
 
 /// A GRO batch, or a datagram, that another socket has received for this one.
 pub(crate) struct Caught {
-    source: SocketAddr,
-    local_ip: Option<IpAddr>,
-    ecn: Option<Ecn>,
-    hop_limit: Option<u8>,
-    segment_size: usize,
+    meta: RecvMeta,
     payload: Box<[u8]>,
 }
 
@@ -44,20 +39,20 @@ impl Intake {
         Self(Mutex::new(Reading { reader, waker: None, caught: VecDeque::new() }))
     }
 
-    /// Fills `buffers` with what was caught, or else calls `receive` when there may be something. How many slots are filled.
+    /// Fills `room` with what was caught, or else calls `receive` when there may be something. How many slots are filled.
     pub(crate) fn poll_receive(
         &self,
         io: &sys::Io,
         cx: &mut Context<'_>,
-        buffers: &mut sys::Buffers,
-        mut receive: impl FnMut(&mut sys::Buffers) -> io::Result<usize>,
+        room: &mut Room<'_, '_>,
+        mut receive: impl FnMut(&mut Room<'_, '_>) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         let mut reading = self.lock();
         let Reading { reader, waker, caught } = &mut *reading;
         if !caught.is_empty() {
-            return Poll::Ready(Ok(hand_on(caught, buffers)));
+            return Poll::Ready(Ok(hand_on(caught, room)));
         }
-        let polled = reader.poll_receive(io, cx, || receive(buffers));
+        let polled = reader.poll_receive(io, cx, || receive(room));
         let is_known = || waker.as_ref().is_some_and(|known| known.will_wake(cx.waker()));
         let before = if polled.is_pending() && !is_known() { waker.replace(cx.waker().clone()) } else { None };
         drop(reading);
@@ -88,20 +83,6 @@ impl Intake {
     }
 }
 
-impl From<RawTrain<'_>> for Caught {
-    fn from(train: RawTrain<'_>) -> Self {
-        let RawTrain { source, local_ip, ecn, hop_limit, segment_size, payload } = train;
-        Self { source, local_ip, ecn, hop_limit, segment_size, payload: payload.into() }
-    }
-}
-
-impl Caught {
-    fn as_train(&self) -> RawTrain<'_> {
-        let Self { source, local_ip, ecn, hop_limit, segment_size, ref payload } = *self;
-        RawTrain { source, local_ip, ecn, hop_limit, segment_size, payload }
-    }
-}
-
 /// What is in a socket's receive buffer.
 fn read_all(socket: &Socket, state: &sys::State) -> Vec<Caught> {
     let (mut buffers, mut caught, mut bytes) = (sys::Buffers::new(8), Vec::new(), 0);
@@ -110,18 +91,18 @@ fn read_all(socket: &Socket, state: &sys::State) -> Vec<Caught> {
             break;
         }
         let Ok(slots) = buffers.receive(SockRef::from(socket), state) else { break };
-        for train in (0..slots).filter_map(|slot| buffers.train(slot)) {
-            bytes += train.payload.len();
-            caught.push(train.into());
+        for (meta, payload) in (0..slots).filter_map(|slot| buffers.train(slot)) {
+            bytes += payload.len();
+            caught.push(Caught { meta: *meta, payload: payload.into() });
         }
     }
     caught
 }
 
-fn hand_on(caught: &mut VecDeque<Caught>, buffers: &mut sys::Buffers) -> usize {
-    let slots = buffers.slots().min(caught.len());
-    for (slot, train) in caught.drain(..slots).enumerate() {
-        buffers.put(slot, &train.as_train());
+fn hand_on(caught: &mut VecDeque<Caught>, room: &mut Room<'_, '_>) -> usize {
+    let slots = room.slots().min(caught.len());
+    for (slot, Caught { meta, payload }) in caught.drain(..slots).enumerate() {
+        room.put(slot, &meta, &payload);
     }
     if caught.is_empty() {
         *caught = VecDeque::new();

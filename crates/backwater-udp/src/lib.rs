@@ -79,7 +79,7 @@ pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
 pub use ecn::Ecn;
 pub use events::{IcmpError, IcmpKind, IcmpQuote};
 pub use policy::{Backpressure, Policy};
-pub use receiver::{Datagram, Receiver, RecvBatch, Train};
+pub use receiver::{Datagram, Receiver, RecvBatch, RecvMeta, Train};
 pub use send_queue::{Bounds, SendQueue};
 pub use sender::Sender;
 pub use socket::{Builder, Fragmentation, UdpSocket};

@@ -118,6 +118,20 @@ impl Sender {
     pub fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
         self.0.try_send(t)
     }
+
+    /// Waits until another [`try_send`](Self::try_send) may find room, without a datagram: ready at once, unless the last one was
+    /// refused. For event loops whose own it is to keep what was refused; [`poll_send`](Self::poll_send) needs no such loop.
+    ///
+    /// Only a datagram can find out whether a path has room, so the next `try_send` may be refused again, and the back-off then goes on
+    /// from where it was. Ready after the deadline of [`Policy::Wait`](crate::Policy::Wait) in any case, and always under
+    /// [`Policy::Drop`](crate::Policy::Drop): the caller then drops what it has, or tries again. What this sender holds of a transmit is
+    /// given up.
+    ///
+    /// # Errors
+    /// When the socket has failed.
+    pub fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_room(cx)
+    }
 }
 
 /// A send that nobody waits for any more holds nothing, and has no turn.

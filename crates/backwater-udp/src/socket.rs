@@ -13,13 +13,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::debug;
 
 use crate::{
-    Backpressure, IcmpError, OwnedDatagram, Receiver, Sender, Stats, Train,
+    Backpressure, IcmpError, OwnedDatagram, Receiver, Report, Sender, Stats, Train, Transmit,
     events::Events,
     intake::Intake,
     lease::Leases,
-    sys::{self, RawTrain},
+    sys,
     transmit::Header,
-    wait::fairness::Contention,
+    wait::{self, fairness::Contention},
 };
 
 mod rebind;
@@ -46,11 +46,13 @@ pub(crate) struct Inner {
     /// Whom it is connected to.
     pub(crate) peer: Option<SocketAddr>,
     pub(crate) max_train_bytes: usize,
-    receive_hop_limit: bool,
+    told: Told,
     /// The hop limit that was set; 0 for the system's.
     hop_limit: AtomicU8,
     /// Whether [`Fragmentation::Allowed`] is in force.
     fragments: AtomicBool,
+    /// Whether there is a [`Receiver`].
+    pub(crate) receiver_taken: AtomicBool,
     pub(crate) contention: Contention,
     pub(crate) leases: Leases,
     /// The sockets that only send for this one. Locked while the socket is bound anew.
@@ -67,9 +69,17 @@ pub struct Builder {
     reuse_port: bool,
     max_train_bytes: Option<usize>,
     fragmentation: Fragmentation,
-    receive_hop_limit: bool,
+    told: Told,
     stats: Option<Arc<Stats>>,
     backpressure: Backpressure,
+}
+
+/// What is told of what is received, and how it arrives.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    hop_limit: bool,
+    timestamps: bool,
+    no_offload: bool,
 }
 
 /// What happens to a datagram that is larger than the MTU of its path.
@@ -143,7 +153,7 @@ impl UdpSocket {
             backpressure: self.0.backpressure.clone(),
             max_train_bytes: Some(self.0.max_train_bytes),
             fragmentation: self.fragmentation(),
-            receive_hop_limit: self.0.receive_hop_limit,
+            told: self.0.told,
             ..Builder::default()
         }
     }
@@ -168,9 +178,10 @@ impl UdpSocket {
             port: AtomicU16::new(main.local_addr().port()),
             peer: None,
             max_train_bytes: main.max_train_bytes,
-            receive_hop_limit: false,
+            told: Told::default(),
             hop_limit: AtomicU8::new(0),
             fragments: AtomicBool::new(self.fragmentation() == Fragmentation::Allowed),
+            receiver_taken: AtomicBool::new(false),
             contention: Contention::default(),
             leases: Leases::default(),
             sides: Mutex::default(),
@@ -191,10 +202,8 @@ impl UdpSocket {
         let (inner, mut buffers, mut caught) = (&*self.0, sys::Buffers::new(4), Vec::new());
         for _ in 0..CATCH_BUDGET {
             let Ok(slots) = buffers.receive(inner.sock_ref(), &inner.state) else { break };
-            for RawTrain { source, ecn, hop_limit, segment_size, payload, .. } in
-                (0..slots).filter_map(|slot| buffers.train(slot))
-            {
-                let train = Train { source, local_ip, ecn, hop_limit, segment_size, payload };
+            for (meta, payload) in (0..slots).filter_map(|slot| buffers.train(slot)) {
+                let train = Train { local_ip, ..Train::new(meta, None, payload) };
                 caught.extend(train.datagrams().map(|d| OwnedDatagram {
                     peer: d.source,
                     local_ip,
@@ -284,9 +293,37 @@ impl UdpSocket {
         Sender::new(self.clone())
     }
 
-    /// The receiving half. One at a time: of several that wait, only the last one is woken.
+    /// The receiving half. A socket and its clones have one at a time, since the system's readiness wakes one task; it can be taken again
+    /// when it has been dropped.
+    ///
+    /// # Panics
+    /// While there is another one.
+    #[track_caller]
     pub fn receiver(&self) -> Receiver {
-        Receiver::new(self.clone())
+        match Receiver::new(self.clone()) {
+            Some(receiver) => receiver,
+            None => panic!("the receiver of {self:?} is taken: there is one at a time"),
+        }
+    }
+
+    /// Sends as much of `t` as the system takes now, as [`Sender::try_send`] does, without a sender: nothing is held, and nothing waits.
+    ///
+    /// # Errors
+    /// As [`Sender::try_send`].
+    pub fn try_send(&self, t: &mut Transmit<'_>) -> io::Result<Report> {
+        wait::core::try_send(self, t)
+    }
+
+    /// How many datagrams one system call sends to a destination at most (GSO), if nothing about its route forbids it: 1 where the system
+    /// has no segmentation offload. A [`Transmit`](crate::Transmit) may have more.
+    pub fn max_segments(&self) -> usize {
+        self.0.state.max_segments()
+    }
+
+    /// How many datagrams the system joins to one on receipt, at most (GRO): 1 where it has no receive offload, or with
+    /// [`Builder::receive_offload(false)`](Builder::receive_offload).
+    pub fn max_receive_segments(&self) -> usize {
+        self.0.state.max_receive_segments()
     }
 
     /// The counters.
@@ -361,7 +398,23 @@ impl Builder {
     /// a control message for each batch. Linux only: elsewhere they are not told.
     #[must_use]
     pub fn receive_hop_limit(mut self, on: bool) -> Self {
-        self.receive_hop_limit = on;
+        self.told.hop_limit = on;
+        self
+    }
+
+    /// Whether the kernel's timestamps of what is received are told ([`RecvMeta::timestamp`](crate::RecvMeta::timestamp)). The default is
+    /// that they are not. Linux only: elsewhere they are not told.
+    #[must_use]
+    pub fn receive_timestamps(mut self, on: bool) -> Self {
+        self.told.timestamps = on;
+        self
+    }
+
+    /// Whether datagrams of a flow may arrive as one (GRO), which is the default where the system can. Without it a buffer need not hold
+    /// more than one datagram, and receiving costs more. It fails with `Unsupported` on Windows if it cannot be switched off.
+    #[must_use]
+    pub fn receive_offload(mut self, on: bool) -> Self {
+        self.told.no_offload = !on;
         self
     }
 
@@ -443,9 +496,7 @@ impl Builder {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"))?;
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket()).map(canonical);
         let state = sys::State::new(&socket, local_addr.ip().is_unspecified())?;
-        if self.receive_hop_limit {
-            state.receive_hop_limit(&SockRef::from(&socket))?;
-        }
+        self.told.ask(&state, &socket)?;
         if self.fragmentation != Fragmentation::default() {
             state.set_fragmentation(&SockRef::from(&socket), self.fragmentation)?;
         }
@@ -460,14 +511,30 @@ impl Builder {
             port: AtomicU16::new(local_addr.port()),
             peer,
             max_train_bytes: self.max_train_bytes.unwrap_or(usize::MAX),
-            receive_hop_limit: self.receive_hop_limit,
+            told: self.told,
             hop_limit: AtomicU8::new(0),
             fragments: AtomicBool::new(self.fragmentation == Fragmentation::Allowed),
+            receiver_taken: AtomicBool::new(false),
             contention: Contention::default(),
             leases: Leases::default(),
             sides: Mutex::default(),
             events: Arc::default(),
         })))
+    }
+}
+
+impl Told {
+    fn ask(self, state: &sys::State, socket: &Socket) -> io::Result<()> {
+        if self.hop_limit {
+            state.receive_hop_limit(socket)?;
+        }
+        if self.timestamps {
+            state.receive_timestamps(socket)?;
+        }
+        if self.no_offload {
+            state.no_receive_offload(socket)?;
+        }
+        Ok(())
     }
 }
 

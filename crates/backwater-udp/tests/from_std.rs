@@ -85,8 +85,8 @@ async fn timestamps_of_what_was_sent_do_not_fill_the_receive_buffer() {
             }
             receive(&b, 50).await;
         }
-        let (mut receiver, mut batch) = (a.receiver(), RecvBatch::new(1));
-        timeout(Duration::from_millis(20), receiver.recv(&mut batch)).await.expect_err("nothing was sent");
+        let nothing = async { a.receiver().recv(&mut RecvBatch::new(1)).await };
+        timeout(Duration::from_millis(20), nothing).await.expect_err("nothing was sent");
         for _ in 0..20 {
             send(&b, a.local_addr(), 1, None).await;
         }

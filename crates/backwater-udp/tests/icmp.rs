@@ -27,7 +27,6 @@ fn kinds(v6: bool) -> Vec<(u8, u8)> {
 struct Pair {
     a: UdpSocket,
     b: UdpSocket,
-    at_a: Receiver,
     at_b: Receiver,
     forger: Forger,
 }
@@ -38,7 +37,7 @@ impl Pair {
         let b = UdpSocket::bind(any).unwrap();
         let a = if connected { UdpSocket::builder().connect(any, b.local_addr()) } else { UdpSocket::bind(any) };
         let a = a.unwrap();
-        Self { at_a: a.receiver(), at_b: b.receiver(), forger: Forger::new(v6), a, b }
+        Self { at_b: b.receiver(), forger: Forger::new(v6), a, b }
     }
 
     /// Errors about what `a` has supposedly sent to `b` if it is connected to it, else to somebody else.
@@ -81,6 +80,7 @@ fn forged_icmp_errors_of_every_kind_cost_no_datagram() {
         block_on(async {
             for (v6, connected) in [(false, false), (false, true), (true, false), (true, true)] {
                 let mut pair = Pair::new(v6, connected);
+                let mut at_a = pair.a.receiver();
                 let (a, b) = (pair.a.local_addr(), pair.b.local_addr());
                 for kind in kinds(v6) {
                     eprintln!("{kind:?} v6: {v6} connected: {connected}");
@@ -91,10 +91,10 @@ fn forged_icmp_errors_of_every_kind_cost_no_datagram() {
                     pair.forge(kind);
                     // Each entry takes memory of the receive buffer until it is read, which the receiver does when it runs.
                     let mut batch = RecvBatch::new(1);
-                    let nothing = pair.at_a.recv(&mut batch);
+                    let nothing = at_a.recv(&mut batch);
                     tokio::time::timeout(Duration::from_millis(20), nothing).await.expect_err("nothing was sent");
                     send(&pair.b, a).await;
-                    receive(&mut pair.at_a, 61).await;
+                    receive(&mut at_a, 61).await;
                     let after = pair.a.stats().snapshot();
                     assert!(after.icmp_errors - before.icmp_errors > BURST as u64 / 2, "{kind:?}: {after:?}");
                     assert_eq!((after.accepted - before.accepted, after.sent - before.sent), (61, 61));

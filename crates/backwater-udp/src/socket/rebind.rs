@@ -15,9 +15,9 @@ impl UdpSocket {
     /// first given up to 4 MiB of what the present socket has received. A datagram that arrives in the moment between may be lost.
     ///
     /// Kept are the counters, the policy, the peer of a connected socket, and these options: the sizes of both buffers, fragmentation, hop
-    /// limits, type of service and traffic class, `SO_REUSEPORT`, `SO_REUSEADDR`, `SO_BROADCAST`, `IPV6_V6ONLY`; on Linux also the
-    /// mark, the priority, the device, `IP_FREEBIND` and `IP_TRANSPARENT`; on Apple's systems the interface. Not kept are multicast memberships, filters
-    /// and timestamps. Other sockets at the port, such as those of [`connect`](Self::connect), stay where they are.
+    /// limits, what is told of what is received, type of service and traffic class, `SO_REUSEPORT`, `SO_REUSEADDR`, `SO_BROADCAST`,
+    /// `IPV6_V6ONLY`; on Linux also the mark, the priority, the device, `IP_FREEBIND` and `IP_TRANSPARENT`; on Apple's systems the interface. Not kept are multicast memberships, filters
+    /// and options that were set past this type. Other sockets at the port, such as those of [`connect`](Self::connect), stay where they are.
     ///
     /// The descriptor's number ([`AsRawFd`](std::os::fd::AsRawFd)) stays. Duplicates of it, such as those of
     /// [`try_clone_std`](Self::try_clone_std), name the former socket, which receives until the last of them is closed.
@@ -39,9 +39,7 @@ impl UdpSocket {
         let new = sys::replacement(&inner.sock_ref(), addr)?;
         // What it returns are the present one's properties.
         sys::State::new(&new, addr.ip().is_unspecified())?;
-        if inner.receive_hop_limit {
-            inner.state.receive_hop_limit(&new)?;
-        }
+        inner.told.ask(&inner.state, &new)?;
         if inner.fragments.load(Relaxed) {
             inner.state.set_fragmentation(&new, self.fragmentation())?;
         }

@@ -13,13 +13,8 @@ use std::{
 use libc::{c_int, c_void, iovec, mmsghdr, msghdr};
 use socket2::{Domain, SockRef, Socket};
 
-use super::{
-    Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral,
-    cmsg::{Control, Messages},
-    devices,
-};
+use super::{Outgoing, SLOT_BYTES, Segmentation, SentSeveral, cmsg::Control, devices};
 use crate::{
-    Ecn,
     events::{IcmpError, IcmpKind, IcmpQuote},
     socket::Fragmentation,
     wait::decision::Os,
@@ -53,6 +48,8 @@ pub(crate) struct State {
     /// What of the type-of-service byte and of the traffic class is not the ECN field: what the socket was given before.
     dscp: [u8; 2],
     segmentation: Segmentation,
+    /// Whether datagrams may arrive as GRO batches.
+    receive_offload: AtomicBool,
     /// A kernel has refused the ECN field.
     no_ecn: AtomicBool,
     /// What datagrams that name no source are sent from, if not from what the socket is bound to.
@@ -81,7 +78,7 @@ impl State {
         }
         on(libc::SOL_SOCKET, SO_SELECT_ERR_QUEUE)?;
         // Kernels before 5.0 have no receive offload: datagrams then arrive one by one.
-        let _ = on(libc::SOL_UDP, libc::UDP_GRO);
+        let receive_offload = on(libc::SOL_UDP, libc::UDP_GRO).is_ok();
         // Kernels before 4.18 have no segmentation offload; the option of the socket tells whether the message would
         // be understood.
         let segmentation = set_option(socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
@@ -89,7 +86,8 @@ impl State {
         let dscp = |level, name, has| if has { option(socket, level, name).map(|tos| tos as u8 & !3) } else { Ok(0) };
         let dscp = [dscp(libc::IPPROTO_IP, libc::IP_TOS, v4)?, dscp(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, v6)?];
         let segmentation = Segmentation::new(segmentation);
-        let state = Self { v4, v6, dscp, segmentation, no_ecn: AtomicBool::new(false), source: None };
+        let (receive_offload, no_ecn) = (AtomicBool::new(receive_offload), AtomicBool::new(false));
+        let state = Self { v4, v6, dscp, segmentation, receive_offload, no_ecn, source: None };
         state.set_fragmentation(&SockRef::from(socket), Fragmentation::Never)?;
         Ok(state)
     }
@@ -135,6 +133,26 @@ impl State {
             set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
         }
         Ok(())
+    }
+
+    pub(crate) fn receive_timestamps(&self, socket: &Socket) -> io::Result<()> {
+        set_option(socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1)
+    }
+
+    pub(crate) fn no_receive_offload(&self, socket: &Socket) -> io::Result<()> {
+        self.receive_offload.store(false, Relaxed);
+        // A kernel that does not know it has none.
+        let _ = set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 0);
+        Ok(())
+    }
+
+    pub(crate) fn max_receive_segments(&self) -> usize {
+        // `UDP_GRO_CNT_MAX` of Linux.
+        if self.receive_offload.load(Relaxed) { 64 } else { 1 }
+    }
+
+    pub(crate) fn max_segments(&self) -> usize {
+        if self.segmentation.is_supported() { devices::limits().0 } else { 1 }
     }
 
     #[inline]
@@ -375,156 +393,6 @@ const SEND_CONTROL: usize = 88;
 /// Not to wait, whatever the owner of another descriptor of the socket has made of `O_NONBLOCK`.
 const SEND_FLAGS: c_int = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
 
-/// Bytes of control messages on receive: 24 for each `int`, 40 for `in6_pktinfo`, 32 for `in_pktinfo`. The kernel puts those that
-/// the owner of a socket has asked for (timestamps, marks, options) before the length of a GRO batch's segments: room for all of
-/// them.
-const RECEIVE_CONTROL: usize = 512;
-
-/// The headers point into the other vectors, none of which ever grows: they are set up once, and only the lengths that
-/// the kernel changed are put back.
-pub(crate) struct Buffers {
-    data: Vec<u8>,
-    names: Vec<Name>,
-    controls: Vec<Control<RECEIVE_CONTROL>>,
-    metas: Vec<Meta>,
-    _iovecs: Vec<iovec>,
-    headers: Vec<mmsghdr>,
-    /// How many headers the kernel has written to.
-    used: usize,
-}
-
-// SAFETY: the pointers lead to memory that the same value owns, and are followed by the kernel only, during `receive`.
-unsafe impl Send for Buffers {}
-
-// SAFETY: only `receive` follows the pointers, and it takes the value for itself alone.
-unsafe impl Sync for Buffers {}
-
-#[derive(Clone, Copy)]
-struct Meta {
-    source: SocketAddr,
-    local_ip: Option<IpAddr>,
-    ecn: Option<Ecn>,
-    hop_limit: Option<u8>,
-    len: usize,
-    segment_size: usize,
-}
-
-const NO_META: Meta = Meta {
-    source: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
-    local_ip: None,
-    ecn: None,
-    hop_limit: None,
-    len: 0,
-    segment_size: 0,
-};
-
-impl Buffers {
-    pub(crate) fn new(slots: usize) -> Self {
-        let mut data = vec![0; slots * SLOT_BYTES];
-        let mut names = vec![Name::new(); slots];
-        let mut controls = vec![Control::new(); slots];
-        let mut iovecs: Vec<_> = data
-            .chunks_exact_mut(SLOT_BYTES)
-            .map(|slot| iovec { iov_base: slot.as_mut_ptr().cast::<c_void>(), iov_len: slot.len() })
-            .collect();
-        let parts = iovecs.iter_mut().zip(&mut names).zip(&mut controls);
-        let headers = parts.map(|((iov, name), control)| {
-            // SAFETY: all zeroes is a valid mmsghdr (null pointers with zero lengths).
-            let mut header: mmsghdr = unsafe { mem::zeroed() };
-            let h = &mut header.msg_hdr;
-            h.msg_name = name.0.as_mut_ptr().cast();
-            h.msg_iov = iov;
-            h.msg_iovlen = 1;
-            h.msg_control = control.as_mut_ptr().cast();
-            header
-        });
-        let headers = headers.collect();
-        Self { data, names, controls, metas: vec![NO_META; slots], _iovecs: iovecs, headers, used: slots }
-    }
-
-    pub(crate) fn slots(&self) -> usize {
-        self.metas.len()
-    }
-
-    pub(crate) fn receive(&mut self, socket: SockRef<'_>, _state: &State) -> io::Result<usize> {
-        for header in self.headers.iter_mut().take(self.used) {
-            header.msg_hdr.msg_namelen = Name::BYTES as _;
-            header.msg_hdr.msg_controllen = RECEIVE_CONTROL as _;
-        }
-        self.used = 0;
-        // SAFETY: every header points to buffers of its own that live in `self`, with their lengths; nothing else touches
-        // them during the call.
-        let received = done(unsafe {
-            let (headers, slots) = (self.headers.as_mut_ptr(), self.headers.len());
-            let no_timeout = ptr::null_mut::<libc::timespec>();
-            libc::syscall(libc::SYS_recvmmsg, socket.as_raw_fd(), headers, slots, libc::MSG_DONTWAIT, no_timeout)
-        })?;
-        self.used = received;
-        let filled = self.headers[..received].iter().zip(&self.names).zip(&self.controls);
-        for (((header, name), control), meta) in filled.zip(&mut self.metas) {
-            let len = (header.msg_len as usize).min(SLOT_BYTES);
-            let control = control.received(header.msg_hdr.msg_controllen as _);
-            *meta = Meta { source: name.read(), len, segment_size: len, ..NO_META };
-            meta.read_control(control);
-        }
-        Ok(received)
-    }
-
-    /// Fills a slot with what another socket has received.
-    pub(crate) fn put(&mut self, slot: usize, train: &RawTrain<'_>) {
-        let RawTrain { source, local_ip, ecn, hop_limit, segment_size, payload } = *train;
-        let bytes = self.data.get_mut(slot * SLOT_BYTES..).and_then(|data| data.get_mut(..payload.len()));
-        if let (Some(meta), Some(bytes)) = (self.metas.get_mut(slot), bytes) {
-            bytes.copy_from_slice(payload);
-            *meta = Meta { source, local_ip, ecn, hop_limit, len: payload.len(), segment_size };
-        }
-    }
-
-    pub(crate) fn train(&self, slot: usize) -> Option<RawTrain<'_>> {
-        let meta = self.metas.get(slot)?;
-        let payload = self.data.get(slot * SLOT_BYTES..)?.get(..meta.len)?;
-        Some(RawTrain {
-            source: meta.source,
-            local_ip: meta.local_ip,
-            ecn: meta.ecn,
-            hop_limit: meta.hop_limit,
-            segment_size: meta.segment_size,
-            payload,
-        })
-    }
-}
-
-impl Meta {
-    fn read_control(&mut self, messages: Messages<'_>) {
-        for (level, kind, data) in messages {
-            match (level, kind) {
-                // ip(7): a byte here, although an int is taken on send.
-                (libc::IPPROTO_IP, libc::IP_TOS) => self.ecn = data.first().and_then(|&b| Ecn::from_bits(b)),
-                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
-                    self.ecn = int(data).and_then(|tos| Ecn::from_bits(tos as u8));
-                }
-                (libc::IPPROTO_IP, libc::IP_TTL) | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT) => {
-                    self.hop_limit = int(data).and_then(|hops| u8::try_from(hops).ok());
-                }
-                // struct in_pktinfo { int ifindex; in_addr spec_dst; in_addr addr; }: spec_dst is the one to answer from.
-                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
-                    self.local_ip = data.get(4..8).and_then(|b| <[u8; 4]>::try_from(b).ok()).map(IpAddr::from);
-                }
-                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                    let ip = data.first_chunk::<16>().map(|b| IpAddr::from(*b));
-                    self.local_ip = ip.map(|ip| ip.to_canonical());
-                }
-                (libc::SOL_UDP, libc::UDP_GRO) => {
-                    if let Some(size) = int(data).and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0) {
-                        self.segment_size = size;
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
 /// Reads `struct sock_extended_err` and the address behind it: who reported the error. `None` for one made here, unless it
 /// tells the route's MTU.
 fn extended_error((level, kind, data): (i32, i32, &[u8]), destination: SocketAddr) -> Option<IcmpError> {
@@ -550,7 +418,7 @@ fn extended_error((level, kind, data): (i32, i32, &[u8]), destination: SocketAdd
     Some(IcmpError { destination, reporter, kind, quoted: IcmpQuote::default() })
 }
 
-fn int(data: &[u8]) -> Option<c_int> {
+pub(super) fn int(data: &[u8]) -> Option<c_int> {
     data.first_chunk().map(|b| c_int::from_ne_bytes(*b))
 }
 
@@ -576,12 +444,12 @@ fn push_source<const N: usize>(control: &mut Control<N>, source: IpAddr, v6: boo
 /// `struct sockaddr_in` or `sockaddr_in6`, as bytes.
 #[repr(C, align(4))]
 #[derive(Clone, Copy)]
-struct Name([u8; Name::BYTES]);
+pub(super) struct Name(pub(super) [u8; Name::BYTES]);
 
 impl Name {
-    const BYTES: usize = size_of::<libc::sockaddr_in6>();
+    pub(super) const BYTES: usize = size_of::<libc::sockaddr_in6>();
 
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self([0; Self::BYTES])
     }
 
@@ -610,7 +478,7 @@ impl Name {
     }
 
     /// The address, with an IPv4 address that was mapped into IPv6 as what it is.
-    fn read(&self) -> SocketAddr {
+    pub(super) fn read(&self) -> SocketAddr {
         let b = &self.0;
         let port = u16::from_be_bytes([b[2], b[3]]);
         if u16::from_ne_bytes([b[0], b[1]]) == libc::AF_INET as u16 {
@@ -630,7 +498,7 @@ impl Name {
 
 /// What a system call has returned. Those that move datagrams are made directly: glibc's functions are points where a
 /// thread may be cancelled, and what they do for that costs as much as all else around the call.
-fn done(returned: libc::c_long) -> io::Result<usize> {
+pub(super) fn done(returned: libc::c_long) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }
 

@@ -15,10 +15,18 @@
 //!   - `set_fragmentation(&self, &Socket, Fragmentation) -> io::Result<()>`; `Never` is what `new` sets, where there is a way.
 //!   - `drain_errors(&self, SockRef, FnMut(IcmpError))` empties the error queue, within a budget; passes on what was
 //!     received. Of what was made here, which belongs to the call that failed, it passes on the route's MTU.
-//! - `Buffers`: room for received trains.
-//!   - `Buffers::new(slots)`, `receive(&mut self, SockRef, &State) -> io::Result<usize>` fills it (how many slots),
-//!     `train(&self, slot) -> RawTrain`, `put(&mut self, slot, &RawTrain)` fills a slot with what another socket has received.
+//!   - `max_segments(&self)`, `max_receive_segments(&self)`: datagrams of a GSO batch to a destination that nothing is known of, and of
+//!     a GRO batch, at most.
+//!   - `receive_timestamps(&self, &Socket)` has the system tell when it received, where it can; `no_receive_offload(&self, &Socket)` has
+//!     datagrams arrive one by one.
 //! - `OS`: which row of the decision table applies; `RECEIVE_INTEREST`: what a receiver waits for.
+//!
+//! `receive_linux.rs`, `receive_portable.rs`:
+//! - `Buffers`: room for received GRO batches.
+//!   - `Buffers::new(slots)`, `receive(&mut self, SockRef, &State) -> io::Result<usize>` fills it (how many slots),
+//!     `train(&self, slot) -> (RecvMeta, bytes)`, `put(&mut self, slot, &RecvMeta, bytes)` fills a slot with what another socket has
+//!     received.
+//! - `Slots`: what a call needs beside the caller's buffers; `Slots::new(slots)`, `receive_into(&mut self, SockRef, &State, bufs, metas)`.
 //!
 //! `connected.rs` is what `portable.rs` sends with on a connected socket.
 //!
@@ -54,6 +62,13 @@ mod cmsg;
 #[cfg(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)))]
 mod devices;
 
+#[cfg_attr(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)), path = "receive_linux.rs")]
+#[cfg_attr(
+    not(all(any(target_os = "linux", target_os = "android"), not(backwater_portable))),
+    path = "receive_portable.rs"
+)]
+mod receive;
+
 #[cfg_attr(all(any(target_os = "linux", target_os = "android"), not(backwater_portable)), path = "send_only_linux.rs")]
 #[cfg_attr(
     not(all(any(target_os = "linux", target_os = "android"), not(backwater_portable))),
@@ -79,8 +94,9 @@ mod replacement;
 mod segmentation;
 
 pub(crate) use errno::{errno, writable};
-pub(crate) use imp::{Buffers, OS, State};
+pub(crate) use imp::{OS, State};
 pub(crate) use reactor::{Io, Reader, Registration};
+pub(crate) use receive::{Buffers, Slots};
 pub(crate) use replacement::replacement;
 pub(crate) use segmentation::Segmentation;
 pub(crate) use send_only::{send_buffer, send_only};
@@ -168,17 +184,6 @@ fn gathered<R>(out: &Outgoing<'_>, send: impl FnOnce(&[u8]) -> R) -> R {
     let sent = send(buffer.get(..out.bytes).unwrap_or_default());
     let _ = BUFFER.try_with(|kept| kept.replace(buffer));
     sent
-}
-
-/// A received train, or a single datagram.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RawTrain<'a> {
-    pub(crate) source: SocketAddr,
-    pub(crate) local_ip: Option<IpAddr>,
-    pub(crate) ecn: Option<Ecn>,
-    pub(crate) hop_limit: Option<u8>,
-    pub(crate) segment_size: usize,
-    pub(crate) payload: &'a [u8],
 }
 
 static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);

@@ -5,10 +5,10 @@ use std::{
     net::SocketAddr,
 };
 
-use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSocketState};
+use quinn_udp::{EcnCodepoint, RecvMeta, UdpSocketState};
 use socket2::{SockRef, Socket};
 
-use super::{Outgoing, RawTrain, SLOT_BYTES, Segmentation, SentSeveral};
+use super::{Outgoing, Segmentation, SentSeveral};
 use crate::{Ecn, events::IcmpError, gso::MAX_SEGMENTS, socket::Fragmentation, wait::decision::Os};
 
 pub(crate) const OS: Os = if cfg!(target_vendor = "apple") { Os::Apple } else { Os::Other };
@@ -48,6 +48,33 @@ impl State {
     /// quinn-udp does not tell it.
     pub(crate) fn receive_hop_limit(&self, _socket: &Socket) -> io::Result<()> {
         Ok(())
+    }
+
+    /// quinn-udp asks for none but on Linux.
+    pub(crate) fn receive_timestamps(&self, _socket: &Socket) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// quinn-udp has switched it on where it can.
+    pub(crate) fn no_receive_offload(&self, _socket: &Socket) -> io::Result<()> {
+        if self.max_receive_segments() == 1 { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+    }
+
+    pub(crate) fn max_receive_segments(&self) -> usize {
+        self.inner.gro_segments()
+    }
+
+    pub(crate) fn max_segments(&self) -> usize {
+        if self.segmentation.is_supported() { self.inner.max_gso_segments().min(MAX_SEGMENTS) } else { 1 }
+    }
+
+    pub(super) fn receive(
+        &self,
+        socket: SockRef<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        told: &mut [RecvMeta],
+    ) -> io::Result<usize> {
+        self.inner.recv((&*socket).into(), bufs, told)
     }
 
     pub(crate) fn limits(&self, to: &SocketAddr, segment_bytes: usize) -> (usize, usize) {
@@ -160,58 +187,5 @@ mod dont_fragment {
 mod dont_fragment {
     pub(super) fn set(_socket: &socket2::Socket, _dont: bool) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())
-    }
-}
-
-pub(crate) struct Buffers {
-    data: Box<[u8]>,
-    metas: Box<[RecvMeta]>,
-}
-
-impl Buffers {
-    pub(crate) fn new(slots: usize) -> Self {
-        Self { data: vec![0; slots * SLOT_BYTES].into(), metas: vec![RecvMeta::default(); slots].into() }
-    }
-
-    pub(crate) fn slots(&self) -> usize {
-        self.metas.len()
-    }
-
-    pub(crate) fn receive(&mut self, socket: SockRef<'_>, state: &State) -> io::Result<usize> {
-        let mut slots = self.data.chunks_exact_mut(SLOT_BYTES);
-        let mut iovs: [IoSliceMut<'_>; BATCH_SIZE] =
-            std::array::from_fn(|_| IoSliceMut::new(slots.next().unwrap_or_default()));
-        let n = BATCH_SIZE.min(self.metas.len());
-        let (iovs, metas) = (iovs.get_mut(..n), self.metas.get_mut(..n));
-        let (Some(iovs), Some(metas)) = (iovs, metas) else { return Ok(0) };
-        state.inner.recv((&*socket).into(), iovs, metas)
-    }
-
-    /// Fills a slot with what another socket has received.
-    pub(crate) fn put(&mut self, slot: usize, train: &RawTrain<'_>) {
-        let bytes = self.data.get_mut(slot * SLOT_BYTES..).and_then(|data| data.get_mut(..train.payload.len()));
-        if let (Some(meta), Some(bytes)) = (self.metas.get_mut(slot), bytes) {
-            bytes.copy_from_slice(train.payload);
-            *meta = RecvMeta::default();
-            meta.addr = train.source;
-            (meta.len, meta.stride) = (train.payload.len(), train.segment_size);
-            meta.dst_ip = train.local_ip;
-            meta.ecn = train.ecn.map(codepoint);
-        }
-    }
-
-    pub(crate) fn train(&self, slot: usize) -> Option<RawTrain<'_>> {
-        let meta = self.metas.get(slot)?;
-        let payload = self.data.get(slot * SLOT_BYTES..)?.get(..meta.len)?;
-        let mut source = meta.addr;
-        source.set_ip(source.ip().to_canonical());
-        Some(RawTrain {
-            source,
-            local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
-            hop_limit: None,
-            ecn: meta.ecn.and_then(|ecn| Ecn::from_bits(ecn as u8)),
-            segment_size: if meta.stride == 0 { meta.len } else { meta.stride },
-            payload,
-        })
     }
 }

@@ -26,6 +26,11 @@ impl Segmentation {
         Self { supported, refusals: OnceLock::new() }
     }
 
+    /// Whether the kernel has it.
+    pub(crate) fn is_supported(&self) -> bool {
+        self.supported
+    }
+
     /// Whether a GSO batch with segments of so many bytes may be offered for this destination.
     #[inline]
     pub(crate) fn allows(&self, to: &SocketAddr, segment: usize) -> bool {

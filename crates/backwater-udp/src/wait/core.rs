@@ -20,6 +20,7 @@ use crate::{
 
 mod attempt;
 mod queue;
+mod room;
 mod timer;
 mod wait;
 
@@ -195,11 +196,10 @@ impl<I: Io> Core<I> {
     }
 
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
-        match self.offer(t) {
-            Attempt::Done => Ok(t.cursor.report),
-            Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Err(io::ErrorKind::WouldBlock.into()),
-            Attempt::Fatal(e) => Err(e),
-        }
+        let sent = t.cursor.report.sent;
+        let ended = self.offer(t);
+        self.tried(&ended, t, t.cursor.report.sent > sent);
+        result_of(ended, t)
     }
 
     /// Offers `t` to the system, and holds nothing.
@@ -296,11 +296,16 @@ impl<I: Io> Core<I> {
 
     /// Counts what is held as given up.
     fn cancel(&mut self) {
+        self.cancel_held();
+        self.unpark();
+    }
+
+    fn cancel_held(&mut self) {
         if self.held > 0 {
             self.io.stats().dropped(DropReason::Cancelled, self.held);
             self.held = 0;
+            self.unpark();
         }
-        self.unpark();
     }
 
     fn finish(&mut self, ts: &mut [Transmit<'_>], ended: Attempt) -> io::Result<Report> {
@@ -353,6 +358,27 @@ impl<I: Io> Core<I> {
 impl<I: Io> Drop for Core<I> {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+/// Offers `t` to the system for no sender: nothing is held.
+pub(crate) fn try_send<I: Io>(io: &I, t: &mut Transmit<'_>) -> io::Result<Report> {
+    // A sender that holds it counts it as given up by itself.
+    t.cursor.hold = Hold::default();
+    let failed = match pass(io, 0, std::slice::from_mut(t)) {
+        Ok(Some(_)) => return Ok(t.cursor.report),
+        Ok(None) => None,
+        Err(failed) => Some(failed),
+    };
+    let ended = attempt_one(io, 0, t, failed, &mut Budget::unlimited());
+    result_of(ended, t)
+}
+
+fn result_of(ended: Attempt, t: &Transmit<'_>) -> io::Result<Report> {
+    match ended {
+        Attempt::Done => Ok(t.cursor.report),
+        Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Err(io::ErrorKind::WouldBlock.into()),
+        Attempt::Fatal(e) => Err(e),
     }
 }
 

@@ -28,6 +28,10 @@ pub(super) struct Wait<R> {
     pub(super) registration: Option<R>,
     timer: Timer,
     pub(super) parked: Option<Parked>,
+    /// What refused the last [`try_send`](crate::Sender::try_send), if nobody waits for it yet.
+    pub(super) refused: Option<(Class, Option<Path>)>,
+    /// What the last wake-up was.
+    pub(super) by: By,
     /// Whether the next poll is to try at once.
     yielded: bool,
     /// Whether it is not for want of room that it waits: a policy to drop does not concern it.
@@ -45,18 +49,18 @@ pub(super) struct Wait<R> {
 }
 
 /// From where to where.
-type Path = (SocketAddr, Option<IpAddr>);
+pub(super) type Path = (SocketAddr, Option<IpAddr>);
 
 /// A retry that was refused.
-struct Retry {
-    class: Class,
-    by: By,
+pub(super) struct Retry {
+    pub(super) class: Class,
+    pub(super) by: By,
     /// Whether a part was sent before.
-    progress: bool,
+    pub(super) progress: bool,
     /// The path that has no room, if it is one.
-    path: Option<Path>,
+    pub(super) path: Option<Path>,
     /// The longest silent wait, if less than others'.
-    longest: Option<Duration>,
+    pub(super) longest: Option<Duration>,
 }
 
 /// What ended a sleep.
@@ -80,6 +84,8 @@ impl<R> Wait<R> {
             registration: None,
             timer: Timer::default(),
             parked: None,
+            refused: None,
+            by: By::Timer,
             yielded: false,
             crowded: false,
             recovery: None,
@@ -214,6 +220,7 @@ impl<I: Io> Core<I> {
                 }
             };
             self.io.stats().wake(class, by);
+            wait.by = by;
             wait.crowded = matches!(ended, Attempt::Crowded);
             let progress = load.sent() > before;
             if progress {
@@ -304,7 +311,7 @@ impl<I: Io> Core<I> {
     }
 
     /// After another refusal: how to go on waiting.
-    fn wait_on(&self, wait: &mut Wait<I::Registration>, retry: Retry, now: Instant) {
+    pub(super) fn wait_on(&self, wait: &mut Wait<I::Registration>, retry: Retry, now: Instant) {
         let Retry { class, by, progress, path, longest } = retry;
         let bottleneck = self.bottleneck(class, path);
         let Some(parked) = &mut wait.parked else { return };
@@ -331,7 +338,7 @@ impl<I: Io> Core<I> {
     }
 
     /// There was room, if only for a part.
-    fn recovered(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) {
+    pub(super) fn recovered(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) {
         clear_blocked(&self.io, wait);
         let Some(parked) = &wait.parked else { return };
         self.io.stats().recover(class, by, now - parked.blocked_since);
