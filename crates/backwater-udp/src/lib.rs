@@ -52,6 +52,7 @@
 //! An `Err` means that the socket has failed, and nothing else is to be expected of it.
 //!
 //! All types want to be used inside a tokio runtime with its I/O and time drivers enabled.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod adapters;
 mod ecn;
@@ -70,6 +71,10 @@ pub mod stats;
 mod sys;
 mod transmit;
 mod wait;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
