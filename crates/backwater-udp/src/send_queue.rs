@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     task::{Context, Poll},
     time::Duration,
 };
@@ -101,7 +101,28 @@ impl<K: Copy + Ord> SendQueue<K> {
     /// # Errors
     /// When the socket has failed; what waited is then dropped.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_flush(cx)
+        self.poll_flush_with(cx, |_, _, _| {})
+    }
+
+    /// As [`poll_flush`](Self::poll_flush), and tells what becomes of the datagrams that were held: calls `done` with a key, what was
+    /// sent and dropped of what waited under it since the last call, and the bytes of payload that were sent.
+    ///
+    /// A key's datagrams that [`send`](Self::send) has held end in exactly one such report, but for those that are
+    /// [cancelled](Self::cancel).
+    ///
+    /// # Errors
+    /// As [`poll_flush`](Self::poll_flush).
+    pub fn poll_flush_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut done: impl FnMut(K, &Report, usize),
+    ) -> Poll<io::Result<()>> {
+        self.0.poll_flush(cx, &mut done)
+    }
+
+    /// Sends what waits under a key to `destination`, from `source`; the peer has moved. Returns at once.
+    pub fn redirect(&mut self, key: K, destination: SocketAddr, source: Option<IpAddr>) {
+        self.0.redirect(key, destination, source);
     }
 
     /// Gives up what waits under a key; it is counted as [`Cancelled`](crate::DropReason::Cancelled).

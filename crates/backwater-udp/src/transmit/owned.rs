@@ -50,28 +50,23 @@ impl OwnedTransmit {
     }
 
     /// Sends it there instead, and from there, as far as it is not done.
-    pub fn set_way(&mut self, destination: SocketAddr, source: Option<IpAddr>) {
+    pub(crate) fn set_way(&mut self, destination: SocketAddr, source: Option<IpAddr>) {
         (self.destination, self.source) = (destination, source);
     }
 
-    /// Its bytes, done or not.
-    pub fn payload(&self) -> &[u8] {
-        &self.bytes
-    }
-
     /// The length of every datagram but the last, in bytes.
-    pub fn datagram_len(&self) -> usize {
+    pub(crate) fn datagram_len(&self) -> usize {
         self.segment_size
-    }
-
-    /// How many datagrams it was made of.
-    pub fn datagrams(&self) -> usize {
-        self.bytes.len().div_ceil(self.segment_size.max(1)).max(1)
     }
 
     /// What has become of the datagrams that are done.
     pub fn report(&self) -> &Report {
         &self.cursor.report
+    }
+
+    /// What has become of the datagrams that are done since this was called last.
+    pub(crate) fn take_report(&mut self) -> Report {
+        std::mem::take(&mut self.cursor.report)
     }
 
     /// Datagrams that are neither sent nor dropped yet.

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     task::{Context, Poll, Waker},
 };
 
@@ -19,7 +20,8 @@ use crate::{
 mod lines;
 mod sides;
 
-use lines::{LEAST, Line, Lines};
+pub(crate) use lines::Done;
+use lines::{LEAST, Line, Lines, Serving};
 use sides::Sides;
 
 /// Bytes that are sent between two looks at how full the send buffer is. A transmit counts [`LEAST_SEEN`] at least.
@@ -249,15 +251,15 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         }
     }
 
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, done: Done<'_, K>) -> Poll<io::Result<()>> {
         self.close_sides_of_earlier_socket();
-        let flushed = self.poll_lines(cx);
+        let flushed = self.poll_lines(cx, done);
         let Some(sides) = &mut self.sides else { return flushed };
-        let of_sides = sides.poll(cx);
+        let of_sides = sides.poll(cx, done);
         if of_sides.is_pending() && matches!(flushed, Poll::Ready(Ok(()))) { Poll::Pending } else { flushed }
     }
 
-    fn poll_lines(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_lines(&mut self, cx: &mut Context<'_>, done: Done<'_, K>) -> Poll<io::Result<()>> {
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             waker @ None => *waker = Some(cx.waker().clone()),
@@ -266,15 +268,16 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         if lines.datagrams == 0 {
             return Poll::Ready(Ok(()));
         }
+        let mut serving = Serving { lines, done };
         let ended = match self.core.wait.take() {
             Some(mut wait) if wait.parked.is_some() => {
-                let ended = self.core.poll_parked(cx, &mut wait, &mut **lines);
+                let ended = self.core.poll_parked(cx, &mut wait, &mut serving);
                 self.core.wait = Some(wait);
                 ended
             }
             wait => {
                 self.core.wait = wait;
-                Poll::Ready(lines.attempt(&self.core.io, self.core.id))
+                Poll::Ready(serving.attempt(&self.core.io, self.core.id))
             }
         };
         let Poll::Ready(ended) = ended else { return Poll::Pending };
@@ -284,7 +287,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
                 if let Policy::Wait { deadline } = self.core.io.backpressure().get()
                     && let Some(since) = Instant::now().checked_sub(deadline)
                 {
-                    lines.drop_old(&self.core.io, since, DropReason::Deadline);
+                    serving.drop_old(&self.core.io, since, DropReason::Deadline);
                 }
                 cx.waker().wake_by_ref();
                 Poll::Pending
@@ -295,14 +298,23 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
                 Poll::Pending
             }
             Attempt::Crowded | Attempt::Done => {
-                lines.clear();
+                serving.lines.clear();
                 self.core.look_after();
                 Poll::Ready(Ok(()))
             }
             Attempt::Fatal(e) => {
-                lines.drop_all(&self.core.io, DropReason::Socket);
+                serving.drop_all(&self.core.io, DropReason::Socket);
                 Poll::Ready(Err(e))
             }
+        }
+    }
+
+    pub(crate) fn redirect(&mut self, key: K, destination: SocketAddr, source: Option<IpAddr>) {
+        if let Some(sides) = &mut self.sides {
+            sides.redirect(key, destination, source);
+        }
+        if let Some(lines) = &mut self.lines {
+            lines.redirect(key, destination, source);
         }
     }
 

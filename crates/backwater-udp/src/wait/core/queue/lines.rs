@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::sides;
 use crate::{
     io::Io,
-    stats::DropReason,
+    stats::{DropReason, Report},
     transmit::OwnedTransmit,
     wait::{
         backoff::Class,
@@ -72,6 +72,15 @@ struct Waiting {
     since: Instant,
 }
 
+/// The lines while they are served, and whom to tell what becomes of what they hold.
+pub(super) struct Serving<'a, K> {
+    pub(super) lines: &'a mut Lines<K>,
+    pub(super) done: Done<'a, K>,
+}
+
+/// Takes a key, what has become of datagrams that were held under it, and the bytes of those that were sent.
+pub(crate) type Done<'a, K> = &'a mut dyn FnMut(K, &Report, usize);
+
 /// How a line's turn ended.
 enum Served {
     Empty,
@@ -82,33 +91,33 @@ enum Served {
     Fatal(io::Error),
 }
 
-impl<K: Copy + Ord> Load for Lines<K> {
+impl<K: Copy + Ord> Load for Serving<'_, K> {
     /// Serves the lines by turns. One that is refused is not tried again in this pass; after a few the pass ends, and the next one
     /// begins behind them, but for the first whose turn is not over: it had room for a part. What can be sent is, however many
     /// are refused.
     fn attempt<I: Io>(&mut self, io: &I, id: u32) -> Attempt {
-        let mut budget = Budget::of(self.calls);
+        let mut budget = Budget::of(self.lines.calls);
         let (mut refused, mut begun) = (ArrayVec::<_, REFUSALS>::new(), None);
         let mut ended = Attempt::Done;
-        self.new = 0;
-        while let Some(key) = self.turns.pop_front() {
+        self.lines.new = 0;
+        while let Some(key) = self.lines.turns.pop_front() {
             match self.serve(io, id, key, &mut budget) {
                 Served::Empty => {
-                    self.lines.remove(&key);
+                    self.lines.lines.remove(&key);
                 }
-                Served::Turn => self.turns.push_back(key),
+                Served::Turn => self.lines.turns.push_back(key),
                 Served::Paused => {
-                    self.turns.push_front(key);
+                    self.lines.turns.push_front(key);
                     ended = Attempt::Paused;
                     break;
                 }
                 Served::Refused(Class::Advised) => {
-                    self.turns.push_front(key);
+                    self.lines.turns.push_front(key);
                     ended = Attempt::Refused(Class::Advised);
                     break;
                 }
                 Served::Refused(Class::Silent) => {
-                    if begun.is_none() && self.lines.get(&key).is_some_and(|line| line.is_served) {
+                    if begun.is_none() && self.lines.lines.get(&key).is_some_and(|line| line.is_served) {
                         begun = Some(key);
                     } else {
                         refused.push(key);
@@ -118,7 +127,7 @@ impl<K: Copy + Ord> Load for Lines<K> {
                     }
                 }
                 Served::Fatal(e) => {
-                    self.turns.push_front(key);
+                    self.lines.turns.push_front(key);
                     ended = Attempt::Fatal(e);
                     break;
                 }
@@ -127,22 +136,22 @@ impl<K: Copy + Ord> Load for Lines<K> {
         if (begun.is_some() || !refused.is_empty()) && matches!(ended, Attempt::Done) {
             ended = Attempt::Refused(Class::Silent);
         }
-        self.turns.extend(refused);
-        begun.into_iter().for_each(|key| self.turns.push_front(key));
+        self.lines.turns.extend(refused);
+        begun.into_iter().for_each(|key| self.lines.turns.push_front(key));
         ended
     }
 
     fn sent(&self) -> u64 {
-        self.sent
+        self.lines.sent
     }
 
     fn since(&mut self) -> Option<Instant> {
-        while let Some(&(since, key)) = self.ages.front() {
-            let head = self.lines.get(&key).and_then(|line| line.waiting.front());
+        while let Some(&(since, key)) = self.lines.ages.front() {
+            let head = self.lines.lines.get(&key).and_then(|line| line.waiting.front());
             if head.is_some_and(|head| head.since <= since) {
                 return Some(since);
             }
-            self.ages.pop_front();
+            self.lines.ages.pop_front();
         }
         None
     }
@@ -150,16 +159,19 @@ impl<K: Copy + Ord> Load for Lines<K> {
     fn drop_old<I: Io>(&mut self, io: &I, since: Instant, reason: DropReason) -> bool {
         while let Some(oldest) = self.since()
             && oldest <= since
-            && let Some((_, key)) = self.ages.pop_front()
+            && let Some((_, key)) = self.lines.ages.pop_front()
         {
             self.drop_head(io, key, reason);
         }
-        self.datagrams == 0
+        self.lines.datagrams == 0
     }
 
     fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason) {
-        io.stats().dropped(reason, self.datagrams);
-        self.clear();
+        for (&key, line) in self.lines.lines.iter().filter(|(_, line)| !line.is_empty()) {
+            (self.done)(key, &dropped(reason, line.datagrams()), 0);
+        }
+        io.stats().dropped(reason, self.lines.datagrams);
+        self.lines.clear();
     }
 
     fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)> {
@@ -167,8 +179,66 @@ impl<K: Copy + Ord> Load for Lines<K> {
     }
 
     fn longest_wait(&self) -> Option<Duration> {
-        let passes = self.lines.len().div_ceil(REFUSALS) as u32;
+        let passes = self.lines.lines.len().div_ceil(REFUSALS) as u32;
         Some((LONGEST_WAIT / passes.max(1)).max(SHORTEST_WAIT))
+    }
+}
+
+impl<K: Copy + Ord> Serving<'_, K> {
+    fn serve<I: Io>(&mut self, io: &I, id: u32, key: K, budget: &mut Budget) -> Served {
+        let Some(line) = self.lines.lines.get_mut(&key) else { return Served::Empty };
+        if line.credit <= 0 {
+            line.credit += QUANTUM;
+            line.is_served = false;
+        }
+        loop {
+            let Some(head) = line.waiting.front_mut() else { return Served::Empty };
+            let (before, counted) = (head.transmit.remaining(), head.transmit.bytes().max(LEAST));
+            if before == 0 {
+                line.bytes -= counted;
+                self.lines.bytes -= counted;
+                self.lines.transmits -= 1;
+                line.waiting.pop_front();
+                continue;
+            }
+            if line.credit <= 0 {
+                return Served::Turn;
+            }
+            if budget.is_spent() {
+                return Served::Paused;
+            }
+            let credit = line.credit;
+            let (ended, bytes) = head.transmit.lend(|t| attempt_at_most(io, id, t, credit, budget));
+            line.credit -= bytes as i64;
+            line.is_served |= bytes > 0;
+            self.lines.datagrams -= before - head.transmit.remaining();
+            let report = head.transmit.take_report();
+            self.lines.sent += u64::from(report.sent);
+            if bytes > 0 || report != Report::default() {
+                // Datagrams that were dropped have no part in it.
+                let sent = bytes.min(report.sent as usize * head.transmit.datagram_len());
+                (self.done)(key, &report, sent);
+            }
+            let class = match ended {
+                Attempt::Done | Attempt::Paused => continue,
+                Attempt::Fatal(e) => return Served::Fatal(e),
+                Attempt::Refused(class) => class,
+                Attempt::Crowded => Class::Silent,
+            };
+            return Served::Refused(class);
+        }
+    }
+
+    fn drop_head<I: Io>(&mut self, io: &I, key: K, reason: DropReason) {
+        let Some(line) = self.lines.lines.get_mut(&key) else { return };
+        let Some(head) = line.waiting.pop_front() else { return };
+        let (datagrams, bytes) = (head.transmit.remaining(), head.transmit.bytes().max(LEAST));
+        line.bytes -= bytes;
+        self.lines.bytes -= bytes;
+        self.lines.transmits -= 1;
+        self.lines.datagrams -= datagrams;
+        io.stats().dropped(reason, datagrams);
+        (self.done)(key, &dropped(reason, datagrams), 0);
     }
 }
 
@@ -230,6 +300,12 @@ impl<K: Copy + Ord> Lines<K> {
         datagrams
     }
 
+    /// Sends what waits under a key to another destination, from another source.
+    pub(super) fn redirect(&mut self, key: K, destination: SocketAddr, source: Option<IpAddr>) {
+        let waiting = self.lines.get_mut(&key).into_iter().flat_map(Line::transmits);
+        waiting.for_each(|transmit| transmit.set_way(destination, source));
+    }
+
     pub(super) fn take(&mut self, key: K) -> Option<Line> {
         let line = self.lines.remove(&key)?;
         self.turns.retain(|turn| *turn != key);
@@ -254,56 +330,6 @@ impl<K: Copy + Ord> Lines<K> {
         known.bytes += line.bytes;
         known.waiting.extend(line.waiting);
         known.waiting.make_contiguous().sort_by_key(|waiting| waiting.since);
-    }
-
-    fn serve<I: Io>(&mut self, io: &I, id: u32, key: K, budget: &mut Budget) -> Served {
-        let Some(line) = self.lines.get_mut(&key) else { return Served::Empty };
-        if line.credit <= 0 {
-            line.credit += QUANTUM;
-            line.is_served = false;
-        }
-        loop {
-            let Some(head) = line.waiting.front_mut() else { return Served::Empty };
-            let (before, counted) = (head.transmit.remaining(), head.transmit.bytes().max(LEAST));
-            if before == 0 {
-                line.bytes -= counted;
-                self.bytes -= counted;
-                self.transmits -= 1;
-                line.waiting.pop_front();
-                continue;
-            }
-            if line.credit <= 0 {
-                return Served::Turn;
-            }
-            if budget.is_spent() {
-                return Served::Paused;
-            }
-            let sent = head.transmit.report().sent;
-            let credit = line.credit;
-            let (ended, bytes) = head.transmit.lend(|t| attempt_at_most(io, id, t, credit, budget));
-            line.credit -= bytes as i64;
-            line.is_served |= bytes > 0;
-            self.datagrams -= before - head.transmit.remaining();
-            self.sent += u64::from(head.transmit.report().sent - sent);
-            let class = match ended {
-                Attempt::Done | Attempt::Paused => continue,
-                Attempt::Fatal(e) => return Served::Fatal(e),
-                Attempt::Refused(class) => class,
-                Attempt::Crowded => Class::Silent,
-            };
-            return Served::Refused(class);
-        }
-    }
-
-    fn drop_head<I: Io>(&mut self, io: &I, key: K, reason: DropReason) {
-        let Some(line) = self.lines.get_mut(&key) else { return };
-        let Some(head) = line.waiting.pop_front() else { return };
-        let (datagrams, bytes) = (head.transmit.remaining(), head.transmit.bytes().max(LEAST));
-        line.bytes -= bytes;
-        self.bytes -= bytes;
-        self.transmits -= 1;
-        self.datagrams -= datagrams;
-        io.stats().dropped(reason, datagrams);
     }
 
     /// Keeps all of it as small as what waits: one transmit that waits long may see many go, of ever new keys.
@@ -338,4 +364,10 @@ impl Line {
     fn datagrams(&self) -> usize {
         self.waiting.iter().map(|waiting| waiting.transmit.remaining()).sum()
     }
+}
+
+fn dropped(reason: DropReason, datagrams: usize) -> Report {
+    let mut report = Report::default();
+    report.dropped.add(reason, datagrams as u32);
+    report
 }

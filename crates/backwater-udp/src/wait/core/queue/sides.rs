@@ -5,6 +5,7 @@
 //! half full; if the key's path is slow, it fills only its own send buffer, and otherwise that socket is soon another key's.
 
 use std::{
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
@@ -12,7 +13,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Line, QueueCore};
+use super::{Done, Line, QueueCore};
 use crate::{io::Io, send_queue::Bounds, wait::core::timer::Timer};
 
 /// Of one queue.
@@ -112,11 +113,17 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
         }
     }
 
+    pub(super) fn redirect(&mut self, key: K, destination: SocketAddr, source: Option<IpAddr>) {
+        if let Some(side) = self.all.iter_mut().find(|side| side.key == Some(key)) {
+            side.queue.redirect(key, destination, source);
+        }
+    }
+
     /// Sends what waits, and gives back what is idle. Pending while something waits.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, done: Done<'_, K>) -> Poll<()> {
         let mut pending = false;
         // One that has failed has counted what it held.
-        self.all.retain_mut(|side| match side.queue.poll_flush(cx) {
+        self.all.retain_mut(|side| match side.queue.poll_flush(cx, done) {
             Poll::Ready(sent) => sent.is_ok(),
             Poll::Pending => {
                 pending = true;

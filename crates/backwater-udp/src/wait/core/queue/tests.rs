@@ -283,7 +283,7 @@ fn send(queue: &mut QueueCore<Paths, u16>, port: u16, bytes: usize, numbers: std
 }
 
 async fn flush(queue: &mut QueueCore<Paths, u16>) {
-    poll_fn(|cx| queue.poll_flush(cx)).await.unwrap();
+    poll_fn(|cx| queue.poll_flush(cx, &mut |_, _, _| {})).await.unwrap();
 }
 
 /// Polls it for so long.
@@ -548,4 +548,5 @@ async fn the_books_balance_whatever_happens() {
 }
 
 mod hostile;
+mod reports;
 mod sides;

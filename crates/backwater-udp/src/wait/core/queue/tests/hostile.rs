@@ -99,7 +99,7 @@ async fn lines_that_have_begun_do_not_starve_one_that_waits() {
 async fn poll(queue: &mut QueueCore<Paths, u16>, times: u32) {
     for _ in 0..times {
         poll_fn(|cx| {
-            let _ = queue.poll_flush(cx);
+            let _ = queue.poll_flush(cx, &mut |_, _, _| {});
             Poll::Ready(())
         })
         .await;
