@@ -136,7 +136,7 @@ impl EventLoop {
         let (mut peers, mut indices) = (Vec::new(), SessionIndices::default());
         for (index, peer) in config.peers.iter().enumerate() {
             peer.allowed_ips.iter().for_each(|net| allowed.insert(net, index));
-            peers.push(Peer::new(peer, &private_key, indices.assign(index)?, &limiter));
+            peers.push(Peer::new(index, peer, &private_key, indices.assign(index)?, &limiter));
         }
         let mtu = usize::from(link.mtu());
         let offload = match (link.has_offload(), link.has_udp_offload()) {
@@ -235,9 +235,10 @@ impl EventLoop {
             self.look_up_routes(now, false);
         }
         self.send_urgent(cx);
+        self.send_held(cx);
         for peer in &mut self.peers {
             if peer.is_waiting() {
-                more |= peer.drain(cx, now, &mut self.tools);
+                more |= peer.drain(now, &mut self.path, &mut self.tools);
             }
         }
         match until {
@@ -396,11 +397,11 @@ impl EventLoop {
             };
             let index = self.allowed.owner(destination, &mut self.last_destination);
             if train_of != index {
-                flush(cx, &mut self.peers, &mut self.tools, train_of.take());
+                flush(&mut self.peers, &mut self.path, &mut self.tools, train_of.take());
             }
             let refused = match index.and_then(|index| self.peers.get_mut(index)) {
                 Some(peer) => {
-                    let refused = peer.offer(cx, now, raw, &mut self.tools).err();
+                    let refused = peer.offer(now, raw, &mut self.path, &mut self.tools).err();
                     train_of = index;
                     if !peer.has_room(now) {
                         has_room = self.peers.iter().any(|peer| peer.has_room(now));
@@ -416,7 +417,7 @@ impl EventLoop {
                 self.tell_host(now, len, refused);
             }
         }
-        flush(cx, &mut self.peers, &mut self.tools, train_of);
+        flush(&mut self.peers, &mut self.path, &mut self.tools, train_of);
         Ok(more)
     }
 
@@ -456,9 +457,20 @@ impl EventLoop {
 
     fn send_urgent(&mut self, cx: &mut Context<'_>) {
         for (destination, message) in self.tools.urgent.drain(..) {
-            self.path.send_urgent(cx, destination, &message);
+            self.path.send_urgent(destination, &message);
         }
         self.path.sides().for_each(|side| side.poll_urgent(cx));
+    }
+
+    /// Sends encrypted data that waits, as far as there is room.
+    fn send_held(&mut self, cx: &mut Context<'_>) {
+        let Self { path, peers, .. } = self;
+        peers.iter().for_each(|peer| peer.redirect_held(path));
+        path.poll_data(cx, |number, report, bytes| {
+            if let Some(peer) = peers.get_mut(number) {
+                peer.held_are_done(report, bytes);
+            }
+        });
     }
 
     fn interval(&self) -> Duration {
@@ -474,7 +486,7 @@ impl EventLoop {
         self.limiter.reset_count();
         self.calls.clear();
         for peer in &mut self.peers {
-            peer.tick(now, &self.path, &mut self.tools);
+            peer.tick(now, &mut self.path, &mut self.tools);
         }
         self.traffic = self.peers.iter().any(Peer::is_waiting);
         self.calling = self.peers.iter().any(Peer::is_calling);
@@ -483,7 +495,7 @@ impl EventLoop {
             info!("the system was suspended");
             self.rebind(now);
             self.call_peers(now, true);
-        } else if waited && (self.broken || !self.path.is_bound() || self.peers.iter().any(Peer::is_stuck)) {
+        } else if waited && (self.broken || !self.path.is_bound() || self.path.is_stuck()) {
             warn!("the path takes nothing: binding anew");
             self.rebind(now);
             self.call_peers(now, false);
@@ -525,11 +537,10 @@ impl EventLoop {
         let waker = std::task::Waker::noop();
         self.receive(&mut Context::from_waker(waker), now);
         let port = self.path.close();
-        self.peers.iter_mut().for_each(|peer| peer.use_sockets(&self.path));
+        self.peers.iter_mut().for_each(Peer::give_up_held);
         if let Err(error) = self.path.rebind(port) {
             warn!(%error, "no socket can be bound");
         }
-        self.peers.iter_mut().for_each(|peer| peer.use_sockets(&self.path));
         self.set_fragmentation(now);
     }
 
@@ -562,9 +573,9 @@ impl EventLoop {
     }
 }
 
-fn flush(cx: &mut Context<'_>, peers: &mut [Peer], tools: &mut Tools, of: Option<usize>) {
+fn flush(peers: &mut [Peer], path: &mut Path, tools: &mut Tools, of: Option<usize>) {
     if let Some(peer) = of.and_then(|index| peers.get_mut(index)) {
-        peer.flush(cx, &mut tools.batch);
+        peer.flush(path, &mut tools.batch);
     }
 }
 

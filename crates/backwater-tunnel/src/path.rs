@@ -1,21 +1,25 @@
 //! The sockets, one for each family of addresses.
 
 use std::{
-    collections::VecDeque,
-    io,
+    io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     task::Context,
 };
 
-use backwater_udp::{Backpressure, OwnedTransmit, Receiver, Sender, Stats, UdpSocket};
+use backwater_udp::{Backpressure, Bounds, Receiver, Report, SendQueue, Stats, Transmit, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// The longest message that is not data: a handshake initiation.
 pub(crate) const MAX_URGENT: usize = 148;
 
-/// Messages that wait on one socket, at most; together less than ten kilobytes.
-const MAX_WAITING: usize = 64;
+/// Messages that may wait on one socket: 64, and 32 for one destination. The retransmission of the protocol makes good for one that is
+/// dropped.
+const OF_URGENT: Bounds = Bounds { of_a_key: 16 << 10, of_all: 32 << 10, send_only_sockets: 0 };
+
+/// Encrypted data that may wait on one socket. A peer gives no more than what one packet of the device makes. Send-only sockets would
+/// have a send buffer that is not fitted to the path.
+const OF_DATA: Bounds = Bounds { of_a_key: 256 << 10, of_all: 64 << 20, send_only_sockets: 0 };
 
 /// Bytes to ask for: a burst of a hundred full trains while the process does not run.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -48,9 +52,10 @@ const LEAST_SEND_BUFFER: usize = 16 << 10;
 pub(crate) struct Side {
     pub(crate) socket: UdpSocket,
     pub(crate) receiver: Receiver,
-    /// Of what goes before data.
-    urgent: Sender,
-    waiting: VecDeque<OwnedTransmit>,
+    /// Messages that go before data, by their destination.
+    urgent: SendQueue<SocketAddr>,
+    /// Encrypted data, by the peer's number.
+    data: SendQueue<usize>,
     /// The same socket, for its options.
     options: Socket,
     /// The buffer that the system gives, and the one that is asked for now.
@@ -70,7 +75,7 @@ impl Path {
         Ok(path)
     }
 
-    /// Lets go of the sockets, and returns their port. It is free when the peers' senders have gone, too.
+    /// Closes the sockets, and returns their port. What waits is given up.
     pub(crate) fn close(&mut self) -> u16 {
         let port = self.port();
         (self.v4, self.v6) = (None, None);
@@ -130,10 +135,23 @@ impl Path {
         bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
     }
 
-    /// A sender of its own for a peer at `destination`.
-    pub(crate) fn sender(&self, destination: SocketAddr) -> Option<Sender> {
-        let side = if destination.is_ipv4() { &self.v4 } else { &self.v6 };
-        Some(side.as_ref()?.socket.sender())
+    /// The queue of the data for `destination`, if there is a socket of its family.
+    pub(crate) fn data(&mut self, destination: SocketAddr) -> Option<&mut SendQueue<usize>> {
+        Some(&mut self.side(destination.is_ipv6())?.data)
+    }
+
+    /// Sends data that waits, as far as there is room, and calls `done` with a peer's number, what has become of its datagrams, and the
+    /// bytes that were sent.
+    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>, mut done: impl FnMut(usize, &Report, usize)) {
+        for side in self.sides() {
+            // The datagrams of a failed socket are in the reports; the receiver finds that it has failed.
+            let _ = side.data.poll_flush_with(cx, &mut done);
+        }
+    }
+
+    /// Whether the system has taken no data for seconds although some waits.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.v4.iter().chain(&self.v6).any(|side| side.data.held() > 0 && side.data.is_stuck())
     }
 
     pub(crate) fn side(&mut self, v6: bool) -> Option<&mut Side> {
@@ -144,14 +162,12 @@ impl Path {
         self.v4.iter_mut().chain(&mut self.v6)
     }
 
-    /// Sends a message that goes before data. While there is no room it waits with at most [`MAX_WAITING`] others; its
-    /// sender's retransmission makes good for one that is lost.
-    pub(crate) fn send_urgent(&mut self, cx: &mut Context<'_>, destination: SocketAddr, message: &[u8]) {
-        let side = if destination.is_ipv4() { &mut self.v4 } else { &mut self.v6 };
-        let Some(side) = side else { return };
-        if side.waiting.len() < MAX_WAITING {
-            side.waiting.push_back(OwnedTransmit::new(destination, message.to_vec().into()));
-            side.poll_urgent(cx);
+    /// Sends a message that goes before data, or lets it wait while there is no room ([`OF_URGENT`]).
+    pub(crate) fn send_urgent(&mut self, destination: SocketAddr, message: &[u8]) {
+        if let Some(side) = self.side(destination.is_ipv6()) {
+            let slices = [IoSlice::new(message)];
+            // The receiver finds that a socket has failed.
+            let _ = side.urgent.send(destination, &mut Transmit::new(destination, &slices));
         }
     }
 }
@@ -167,14 +183,9 @@ impl Side {
         }
     }
 
-    /// Sends what waits, as far as there is room.
+    /// Sends messages that wait, as far as there is room.
     pub(crate) fn poll_urgent(&mut self, cx: &mut Context<'_>) {
-        while let Some(next) = self.waiting.front_mut() {
-            if self.urgent.poll_send_owned(cx, next).is_pending() {
-                return;
-            }
-            self.waiting.pop_front();
-        }
+        let _ = self.urgent.poll_flush(cx);
     }
 }
 
@@ -203,12 +214,11 @@ impl Options {
             .backpressure(self.backpressure.clone())
             .stats(self.stats.clone())
             .from_std(socket.into())?;
-        let (receiver, urgent) = (socket.receiver(), socket.sender());
         Ok(Side {
+            receiver: socket.receiver(),
+            urgent: SendQueue::new(socket.clone(), OF_URGENT),
+            data: SendQueue::new(socket.clone(), OF_DATA),
             socket,
-            receiver,
-            urgent,
-            waiting: VecDeque::new(),
             options,
             default_send_buffer,
             send_buffer: default_send_buffer,

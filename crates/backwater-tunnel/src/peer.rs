@@ -1,16 +1,14 @@
-//! A peer: its session, its queue and its sender.
+//! A peer: its session, its queue and what of it waits for room.
 
 use std::{
-    collections::VecDeque,
     io::IoSlice,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    task::Context,
     time::{Duration, Instant, SystemTime},
 };
 
 use arrayvec::ArrayVec;
-use backwater_udp::{DropReason, Ecn, OwnedTransmit, Report, Sender, Transmit, gso::Batch};
+use backwater_udp::{DropReason, Ecn, Report, Transmit, gso::Batch};
 use boringtun::{
     noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -48,6 +46,8 @@ pub(crate) mod kind {
 
 /// A peer.
 pub(crate) struct Peer {
+    /// Its number, which is its key in the send queues.
+    number: usize,
     pub(crate) public_key: PublicKey,
     pub(crate) endpoints: Endpoints,
     pub(crate) counters: PeerCounters,
@@ -63,9 +63,8 @@ pub(crate) struct Peer {
     local_ip: Option<IpAddr>,
     /// The address that the system picked when it was last looked at.
     source: Option<IpAddr>,
-    sender: Option<Sender>,
-    /// Encrypted, but refused so far. Never more than what one packet of the device makes.
-    held: VecDeque<OwnedTransmit>,
+    /// Its datagrams that wait in a send queue: encrypted, but refused so far. Never more than what one packet of the device makes.
+    held: usize,
     /// Whether there is a session to encrypt with.
     established: bool,
     initiated: Option<Instant>,
@@ -148,6 +147,7 @@ impl Tools {
 
 impl Peer {
     pub(crate) fn new(
+        number: usize,
         config: &config::Peer,
         private_key: &StaticSecret,
         session_number: u32,
@@ -155,6 +155,7 @@ impl Peer {
     ) -> Self {
         let public_key = PublicKey::from(config.public_key.0);
         Self {
+            number,
             public_key,
             endpoints: Endpoints::new(config.endpoint.clone()),
             counters: PeerCounters::default(),
@@ -174,8 +175,7 @@ impl Peer {
             endpoint: None,
             local_ip: None,
             source: None,
-            sender: None,
-            held: VecDeque::new(),
+            held: 0,
             established: false,
             initiated: None,
             unanswered: None,
@@ -204,19 +204,14 @@ impl Peer {
         self.initiated.is_some()
     }
 
-    /// Whether the path has taken nothing for seconds.
-    pub(crate) fn is_stuck(&self) -> bool {
-        !self.held.is_empty() && self.sender.as_ref().is_some_and(Sender::is_stuck)
-    }
-
     /// Whether what waits could go now.
     pub(crate) fn is_ready(&self) -> bool {
-        self.established && self.held.is_empty() && !self.queue.is_empty()
+        self.established && self.held == 0 && !self.queue.is_empty()
     }
 
     /// Whether something waits: for room, or for a session.
     pub(crate) fn is_waiting(&self) -> bool {
-        !self.held.is_empty() || !self.queue.is_empty()
+        self.held > 0 || !self.queue.is_empty()
     }
 
     /// Whether the queue may take another packet.
@@ -224,27 +219,27 @@ impl Peer {
         self.queue.has_room(now, self.rate.bound(now))
     }
 
-    /// Sends to this address from now on, from this one of the host's. What is held goes there too.
-    pub(crate) fn moved(&mut self, endpoint: SocketAddr, local_ip: Option<IpAddr>, path: &Path) {
+    /// Sends to this address from now on, from this one of the host's. What is held goes there too, unless that takes another socket.
+    pub(crate) fn moved(&mut self, endpoint: SocketAddr, local_ip: Option<IpAddr>, path: &mut Path) {
         self.local_ip = local_ip;
-        let same_family = self.endpoint.is_some_and(|before| before.is_ipv4() == endpoint.is_ipv4());
-        if self.endpoint == Some(endpoint) && self.sender.is_some() {
+        if self.endpoint == Some(endpoint) {
             return;
         }
-        if self.endpoint != Some(endpoint) {
-            self.path_mtu.reset(endpoint.is_ipv6());
-            self.needs_route = true;
-            self.rate = Rate::default();
+        if let Some(before) = self.endpoint.filter(|before| before.is_ipv4() != endpoint.is_ipv4()) {
+            if let Some(queue) = path.data(before) {
+                queue.cancel(self.number);
+            }
+            self.give_up_held();
         }
+        self.path_mtu.reset(endpoint.is_ipv6());
+        self.needs_route = true;
+        self.rate = Rate::default();
         self.endpoint = Some(endpoint);
         self.source = path.source(endpoint);
-        if !same_family || self.sender.is_none() {
-            self.use_sockets(path);
-        }
     }
 
     /// Sends to this address of the configured endpoint. Initiates a handshake if there is a reason to.
-    pub(crate) fn found(&mut self, now: Instant, endpoint: SocketAddr, path: &Path, tools: &mut Tools) {
+    pub(crate) fn found(&mut self, now: Instant, endpoint: SocketAddr, path: &mut Path, tools: &mut Tools) {
         self.moved(endpoint, None, path);
         if self.endpoints.is_failing() {
             self.call_again(now, tools);
@@ -254,7 +249,7 @@ impl Peer {
     }
 
     /// A handshake had no answer: tries the next address, if there is one.
-    fn handshake_failed(&mut self, now: Instant, path: &Path, notices: &mut Notices) {
+    fn handshake_failed(&mut self, now: Instant, path: &mut Path, notices: &mut Notices) {
         let Some(current) = self.endpoint else { return };
         let peer = name_of(&self.public_key);
         if !self.endpoints.is_failing() {
@@ -288,20 +283,18 @@ impl Peer {
         }
     }
 
-    /// Takes a sender of the sockets as they are now. What the old one held is given up: it was for another path.
-    pub(crate) fn use_sockets(&mut self, path: &Path) {
-        self.counters.datagrams_dropped += self.held.iter().map(|held| held.remaining() as u64).sum::<u64>();
-        self.held.clear();
-        self.sender = self.endpoint.and_then(|endpoint| path.sender(endpoint));
+    /// Counts what is held as dropped: its socket is closed, or no longer the peer's.
+    pub(crate) fn give_up_held(&mut self) {
+        self.counters.datagrams_dropped += std::mem::take(&mut self.held) as u64;
     }
 
     /// Takes a packet as the device gave it: sends it if nothing waits, else lets it wait. What it makes may stay in
     /// the train for others to follow: [`flush`](Self::flush) when none does.
     pub(crate) fn offer(
         &mut self,
-        cx: &mut Context<'_>,
         now: Instant,
         raw: &[u8],
+        path: &mut Path,
         tools: &mut Tools,
     ) -> Result<(), Refused> {
         let (header, packet) = parse(raw).ok_or(Refused::Malformed)?;
@@ -318,7 +311,7 @@ impl Peer {
         }
         let longest_train = self.rate.longest_train(now);
         if self.established && !self.is_waiting() && raw.len() <= longest_train {
-            self.forward(cx, now, segments, ecn::of(packet.bytes()), tools);
+            self.forward(now, segments, ecn::of(packet.bytes()), path, tools);
         } else if raw.len() <= longest_train {
             self.queue.enqueue(now, raw, self.rate.bound(now));
         } else {
@@ -341,10 +334,10 @@ impl Peer {
 
     fn forward(
         &mut self,
-        cx: &mut Context<'_>,
         now: Instant,
         mut segments: Segments<'_>,
         ecn: Option<Ecn>,
+        path: &mut Path,
         tools: &mut Tools,
     ) {
         let longest_train = self.rate.longest_train(now);
@@ -358,7 +351,7 @@ impl Peer {
             let batch = &mut tools.batch;
             let sealed = padded + OVERHEAD;
             if !batch.can_append(&ecn, sealed) || !batch.is_empty() && batch.shape().bytes() + sealed > longest_train {
-                self.flush(cx, batch);
+                self.flush(path, batch);
             }
             let Some(plain) = tools.segment.get(..padded) else { return };
             let sealed = match self.tunn.encapsulate(plain, tools.batch.reserve()) {
@@ -380,66 +373,62 @@ impl Peer {
         }
     }
 
-    /// Sends the batch, or holds it.
-    pub(crate) fn flush(&mut self, cx: &mut Context<'_>, batch: &mut Batch<Option<Ecn>>) {
+    /// Sends the batch. What there is no room for waits in the send queue.
+    pub(crate) fn flush(&mut self, path: &mut Path, batch: &mut Batch<Option<Ecn>>) {
         let Some(&ecn) = batch.common() else { return };
-        let (Some(sender), Some(destination)) = (&mut self.sender, self.endpoint) else {
-            self.counters.datagrams_dropped += batch.shape().datagrams() as u64;
+        let (datagrams, segment_size) = (batch.shape().datagrams(), batch.shape().segment_size());
+        let queue = match self.endpoint {
+            Some(destination) => path.data(destination).map(|queue| (destination, queue)),
+            None => None,
+        };
+        let Some((destination, queue)) = queue else {
+            self.counters.datagrams_dropped += datagrams as u64;
             return batch.clear();
         };
         let slices = [IoSlice::new(batch.bytes())];
-        let segment_size = batch.shape().segment_size();
         let mut t = Transmit::new(destination, &slices).segment_size(segment_size).source(self.local_ip).ecn(ecn);
-        let waits = !self.held.is_empty() || sender.poll_send(cx, &mut t).is_pending();
-        if waits {
-            self.held.push_back(OwnedTransmit::from(&t));
-            self.counters.held += 1;
-        }
-        // What a broken socket did not send is in the report, too.
-        self.count_sent(t.report(), segment_size, waits);
-        if !waits {
-            self.path_mtu.on_sent(batch.bytes(), batch.shape().datagrams() as u64);
-        }
+        // What a failed socket did not send is in the report.
+        let _ = queue.send(self.number, &mut t);
+        let report = *t.report();
+        let held = datagrams - (report.sent + report.dropped.total()) as usize;
+        self.held += held;
+        self.counters.held += u64::from(held > 0);
+        self.count(&report, report.sent as usize * segment_size);
+        self.path_mtu.on_sent(batch.bytes(), datagrams as u64);
         batch.clear();
     }
 
-    /// What the system has taken, and what was dropped. `waits`: the rest of it is held.
-    fn count_sent(&mut self, report: &Report, segment_size: usize, waits: bool) {
-        let (sent, dropped) = (u64::from(report.sent), u64::from(report.dropped.total()));
-        self.counters.datagrams_sent += sent;
-        self.counters.datagrams_dropped += dropped;
-        // `EINVAL` and `EADDRNOTAVAIL` may mean that the address to send from is no longer this host's.
-        if dropped > 0
-            && [DropReason::Invalid, DropReason::Unreachable].iter().any(|&reason| report.dropped.get(reason) > 0)
-        {
-            self.local_ip = None;
-        }
-        let backlogged = waits || self.is_waiting();
-        self.rate.on_sent(Instant::now(), sent as usize * segment_size, backlogged);
+    /// Takes what has become of datagrams that were held, and the bytes of those that were sent.
+    pub(crate) fn held_are_done(&mut self, report: &Report, bytes: usize) {
+        self.held = self.held.saturating_sub((report.sent + report.dropped.total()) as usize);
+        self.count(report, bytes);
     }
 
-    /// Sends what is held, as far as there is room. Returns whether nothing is any more.
-    fn drain_held(&mut self, cx: &mut Context<'_>) -> bool {
-        while let Some(mut held) = self.held.pop_front() {
-            let (Some(sender), Some(destination)) = (&mut self.sender, self.endpoint) else {
-                self.counters.datagrams_dropped += held.remaining() as u64;
-                continue;
-            };
-            held.set_way(destination, self.local_ip);
-            if sender.poll_send_owned(cx, &mut held).is_pending() {
-                self.rate.on_sent(Instant::now(), 0, true);
-                self.held.push_front(held);
-                return false;
-            }
-            self.count_sent(held.report(), held.datagram_len(), false);
-            self.path_mtu.on_sent(held.payload(), held.datagrams() as u64);
+    fn count(&mut self, report: &Report, bytes: usize) {
+        self.counters.datagrams_sent += u64::from(report.sent);
+        self.counters.datagrams_dropped += u64::from(report.dropped.total());
+        // `EINVAL` and `EADDRNOTAVAIL` may mean that the address to send from is no longer this host's.
+        if [DropReason::Invalid, DropReason::Unreachable].iter().any(|&reason| report.dropped.get(reason) > 0) {
+            self.local_ip = None;
         }
-        true
+        self.rate.on_sent(Instant::now(), bytes, self.is_waiting());
+    }
+
+    /// Sends what is held to where the peer is now.
+    pub(crate) fn redirect_held(&self, path: &mut Path) {
+        if self.held > 0
+            && let Some(destination) = self.endpoint
+            && let Some(queue) = path.data(destination)
+        {
+            queue.redirect(self.number, destination, self.local_ip);
+        }
     }
 
     /// Sends what waits, as far as there is room. Returns whether there is more to do at once.
-    pub(crate) fn drain(&mut self, cx: &mut Context<'_>, now: Instant, tools: &mut Tools) -> bool {
-        if !self.drain_held(cx) {
+    pub(crate) fn drain(&mut self, now: Instant, path: &mut Path, tools: &mut Tools) -> bool {
+        if self.held > 0 {
+            // The path refuses, which counts as backlogged time.
+            self.rate.on_sent(Instant::now(), 0, true);
             return false;
         }
         if !self.established {
@@ -449,7 +438,7 @@ impl Peer {
             return false;
         }
         for _ in 0..BUDGET {
-            if !self.held.is_empty() {
+            if self.held > 0 {
                 break;
             }
             let Some(next) = self.queue.dequeue(now, self.rate.bound(now), tools.mtu) else { break };
@@ -458,9 +447,9 @@ impl Peer {
             if next.drop_first_segment {
                 segments.next(&mut tools.segment);
             }
-            self.forward(cx, now, segments, ecn::of(packet.bytes()), tools);
+            self.forward(now, segments, ecn::of(packet.bytes()), path, tools);
         }
-        self.flush(cx, &mut tools.batch);
+        self.flush(path, &mut tools.batch);
         self.is_ready()
     }
 
@@ -483,7 +472,7 @@ impl Peer {
     }
 
     /// To be called four times a second while there is traffic, and every five seconds at least.
-    pub(crate) fn tick(&mut self, now: Instant, path: &Path, tools: &mut Tools) {
+    pub(crate) fn tick(&mut self, now: Instant, path: &mut Path, tools: &mut Tools) {
         let has_failed = self.initiated.is_some_and(|since| self.heard.is_none_or(|heard| heard < since));
         match self.tunn.update_timers(&mut tools.message) {
             TunnResult::WriteToNetwork(message) => {

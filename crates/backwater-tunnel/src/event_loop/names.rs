@@ -28,7 +28,7 @@ impl EventLoop {
             if peer.endpoint().is_none()
                 && let Some(first) = peer.endpoints.first()
             {
-                peer.found(now, first, &self.path, &mut self.tools);
+                peer.found(now, first, &mut self.path, &mut self.tools);
             }
         }
         self.resolve_names(now);
@@ -66,7 +66,7 @@ impl EventLoop {
             if peer.endpoints.is_failing() { peer.endpoints.contains(current) } else { peer.is_established() }
         });
         if !stays && let Some(first) = peer.endpoints.first() {
-            peer.found(now, first, &self.path, &mut self.tools);
+            peer.found(now, first, &mut self.path, &mut self.tools);
         }
     }
 }

@@ -20,7 +20,7 @@ impl Peer {
         &mut self,
         now: Instant,
         datagram: Datagram<'_>,
-        path: &Path,
+        path: &mut Path,
         tools: &mut Tools,
         allows: impl FnOnce(IpAddr) -> bool,
     ) -> Received {
@@ -43,7 +43,7 @@ impl Peer {
             // A keepalive, or a cookie, which anyone can send who saw the initiation.
             TunnResult::Done => {
                 if message == kind::DATA {
-                    self.count(payload);
+                    self.count_received(payload);
                     self.heard(now, source, local_ip, path);
                     self.confirm();
                 }
@@ -61,7 +61,7 @@ impl Peer {
         let len = packet.len();
         self.path_mtu.on_received(now, payload.len());
         self.unanswered.get_or_insert(now);
-        self.count(payload);
+        self.count_received(payload);
         if !allows(from) {
             self.counters.source_not_allowed += 1;
         } else if !ecn::decapsulate(packet, outer) {
@@ -76,7 +76,7 @@ impl Peer {
     }
 
     /// An authenticated message came from this address to this one of the host's: the peer is there.
-    fn heard(&mut self, now: Instant, source: SocketAddr, local_ip: Option<IpAddr>, path: &Path) {
+    fn heard(&mut self, now: Instant, source: SocketAddr, local_ip: Option<IpAddr>, path: &mut Path) {
         self.heard = Some(now);
         self.endpoints.on_answer(source);
         self.moved(source, local_ip, path);
@@ -99,7 +99,7 @@ impl Peer {
     }
 
     /// Data has come.
-    fn count(&mut self, payload: &[u8]) {
+    fn count_received(&mut self, payload: &[u8]) {
         self.counters.datagrams_received += 1;
         let missing = self.counters.datagrams_missing.saturating_add_signed(self.numbers.come(payload));
         self.counters.datagrams_missing = missing;
