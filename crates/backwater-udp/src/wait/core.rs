@@ -24,7 +24,7 @@ mod room;
 mod timer;
 mod wait;
 
-pub(crate) use queue::{Done, QueueCore};
+pub(crate) use queue::QueueCore;
 
 use attempt::{Budget, attempt, attempt_one, drop_rest, pass};
 use wait::{LOST_EDGE, Wait, clear_blocked, look_for_edge, see_whether_stuck};

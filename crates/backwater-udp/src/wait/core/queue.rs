@@ -20,7 +20,7 @@ use crate::{
 mod lines;
 mod sides;
 
-pub(crate) use lines::Done;
+use lines::Done;
 use lines::{LEAST, Line, Lines, Serving};
 use sides::Sides;
 
