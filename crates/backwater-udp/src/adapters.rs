@@ -1,5 +1,10 @@
 //! [`Sink`] and [`Stream`] for those who would rather own their datagrams than poll.
 
+#[cfg(feature = "noq")]
+pub(crate) mod noq;
+#[cfg(feature = "quinn")]
+pub(crate) mod quinn;
+
 use std::{
     fmt,
     future::poll_fn,

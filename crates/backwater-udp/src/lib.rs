@@ -80,6 +80,10 @@ struct Readme;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+#[cfg(feature = "noq")]
+pub use adapters::noq::NoqSocket;
+#[cfg(feature = "quinn")]
+pub use adapters::quinn::QuinnSocket;
 pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
 pub use ecn::Ecn;
 pub use events::{IcmpError, IcmpKind, IcmpQuote};

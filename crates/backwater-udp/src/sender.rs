@@ -134,6 +134,14 @@ impl Sender {
     }
 }
 
+#[cfg(feature = "quinn")]
+impl Sender {
+    /// Gives up what it holds.
+    pub(crate) fn cancel(&mut self) {
+        self.0.give_up(&mut []);
+    }
+}
+
 /// A send that nobody waits for any more holds nothing, and has no turn.
 struct Sending<'s, 't, 'a> {
     sender: &'s mut Sender,

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use backwater_udp::{DatagramStream, Ecn, Receiver, RecvBatch, RecvMeta, Sender, Transmit, UdpSocket};
+use backwater_udp::{DatagramStream, Receiver, RecvBatch, RecvMeta, Sender, Transmit, UdpSocket};
 use tokio::time::timeout;
 
 fn bind(addr: &str) -> UdpSocket {
@@ -67,14 +67,18 @@ async fn metas_tell_what_was_asked_for() {
         let slices = [IoSlice::new(b"onetwo")];
         let before = SystemTime::now();
         let mut sender = a.sender();
-        let mut transmit = Transmit::new(to, &slices).segment_size(3).ecn(Some(Ecn::Ce)).hop_limit(7);
+        let mut transmit = Transmit::new(to, &slices).segment_size(3).ecn(Some(backwater_udp::Ecn::Ce)).hop_limit(7);
         sender.send(&mut transmit).await.unwrap();
         let seen = receive_into(&mut b.receiver(), 65_536, 2).await;
         let after = SystemTime::now();
         for (meta, _) in &seen {
             // Loopback is the first interface of every network namespace.
             assert_eq!((meta.local_ip, meta.interface), (Some(to.ip()), Some(1)), "{any}");
-            assert_eq!((meta.ecn, meta.hop_limit, meta.segment_size), (Some(Ecn::Ce), Some(7), 3), "{any}");
+            assert_eq!(
+                (meta.ecn, meta.hop_limit, meta.segment_size),
+                (Some(backwater_udp::Ecn::Ce), Some(7), 3),
+                "{any}"
+            );
             let at = meta.timestamp.unwrap();
             assert!((before..=after).contains(&at), "{before:?} {at:?} {after:?}");
         }

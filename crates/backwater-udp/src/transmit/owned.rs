@@ -79,6 +79,16 @@ impl OwnedTransmit {
         self.bytes.len()
     }
 
+    /// Whether it is what was left of a transmit of these bytes.
+    #[cfg(any(feature = "quinn", feature = "noq"))]
+    pub(crate) fn is_rest_of(&self, t: &Transmit<'_>, bytes: &[u8]) -> bool {
+        self.destination == t.destination
+            && self.source == t.source
+            && self.ecn == t.ecn
+            && self.segment_size == t.segment_size
+            && bytes.ends_with(&self.bytes)
+    }
+
     /// Lends it as a transmit, and keeps how far that gets.
     pub(crate) fn lend<R>(&mut self, send: impl FnOnce(&mut Transmit<'_>) -> R) -> R {
         let slices = [IoSlice::new(&self.bytes)];
