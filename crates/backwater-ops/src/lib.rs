@@ -15,5 +15,6 @@ pub use metrics::{Family, METRICS_CONTENT_TYPE, MetricKind, Metrics};
 pub use policy_text::{PolicyError, PolicyText};
 pub use private::{
     check_directory_is_own, check_directory_is_private, exposed_mode, hide_memory, make_private_directory,
+    why_not_roots_alone,
 };
 pub use shutdown::{Signal, Signals, termination};

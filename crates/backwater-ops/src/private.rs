@@ -30,6 +30,29 @@ pub fn exposed_mode(file: &File) -> Option<u32> {
     }
 }
 
+/// Why others than root may have written what is in a file: whom it belongs to, or its mode. `None` if nobody else can have. Windows'
+/// files are never root's.
+pub fn why_not_roots_alone(file: &File) -> Option<String> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = match file.metadata() {
+            Ok(metadata) => metadata,
+            Err(error) => return Some(error.to_string()),
+        };
+        if metadata.uid() != 0 {
+            return Some(format!("it belongs to user {}, not to root", metadata.uid()));
+        }
+        let mode = metadata.mode() & 0o7777;
+        (mode & 0o022 != 0).then(|| format!("others than root can write to it (mode {mode:04o})"))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        Some("who can write to it is not known on this system".to_owned())
+    }
+}
+
 /// Checks that a directory belongs to this user, and that no other user can put another one in its place: each directory above
 /// it and each symbolic link on the way belongs to root or to this user, and no other user can write to a directory above it,
 /// unless that has the sticky bit. Links are followed and checked as the system follows them. Windows is not checked.

@@ -98,7 +98,7 @@ fn server(config: &Config) -> (u16, mpsc::Receiver<u8>) {
 #[test]
 fn a_bad_configuration_is_a_line_for_each_error_and_exit_2() {
     let place = Place::new();
-    let path = place.file("a name.conf", "[Interface]\nMTU=1\nPostUp=x\n[Peer]\nPublicKey=y\n");
+    let path = place.file("a name.conf", "[Interface]\nMTU=1\nTable=x\n[Peer]\nPublicKey=y\n");
     let (code, out, err) = check(&path);
     assert_eq!((code, &*out), (2, ""));
     let lines: Vec<_> = err.lines().collect();
@@ -107,7 +107,7 @@ fn a_bad_configuration_is_a_line_for_each_error_and_exit_2() {
         format!("{name}: the file's name names the tunnel: found \"a name\""),
         format!("{name}:1: PrivateKey: found none"),
         format!("{name}:2: MTU: found \"1\""),
-        format!("{name}:3: PostUp: found "),
+        format!("{name}:3: Table: found "),
         format!("{name}:5: PublicKey: found 1 character"),
     ];
     assert_eq!(lines.len(), starts.len(), "{err}");

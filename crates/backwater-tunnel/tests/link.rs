@@ -16,7 +16,7 @@ use std::{
 
 use backwater_ops::Logs;
 use backwater_tunnel::{
-    config::{Config, Interface, Key, Peer, Table},
+    config::{Config, Dns, Interface, Key, Peer, Table},
     link::{Change, Error, Link, Monitor},
 };
 use ipnet::IpNet;
@@ -552,6 +552,8 @@ fn config(addresses: &[&str], allowed: &[&str]) -> Config {
             mtu: None,
             fwmark: 0,
             table: Table::Auto,
+            dns: Dns::default(),
+            hooks: Vec::new(),
         },
         peers: vec![Peer {
             public_key: Key([2; 32]),

@@ -55,7 +55,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         (Ok(name), Ok(read)) => (name, read),
         (name, read) => return Err(Errors::joined([name.err(), read.err()]).into()),
     };
-    for warning in warnings {
+    let skipped = config.interface.hooks.iter().map(|hook| hook.skipped(&args.file));
+    for warning in warnings.into_iter().chain(skipped) {
         eprintln!("{warning}");
     }
     println!("{}: a good configuration of the tunnel {name} with {} peers", args.file.display(), config.peers.len());

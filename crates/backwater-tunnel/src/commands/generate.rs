@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::{Config, Endpoint, Errors, Interface, Key, Peer, Table};
+use crate::config::{Config, Dns, Endpoint, Errors, Interface, Key, Peer, Table};
 
 /// Makes a pair of configurations that work together, server.conf and client.conf, with new keys.
 #[derive(Debug, clap::Args)]
@@ -77,7 +77,16 @@ fn pair(endpoint: Endpoint, networks: &[IpNet]) -> anyhow::Result<(Config, Confi
     };
     let interface = |private_key: &Key, addresses, listen_port| {
         let private_key = private_key.clone();
-        Interface { private_key, addresses, listen_port, mtu: None, fwmark: 0, table: Table::Auto }
+        Interface {
+            private_key,
+            addresses,
+            listen_port,
+            mtu: None,
+            fwmark: 0,
+            table: Table::Auto,
+            dns: Dns::default(),
+            hooks: Vec::new(),
+        }
     };
     let peer = |key: &Key, endpoint, allowed_ips, persistent_keepalive| {
         let (public_key, preshared_key) = (key.public(), Some(preshared_key.clone()));

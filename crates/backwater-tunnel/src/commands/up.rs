@@ -8,10 +8,13 @@ use backwater_udp::Backpressure;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+#[cfg(target_os = "linux")]
+use crate::dns;
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Dns, Errors, HookTime},
     control,
     event_loop::EventLoop,
+    hooks::Hooks,
     link::Link,
     notices::{Notices, say},
     path,
@@ -32,6 +35,13 @@ pub struct Args {
     /// What to do with a datagram that the system has no room for: wait, wait:50ms, or drop.
     #[arg(long, value_name = "POLICY", default_value = "wait")]
     pub backpressure: PolicyText,
+    /// Leave the resolver as it is, whatever the file says under DNS.
+    #[arg(long)]
+    pub no_dns: bool,
+    /// Run the commands of the file (PreUp, PostUp, PreDown, PostDown) with bash, as the user that runs this. The file must be root's,
+    /// and nobody else may write to it.
+    #[arg(long)]
+    pub allow_hooks: bool,
 }
 
 /// Opens the tunnel and returns when it is closed again.
@@ -40,7 +50,18 @@ pub struct Args {
 /// [`Errors`](crate::config::Errors), or why it cannot start.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let name = config::tunnel_name(&args.file)?;
-    let (config, warnings) = Config::read(&args.file)?;
+    let (mut config, mut warnings, untrusted) = Config::read_with_owner(&args.file)?;
+    let hooks = std::mem::take(&mut config.interface.hooks);
+    let hooks = match untrusted {
+        Some(why) if args.allow_hooks && !hooks.is_empty() => {
+            return Err(Errors::of(&format!("--allow-hooks: {}: {why}", args.file.display())).into());
+        }
+        _ if args.allow_hooks => Hooks::new(&name, hooks),
+        _ => {
+            warnings.extend(hooks.iter().map(|hook| hook.skipped(&args.file)));
+            Hooks::default()
+        }
+    };
     // Before there are threads, and before there is anything to leave behind.
     let signals = Signals::take().context("cannot catch signals")?;
     let files = LogFiles::of(APPLICATION);
@@ -63,7 +84,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             say(&warning.to_string());
         }
     }
-    let ended = tunnel(&name, config, &args, &place, logs.clone(), signals).await;
+    let ended = tunnel(&name, (config, hooks), &args, &place, logs.clone(), signals).await;
     if let Err(error) = &ended {
         error!("{error:#}");
         if logs.is_in_journal() {
@@ -75,7 +96,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn tunnel(
     name: &str,
-    config: Config,
+    (config, hooks): (Config, Hooks),
     args: &Args,
     place: &str,
     logs: Arc<Logs>,
@@ -84,8 +105,10 @@ async fn tunnel(
     let backpressure = Backpressure::new(args.backpressure.0);
     let (queries, asked) = mpsc::channel(16);
     let controls = control::Controls { backpressure: backpressure.clone(), queries, logs: logs.clone() };
+    hooks.run(HookTime::PreUp).await?;
     // The device first: it says what a program without permission is to be granted.
     let link = Link::open(&config, name)?;
+    let resolver = set_resolver(&config.interface.dns, name, args.no_dns)?;
     let control = control::serve(name, controls).with_context(|| format!("the control socket of {name}"))?;
     let port = config.interface.listen_port;
     let notices = Notices::new(name, logs.is_seen());
@@ -101,25 +124,61 @@ async fn tunnel(
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
         warn!(%error, "systemd was not told");
     }
-    let mut ending = None;
-    let (link, ended) =
-        event_loop.run(async { ending = Some(until_ended(&mut signals, &args.log, &logs).await) }).await;
+    let (mut ending, mut failed) = (None, None);
+    let until_ended = async {
+        tokio::select! {
+            ended = until_ended(&mut signals, &args.log, &logs) => ending = Some(ended),
+            Err(error) = hooks.run(HookTime::PostUp) => failed = Some(error),
+        }
+        hooks.run_at_end(HookTime::PreDown).await;
+    };
+    let (link, ended) = event_loop.run(until_ended).await;
     control.abort();
     // Its socket's name is removed with it.
     let _ = control.await;
+    drop(resolver);
     let closed = link.close();
-    let reason = match (&ending, &ended) {
-        (_, Err(error)) => format!("the device: {error}"),
-        (Some(Ending { signal, .. }), Ok(())) => signal.clone(),
-        (None, Ok(())) => "the loop ended".to_owned(),
+    hooks.run_at_end(HookTime::PostDown).await;
+    let reason = match (&ending, &ended, &failed) {
+        (_, Err(error), _) => format!("the device: {error}"),
+        (_, _, Some(error)) => format!("{error:#}"),
+        (Some(Ending { signal, .. }), _, _) => signal.clone(),
+        (None, Ok(()), None) => "the loop ended".to_owned(),
     };
     info!(tunnel = name, reason, "down");
     ended.context("the device")?;
     closed?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     match ending {
         Some(Ending { signal, is_ordinary: false }) => anyhow::bail!("{name} was ended by {signal}"),
         _ => Ok(()),
     }
+}
+
+/// Has names resolved as the file says. A resolver that refuses is no reason to be without the tunnel; none at all is an error.
+#[cfg(target_os = "linux")]
+fn set_resolver(dns: &Dns, device: &str, off: bool) -> anyhow::Result<Option<dns::Applied>> {
+    if dns.is_empty() || off {
+        return Ok(None);
+    }
+    match dns::apply(dns, device) {
+        Ok(applied) => Ok(Some(applied)),
+        Err(error @ dns::Error::NoResolver(_)) => Err(error.into()),
+        Err(error @ dns::Error::Refused(..)) => {
+            warn!("{error}: names are resolved as before");
+            Ok(None)
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_resolver(dns: &Dns, _device: &str, off: bool) -> anyhow::Result<()> {
+    if !dns.is_empty() && !off {
+        warn!("DNS is not handled on this system: names are resolved as before, not by {dns}");
+    }
+    Ok(())
 }
 
 /// Waits for a signal that ends the tunnel, and restores the log filter for those that do not.

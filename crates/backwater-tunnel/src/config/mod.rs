@@ -4,13 +4,13 @@ use std::{
     fmt::{self, Write},
     fs::File,
     io::{self, Read},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::{NonZeroU16, NonZeroU32},
     path::Path,
     str::FromStr,
 };
 
-use backwater_ops::exposed_mode;
+use backwater_ops::{exposed_mode, why_not_roots_alone};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use boringtun::x25519;
 use ipnet::IpNet;
@@ -42,6 +42,41 @@ pub struct Interface {
     pub fwmark: u32,
     /// `Table`.
     pub table: Table,
+    /// `DNS`.
+    pub dns: Dns,
+    /// `PreUp`, `PostUp`, `PreDown` and `PostDown`, in the order of the file.
+    pub hooks: Vec<Hook>,
+}
+
+/// Who resolves names while the tunnel is up.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Dns {
+    /// The servers.
+    pub servers: Vec<IpAddr>,
+    /// Domains that are tried behind a name that has no dot.
+    pub search: Vec<String>,
+}
+
+/// A command of the file, as wg-quick runs them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hook {
+    /// When it is run.
+    pub at: HookTime,
+    /// For a shell; `%i` stands for the device's name.
+    pub command: String,
+}
+
+/// When a hook is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookTime {
+    /// Before there is a device.
+    PreUp,
+    /// When the tunnel is up.
+    PostUp,
+    /// While it is still up.
+    PreDown,
+    /// When the device is gone.
+    PostDown,
 }
 
 /// Who adds the routes.
@@ -106,10 +141,18 @@ impl Config {
     /// # Errors
     /// All that is wrong with it; or why it cannot be read.
     pub fn read(path: &Path) -> Result<(Self, Vec<Warning>), Errors> {
+        Self::read_with_owner(path).map(|(config, warnings, _)| (config, warnings))
+    }
+
+    /// As [`read`](Self::read); and why the file's commands must not be run, if others than root could have written them.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn read_with_owner(path: &Path) -> Result<(Self, Vec<Warning>, Option<String>), Errors> {
         let name = path.display().to_string();
         let cannot = |error: io::Error| Errors(vec![format!("{name}: cannot be read: {error}")]);
         let file = File::open(path).map_err(cannot)?;
-        let exposed = exposed_mode(&file);
+        let (exposed, untrusted) = (exposed_mode(&file), why_not_roots_alone(&file));
         // Of its full length from the start: what a growing buffer leaves behind cannot be wiped.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_LEN as usize + 2));
         file.take(MAX_LEN + 1).read_to_end(&mut bytes).map_err(cannot)?;
@@ -126,7 +169,7 @@ impl Config {
             let problem = format!("{name}: others can read the private key in it (mode {mode:04o}): chmod 600 it");
             warnings.insert(0, Warning(problem));
         }
-        Ok((config, warnings))
+        Ok((config, warnings, untrusted))
     }
 
     /// Understands the text of a file of that name.
@@ -147,10 +190,10 @@ impl Config {
     }
 
     fn write(&self, out: &mut String) -> fmt::Result {
-        let Interface { private_key, addresses, listen_port, mtu, fwmark, table } = &self.interface;
+        let Interface { private_key, addresses, listen_port, mtu, fwmark, table, dns, hooks } = &self.interface;
         writeln!(out, "[Interface]\nPrivateKey = {}", *Zeroizing::new(private_key.to_base64()))?;
         if !addresses.is_empty() {
-            writeln!(out, "Address = {}", list(addresses))?;
+            writeln!(out, "Address = {}", list(addresses.iter()))?;
         }
         if *listen_port != 0 {
             writeln!(out, "ListenPort = {listen_port}")?;
@@ -166,6 +209,12 @@ impl Config {
             Table::Off => writeln!(out, "Table = off")?,
             Table::Number(number) => writeln!(out, "Table = {number}")?,
         }
+        if !dns.is_empty() {
+            writeln!(out, "DNS = {dns}")?;
+        }
+        for Hook { at, command } in hooks {
+            writeln!(out, "{at} = {command}")?;
+        }
         for Peer { public_key, preshared_key, endpoint, allowed_ips, persistent_keepalive } in &self.peers {
             writeln!(out, "\n[Peer]\nPublicKey = {}", public_key.to_base64())?;
             if let Some(key) = preshared_key {
@@ -175,7 +224,7 @@ impl Config {
                 writeln!(out, "Endpoint = {endpoint}")?;
             }
             if !allowed_ips.is_empty() {
-                writeln!(out, "AllowedIPs = {}", list(allowed_ips))?;
+                writeln!(out, "AllowedIPs = {}", list(allowed_ips.iter()))?;
             }
             if let Some(seconds) = persistent_keepalive {
                 writeln!(out, "PersistentKeepalive = {seconds}")?;
@@ -231,6 +280,36 @@ impl Key {
     }
 }
 
+impl Dns {
+    /// Whether the file says nothing about it.
+    pub fn is_empty(&self) -> bool {
+        self.servers.is_empty() && self.search.is_empty()
+    }
+}
+
+impl Hook {
+    /// That it is not run, for a file that has it.
+    pub(crate) fn skipped(&self, path: &Path) -> Warning {
+        let Self { at, command } = self;
+        Warning(format!("{}: {at} is not run (--allow-hooks runs it): {}", path.display(), parse::shown(command)))
+    }
+}
+
+impl HookTime {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::PreUp, Self::PostUp, Self::PreDown, Self::PostDown];
+
+    /// The key in the file.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::PreUp => "PreUp",
+            Self::PostUp => "PostUp",
+            Self::PreDown => "PreDown",
+            Self::PostDown => "PostDown",
+        }
+    }
+}
+
 impl Errors {
     /// One, of something else than a file.
     pub(crate) fn of(problem: &str) -> Self {
@@ -259,6 +338,19 @@ impl std::error::Error for Errors {}
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Dns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers = self.servers.iter().map(ToString::to_string);
+        f.write_str(&list(servers.chain(self.search.iter().cloned())))
+    }
+}
+
+impl fmt::Display for HookTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.key())
     }
 }
 
@@ -292,8 +384,8 @@ impl fmt::Debug for Key {
     }
 }
 
-fn list(nets: &[IpNet]) -> String {
-    nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn list(items: impl Iterator<Item = impl ToString>) -> String {
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

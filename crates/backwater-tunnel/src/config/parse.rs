@@ -8,17 +8,17 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Config, Endpoint, Errors, Interface, Key, Peer, Table, Warning};
+use super::{Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, Peer, Table, Warning};
 use crate::endpoints::canonical;
 
-const INTERFACE: &[&str] = &["PrivateKey", "Address", "ListenPort", "MTU", "FwMark", "Table", "DNS"];
+const INTERFACE: &[&str] =
+    &["PrivateKey", "Address", "ListenPort", "MTU", "FwMark", "Table", "DNS", "PreUp", "PostUp", "PreDown", "PostDown"];
 const PEER: &[&str] = &["PublicKey", "PresharedKey", "Endpoint", "AllowedIPs", "PersistentKeepalive"];
 /// Those that may come again.
-const LISTS: &[&str] = &["Address", "DNS", "AllowedIPs"];
-/// Commands that wg-quick runs. An empty one is none.
-const HOOKS: &[&str] = &["PreUp", "PostUp", "PreDown", "PostDown"];
+const REPEATED: &[&str] = &["Address", "DNS", "AllowedIPs", "PreUp", "PostUp", "PreDown", "PostDown"];
 /// Those that wg-quick takes without a value, which stands for the default.
-const MAY_BE_EMPTY: &[&str] = &["Address", "MTU", "Table", "DNS", "AllowedIPs"];
+const MAY_BE_EMPTY: &[&str] =
+    &["Address", "MTU", "Table", "DNS", "AllowedIPs", "PreUp", "PostUp", "PreDown", "PostDown"];
 
 const MAX_PEERS: usize = 1024;
 /// Whoever passes something else than a configuration need not see all of it.
@@ -33,16 +33,12 @@ pub(super) const ENDPOINT: &str = "IPv4:port, [IPv6]:port or name:port";
 const MIN_MTU_V6: u16 = 1280;
 
 pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Errors> {
-    let mut reader = Reader { errors: Vec::new() };
+    let mut reader = Reader { errors: Vec::new(), warnings: Vec::new() };
     let sections = reader.sections(text.strip_prefix('\u{feff}').unwrap_or(text));
-    let mut dns = None;
     let (mut interface, mut peers) = (None, Vec::new());
     for section in &sections {
         match section.kind {
-            Kind::Interface => {
-                interface = reader.interface(section);
-                dns = section.dns();
-            }
+            Kind::Interface => interface = reader.interface(section),
             Kind::Peer => peers.extend(reader.peer(section)),
             Kind::Unknown => {}
         }
@@ -50,7 +46,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Er
     reader.one_interface(&sections);
     reader.not_too_many(&sections);
     reader.fit(interface.as_ref(), &peers);
-    let Reader { mut errors } = reader;
+    let Reader { mut errors, warnings } = reader;
     errors.sort_by_key(|(line, _)| *line);
     let more = errors.len().saturating_sub(MAX_ERRORS);
     let lines = errors.into_iter().take(MAX_ERRORS).map(|(line, problem)| format!("{name}:{line}: {problem}"));
@@ -60,10 +56,9 @@ pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Er
     }
     match interface {
         Some(interface) if lines.is_empty() => {
-            let dns = dns.map(|(line, values)| {
-                Warning(format!("{name}:{line}: DNS is not handled: names are resolved as before, not by {values}"))
-            });
-            let warnings = dns.into_iter().chain(endpoints_in_routes(name, &interface, &peers)).collect();
+            let mut warnings: Vec<_> =
+                warnings.into_iter().map(|(line, problem)| Warning(format!("{name}:{line}: {problem}"))).collect();
+            warnings.extend(endpoints_in_routes(name, &interface, &peers));
             let peers = peers.into_iter().map(|placed| placed.peer).collect();
             Ok((Config { interface, peers }, warnings))
         }
@@ -110,17 +105,12 @@ impl<'a> Section<'a> {
     fn line_of(&self, key: &str) -> usize {
         self.entries(key).next().map_or(self.line, |entry| entry.line)
     }
-
-    /// Where DNS is first named, and all that it names.
-    fn dns(&self) -> Option<(usize, String)> {
-        let line = self.entries("DNS").next()?.line;
-        Some((line, self.entries("DNS").map(|entry| shown(entry.value)).collect::<Vec<_>>().join(", ")))
-    }
 }
 
 /// Gathers what is wrong, by line.
 struct Reader {
     errors: Vec<(usize, String)>,
+    warnings: Vec<(usize, String)>,
 }
 
 impl Reader {
@@ -171,13 +161,11 @@ impl Reader {
         let plain = without_blanks(key);
         let named = |keys: &[&'static str]| keys.iter().copied().find(|known| known.eq_ignore_ascii_case(&plain));
         let Some(known) = named(here) else {
-            if let Some(hook) = named(HOOKS) {
-                if !value.is_empty() {
-                    self.error(line, hook, "a command", "nothing: no command of a configuration is run");
-                }
-            } else if let Some(save) = named(&["SaveConfig"]) {
-                if !value.is_empty() && !value.eq_ignore_ascii_case("false") {
-                    self.error(line, save, &shown(value), "false: no configuration is written");
+            if section.kind == Kind::Interface && named(&["SaveConfig"]).is_some() {
+                if value.eq_ignore_ascii_case("true") {
+                    self.warnings.push((line, "SaveConfig: no configuration is written".to_owned()));
+                } else if !value.is_empty() && !value.eq_ignore_ascii_case("false") {
+                    self.error(line, "SaveConfig", &shown(value), "true or false");
                 }
             } else {
                 let wanted = format!("one of {}", here.join(", "));
@@ -186,7 +174,7 @@ impl Reader {
             return None;
         };
         let before = section.entries(known).next();
-        if let Some(before) = before.filter(|_| !LISTS.contains(&known)) {
+        if let Some(before) = before.filter(|_| !REPEATED.contains(&known)) {
             self.error(line, known, &format!("it again, after line {}", before.line), "it once");
             return None;
         }
@@ -279,6 +267,12 @@ impl Reader {
             _ if text.eq_ignore_ascii_case("auto") => Some(Table::Auto),
             _ => number(text).and_then(NonZeroU32::new).map(Table::Number),
         });
+        let dns = self.dns(section);
+        let hooks = section.entries.iter().filter_map(|entry| {
+            let at = HookTime::ALL.into_iter().find(|at| at.key() == entry.key)?;
+            Some(Hook { at, command: entry.value.to_owned() })
+        });
+        let hooks = hooks.collect();
         Some(Interface {
             private_key: private_key?,
             addresses,
@@ -286,7 +280,26 @@ impl Reader {
             mtu,
             fwmark: fwmark.unwrap_or(0),
             table: table.unwrap_or_default(),
+            dns,
+            hooks,
         })
+    }
+
+    /// Addresses of servers, and domains to search, in any order.
+    fn dns(&mut self, section: &Section<'_>) -> Dns {
+        let mut dns = Dns::default();
+        for entry in section.entries("DNS") {
+            for part in entry.value.split(',').map(str::trim) {
+                if let Ok(server) = part.parse::<IpAddr>() {
+                    push_new(&mut dns.servers, server);
+                } else if is_domain(part) && !part.starts_with('-') {
+                    push_new(&mut dns.search, part.to_owned());
+                } else {
+                    self.error(entry.line, "DNS", &shown(part), "the address of a server, or a domain to search");
+                }
+            }
+        }
+        dns
     }
 
     fn peer(&mut self, section: &Section<'_>) -> Option<Placed> {
@@ -362,6 +375,22 @@ fn endpoints_in_routes(name: &str, interface: &Interface, peers: &[Placed]) -> V
     peers.iter().filter_map(warning).collect()
 }
 
+fn push_new<T: PartialEq>(all: &mut Vec<T>, new: T) {
+    if !all.contains(&new) {
+        all.push(new);
+    }
+}
+
+/// A name of RFC 1035, section 2.3.4, that is no address: its last label is no number.
+fn is_domain(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+    (1..=253).contains(&name.len())
+        && name.chars().all(allowed)
+        && !name.starts_with('.')
+        && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// As `wg` does with each line.
 fn without_blanks(text: &str) -> String {
     text.split_whitespace().collect()
@@ -406,15 +435,12 @@ pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     }
     let (name, port) = text.rsplit_once(':')?;
     let port = decimal(port)?.try_into().ok().filter(|&port: &u16| port != 0)?;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    // RFC 1035, section 2.3.4; and what ends in a number is an address, only not a good one.
-    let is_name = (1..=253).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.');
-    let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
-    (is_name && !last.bytes().all(|byte| byte.is_ascii_digit())).then(|| Endpoint::Name(name.to_owned(), port))
+    // What ends in a number is an address, only not a good one.
+    is_domain(name).then(|| Endpoint::Name(name.to_owned(), port))
 }
 
 /// A value in an error, on one line and not too long; what might be a key, or a piece of one, is only counted.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let of_key = |c: char| c.is_ascii_alphanumeric() || c == '+' || c == '/';
     match text {
         "" => "nothing".to_owned(),

@@ -41,7 +41,7 @@ fn everything_that_is_handled_is_understood() {
     );
     let (config, warnings) = good(&text);
     assert_eq!(warnings, []);
-    let Interface { private_key, addresses, listen_port, mtu, fwmark, table } = config.interface;
+    let Interface { private_key, addresses, listen_port, mtu, fwmark, table, .. } = config.interface;
     assert_eq!(private_key.to_base64(), PRIVATE);
     assert_eq!(addresses, [net("10.0.0.2/24"), net("fd00::2/64"), net("10.1.0.2/32")]);
     assert_eq!((listen_port, mtu, fwmark, table), (51820, Some(1380), 0xca6c, Table::Off));
@@ -72,10 +72,6 @@ fn what_wg_and_wg_quick_ignore_is_ignored() {
     let Interface { addresses, mtu, table, .. } = config.interface;
     assert_eq!((addresses, mtu, table, warnings), (vec![], None, Table::Auto, vec![]));
     assert_eq!(config.peers.len(), 1);
-    assert_eq!(
-        interface("SaveConfig = true"),
-        ["t.conf:3: SaveConfig: found \"true\", wanted false: no configuration is written"]
-    );
     // `wg` wants numbers there.
     assert!(interface("ListenPort =")[0].contains("found nothing"));
     assert!(interface("[ P eer s ]")[0].contains("wanted [Interface] or [Peer]"));
@@ -151,11 +147,66 @@ fn allowed_prefixes_lose_what_is_of_a_host_and_those_that_come_again() {
 }
 
 #[test]
-fn dns_is_one_warning() {
-    let (_, warnings) = good(&format!("[Interface]\nDNS = 10.0.0.1, home\nPrivateKey={PRIVATE}\nDNS=::1"));
+fn dns_is_servers_and_domains_in_any_order() {
+    let text =
+        format!("[Interface]\nDNS = 10.0.0.1, home,example.org\nPrivateKey={PRIVATE}\nDNS=::1, home ,10.0.0.1\n");
+    let (config, warnings) = good(&text);
+    assert_eq!(warnings, []);
+    assert_eq!(config.interface.dns.to_string(), "10.0.0.1, ::1, home, example.org");
+    let errors = interface("DNS = 10.0.0.1, 10.0.0.256, -x, a b, x/y\n");
+    let wanted = "wanted the address of a server, or a domain to search";
+    let expected =
+        ["\"10.0.0.256\"", "\"-x\"", "\"a b\"", "\"x/y\""].map(|it| format!("t.conf:3: DNS: found {it}, {wanted}"));
+    assert_eq!(errors, expected);
+}
+
+#[test]
+fn commands_are_kept_in_their_order_and_saveconfig_is_a_warning() {
+    let text = format!(
+        "[Interface]\nPostUp = iptables -A FORWARD -i %i -j ACCEPT; true # all of it\nPrivateKey={PRIVATE}\npostup=\n\
+         Post Up = echo a=b\nPreDown=true\nSaveConfig = true\n"
+    );
+    let (config, warnings) = good(&text);
+    let hook = |at, command: &str| Hook { at, command: command.to_owned() };
+    let expected = [
+        hook(HookTime::PostUp, "iptables -A FORWARD -i %i -j ACCEPT; true"),
+        hook(HookTime::PostUp, "echo a=b"),
+        hook(HookTime::PreDown, "true"),
+    ];
+    assert_eq!(config.interface.hooks, expected);
     let [warning] = &warnings[..] else { panic!("{warnings:?}") };
-    let expected = "t.conf:2: DNS is not handled: names are resolved as before, not by \"10.0.0.1, home\", \"::1\"";
-    assert_eq!(warning.to_string(), expected);
+    assert_eq!(warning.to_string(), "t.conf:7: SaveConfig: no configuration is written");
+    let skipped = config.interface.hooks[1].skipped(Path::new("t.conf"));
+    assert_eq!(skipped.to_string(), "t.conf: PostUp is not run (--allow-hooks runs it): \"echo a=b\"");
+    let secret = hook(HookTime::PreUp, &format!("wg set x private-key {PRIVATE}")).skipped(Path::new("t.conf"));
+    assert!(!secret.to_string().contains(&PRIVATE[..20]), "{secret}");
+    assert_eq!(interface("SaveConfig = maybe"), ["t.conf:3: SaveConfig: found \"maybe\", wanted true or false"]);
+}
+
+/// As generators of providers write them: CR LF, a byte-order mark, blanks and case as they come, what is said twice.
+#[test]
+fn files_of_providers_load() {
+    let peer = format!("PublicKey = {PEER}\r\nAllowedIPs = 0.0.0.0/0,::/0\r\nEndpoint = 198.51.100.7:51820\r\n");
+    for interface in [
+        format!(
+            "\u{feff}[Interface]\r\nPrivateKey = {PRIVATE}\r\nAddress = 10.64.0.2/32,fc00:bbbb::2/128\r\nDNS = 10.64.0.1\r\n"
+        ),
+        format!(
+            "[Interface]\nprivatekey={PRIVATE}\nAddress = 10.2.0.2/32\nDNS = 10.2.0.1\nPostUp = iptables -I OUTPUT ! -o %i -j REJECT\nPreDown = iptables -D OUTPUT ! -o %i -j REJECT\n"
+        ),
+        format!(
+            "# a comment\n\n[INTERFACE]\nAddress=10.14.0.2/16\nPrivateKey={PRIVATE}\nDNS=162.252.172.57, 149.154.159.92\nMTU=1420\n"
+        ),
+        format!(
+            "[Interface]\nPrivateKey = {PRIVATE} # mine\nAddress = 172.16.0.2, 2606:4700:110:8a36:df92:102a:9602:fa18\nDNS = 1.1.1.1, 2606:4700:4700::1111, local\nMTU = 1280\n"
+        ),
+        format!(
+            "[Interface]\nSaveConfig = true\nListenPort=51820\nAddress = 192.168.7.1/24\nAddress = fe80::1/64\nPrivateKey = {PRIVATE}\nTable = auto\nFwMark = off\n"
+        ),
+    ] {
+        let (config, _) = good(&format!("{interface}[Peer]\r\n{peer}AllowedIPs = 0.0.0.0/0\r\n"));
+        assert_eq!(config.peers[0].allowed_ips, [net("0.0.0.0/0"), net("::/0")]);
+    }
 }
 
 #[test]
@@ -171,9 +222,8 @@ fn all_errors_come_at_once_in_the_order_of_the_file() {
         "5: ListenPort: found it again, after line 4, wanted it once",
         "6: MTU: found \"big\", wanted a number from 576 to 65535",
         "7: Table: found \"main\", wanted off, auto or a number from 1 to 4294967295",
-        "8: PostUp: found a command, wanted nothing: no command of a configuration is run",
         "9: Colour: found an unknown key of [Interface], wanted one of PrivateKey, Address, ListenPort, MTU, FwMark, \
-         Table, DNS",
+         Table, DNS, PreUp, PostUp, PreDown, PostDown",
         "10: line: found \"nonsense\", wanted a key, = and a value",
         "11: section: found \"[Peers]\", wanted [Interface] or [Peer]",
         "14: Endpoint: found \"example.org\", wanted IPv4:port, [IPv6]:port or name:port",
@@ -295,10 +345,10 @@ fn a_file_is_named_and_bounded() {
     let errors = Config::read(&path).unwrap_err().to_string();
     assert!(errors.starts_with(&format!("{name}: cannot be read: ")) && !errors.contains('\n'), "{errors}");
 
-    std::fs::write(&path, format!("[Interface]\nPrivateKey = {PRIVATE}\nDNS = 1.1.1.1\n")).unwrap();
+    std::fs::write(&path, format!("[Interface]\nPrivateKey = {PRIVATE}\nSaveConfig = true\n")).unwrap();
     let (config, warnings) = Config::read(&path).unwrap();
     assert_eq!(config.interface.private_key.to_base64(), PRIVATE);
-    assert!(warnings.last().unwrap().to_string().starts_with(&format!("{name}:3: DNS")));
+    assert!(warnings.last().unwrap().to_string().starts_with(&format!("{name}:3: SaveConfig")));
 
     std::fs::write(&path, b"[Interface]\nDNS = \xff").unwrap();
     assert_eq!(
@@ -383,6 +433,22 @@ fn any_table() -> impl Strategy<Value = Table> {
     prop_oneof![Just(Table::Auto), Just(Table::Off), any::<NonZeroU32>().prop_map(Table::Number)]
 }
 
+fn any_dns() -> impl Strategy<Value = Dns> {
+    let servers =
+        vec(prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)], 0..3);
+    (servers, vec("[a-z][a-z0-9-]{0,10}(\\.[a-z]{1,5}){0,2}", 0..3)).prop_map(|(mut servers, mut search)| {
+        let (mut seen, mut known) = (HashSet::new(), HashSet::new());
+        servers.retain(|server| seen.insert(*server));
+        search.retain(|domain| known.insert(domain.clone()));
+        Dns { servers, search }
+    })
+}
+
+fn any_hook() -> impl Strategy<Value = Hook> {
+    (prop::sample::select(&HookTime::ALL[..]), "[a-z%;=&|\"'][ -\"$-~]{0,20}[a-z]")
+        .prop_map(|(at, command)| Hook { at, command })
+}
+
 prop_compose! {
     fn any_config()(
         private_key in key(),
@@ -391,6 +457,8 @@ prop_compose! {
         mtu in option::of(1280u16..),
         fwmark in any::<u32>(),
         table in any_table(),
+        dns in any_dns(),
+        hooks in vec(any_hook(), 0..3),
         mut peers in vec(any_peer(), 0..6),
     ) -> Config {
         let one_host = |net: &IpNet| !net.addr().is_unspecified() && !net.addr().is_multicast();
@@ -400,7 +468,7 @@ prop_compose! {
         for peer in &mut peers {
             peer.allowed_ips.retain(|net| seen.insert(*net));
         }
-        Config { interface: Interface { private_key, addresses, listen_port, mtu, fwmark, table }, peers }
+        Config { interface: Interface { private_key, addresses, listen_port, mtu, fwmark, table, dns, hooks }, peers }
     }
 }
 

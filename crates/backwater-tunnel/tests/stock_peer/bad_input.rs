@@ -18,15 +18,14 @@ use crate::support::{
 fn a_broken_configuration_is_a_line_for_each_error() {
     in_namespace("bad_input::a_broken_configuration_is_a_line_for_each_error", PROGRAMS, || {
         let sides = Sides::new();
-        let text =
-            "[Interface]\nPrivateKey = x\nMTU = 5\nPostUp = sh\n[Peer]\nAllowedIPs = 10.0.0.0/33\nEndpoint = a\n";
+        let text = "[Interface]\nPrivateKey = x\nMTU = 5\nTable = sh\n[Peer]\nAllowedIPs = 10.0.0.0/33\nEndpoint = a\n";
         let file = sides.directory.file(&format!("{NAME}.conf"), text);
         let before = sides.here.run("ip -j link");
         let (code, out, err) = sides.output(["up", file.to_str().unwrap()]);
         assert_eq!((code, &*out), (2, ""), "{err}");
         let lines: Vec<_> = err.lines().collect();
         let file = file.to_str().unwrap();
-        let wanted = ["2: PrivateKey", "3: MTU", "4: PostUp", "5: PublicKey", "6: AllowedIPs", "7: Endpoint"];
+        let wanted = ["2: PrivateKey", "3: MTU", "4: Table", "5: PublicKey", "6: AllowedIPs", "7: Endpoint"];
         assert_eq!(lines.len(), wanted.len(), "{err}");
         for wanted in wanted {
             let start = format!("{file}:{wanted}: found ");
@@ -138,13 +137,13 @@ fn a_name_is_taken_once() {
 fn a_configuration_that_others_can_read_gets_a_warning() {
     in_namespace("bad_input::a_configuration_that_others_can_read_gets_a_warning", PROGRAMS, || {
         let sides = Sides::new();
-        let file = sides.directory.file(&format!("{NAME}.conf"), &sides.configuration("DNS = 10.0.0.2", ""));
+        let file = sides.directory.file(&format!("{NAME}.conf"), &sides.configuration("PostUp = true", ""));
         fs::set_permissions(&file, PermissionsExt::from_mode(0o644)).unwrap();
         let mut process = crate::support::Process::spawn("tunnel", sides.program(["up", file.to_str().unwrap()]));
         process.wait_for("is up");
         assert!(process.stop().success());
         let (said, name) = (process.output(), file.to_str().unwrap());
-        assert!(said.lines().any(|line| line.contains(name) && line.contains("DNS")), "{said}");
+        assert!(said.lines().any(|line| line.contains(name) && line.contains("PostUp")), "{said}");
         assert!(said.lines().any(|line| line.contains(name) && line.contains("read")), "{said}");
         let log = sides.directory.path.join("dev.backwater.client/data/logs");
         for entry in fs::read_dir(log).unwrap() {

@@ -20,4 +20,5 @@ mod overload;
 mod path_mtu;
 mod secrecy;
 mod soak;
+mod surroundings;
 mod talk;
