@@ -1,6 +1,6 @@
 //! `up`: the tunnel itself.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use backwater_ops::{BadFilter, LogFiles, Logs, PolicyText};
@@ -121,9 +121,7 @@ async fn tunnel(
     drop(config);
     say(&format!("{name} is up; {place}"));
     #[cfg(target_os = "linux")]
-    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
-        warn!(%error, "systemd was not told");
-    }
+    tell_systemd();
     let (mut ending, mut failed) = (None, None);
     let until_ended = async {
         tokio::select! {
@@ -154,6 +152,22 @@ async fn tunnel(
     match ending {
         Some(Ending { signal, is_ordinary: false }) => anyhow::bail!("{name} was ended by {signal}"),
         _ => Ok(()),
+    }
+}
+
+/// That the tunnel is up; and from then on, if its watchdog is on, twice in its time that the thread goes on.
+#[cfg(target_os = "linux")]
+fn tell_systemd() {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        warn!(%error, "systemd was not told");
+    }
+    let mut micros = 0;
+    if sd_notify::watchdog_enabled(false, &mut micros) && micros > 0 {
+        tokio::spawn(async move {
+            while sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]).is_ok() {
+                tokio::time::sleep(Duration::from_micros(micros / 2)).await;
+            }
+        });
     }
 }
 

@@ -205,12 +205,16 @@ fn systemd_is_told() {
         let socket = UnixDatagram::bind(&path).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let file = sides.directory.file(&format!("{NAME}.conf"), &sides.configuration("", ""));
-        let mut command = sides.program(["up", file.to_str().unwrap()]);
-        command.env("NOTIFY_SOCKET", &path);
+        // As systemd says whom its watchdog is for.
+        let own = ["sh", "-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""];
+        let mut command = sides.program_by(&own, ["up", file.to_str().unwrap()]);
+        command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000");
         let mut tunnel = crate::support::Process::spawn("tunnel", command);
         let mut message = [0; 100];
-        let len = socket.recv(&mut message).unwrap();
-        assert_eq!(str::from_utf8(&message[..len]).unwrap().trim(), "READY=1");
+        for expected in ["READY=1", "WATCHDOG=1", "WATCHDOG=1", "WATCHDOG=1"] {
+            let len = socket.recv(&mut message).unwrap();
+            assert_eq!(str::from_utf8(&message[..len]).unwrap().trim(), expected);
+        }
         // It is.
         assert_eq!(sides.output(["status", NAME]).0, 0);
         sides.here.run(&format!("ip link show dev {NAME} up"));
