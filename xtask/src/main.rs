@@ -8,6 +8,7 @@ use bench_tunnel::pressure;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bench_quic;
 mod bench_stun;
 mod bench_tunnel;
 mod bench_udp;
@@ -57,6 +58,8 @@ enum Bench {
     Stun(bench_stun::Options),
     /// The tunnel, wireguard-go, boringtun-cli and gotatun-cli, with iperf3 across.
     Tunnel(bench_tunnel::Options),
+    /// quinn and noq on our sockets and on their own, through full queues.
+    Quic(bench_quic::Options),
     /// The socket, a raw loop of system calls, quinn-udp and tokio's own socket.
     Udp(bench_udp::Options),
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
         Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),
         Task::Bench(Bench::Tunnel(options)) => bench_tunnel::run(root(), &options),
+        Task::Bench(Bench::Quic(options)) => bench_quic::run(root(), &options),
         Task::Bench(Bench::Udp(options)) => bench_udp::run(root(), &options),
         Task::Mutants(options) => mutants::run(root(), &options),
         Task::Experiment(options) => pressure::run(root(), &options),
