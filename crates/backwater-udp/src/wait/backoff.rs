@@ -122,7 +122,6 @@ impl Backoff {
             self.recovery = Some(self.recovery.map_or(after, |known| (known * 7 + after) / 8));
         }
         self.blocked_since = now;
-        self.yielding = false;
         let (attempts, soon) = match self.class {
             Class::Advised => (0, FIRST_BACKSTOP),
             Class::Silent => (self.attempts.min(YIELDS), TICK),
@@ -205,6 +204,13 @@ impl Parked {
             self.listening = place.probes && self.class == Class::Advised;
         }
         self.probes = place.probes;
+    }
+
+    /// There was room for a part. What readiness there is may be from before, and the next event is worth as much as the first.
+    pub(crate) fn found_room(&mut self, now: Instant) {
+        self.blocked_since = now;
+        self.stale = true;
+        self.listening = self.probes && self.class == Class::Advised;
     }
 
     /// After another refusal.

@@ -27,7 +27,7 @@ mod wait;
 pub(crate) use queue::QueueCore;
 
 use attempt::{Budget, attempt, attempt_one, drop_rest, pass};
-use wait::{LOST_EDGE, Wait, clear_blocked, look_for_edge, see_whether_stuck};
+use wait::{Wait, clear_blocked, look_for_edge, see_whether_stuck};
 
 pub(crate) struct Core<I: Io> {
     io: I,
@@ -320,13 +320,8 @@ impl<I: Io> Core<I> {
     /// Counts an edge that was lost, and gives back what has not been needed for a while.
     fn look_after(&mut self) {
         let Some(wait) = &mut self.wait else { return };
-        if wait.parked.is_some() {
-            return;
-        }
         let now = Instant::now();
-        if wait.suspect.is_some_and(|since| now - since >= LOST_EDGE) {
-            look_for_edge(&self.io, wait, now);
-        }
+        look_for_edge(&self.io, wait, now);
         if now - wait.last_used >= IDLE {
             self.wait = None;
         }

@@ -195,3 +195,24 @@ fn only_the_one_that_tries_for_all_listens() {
     assert_eq!(refused(&mut p, Class::Advised, By::Readiness, now + 20 * MS), (Renew::No, true), "an edge from before");
     assert_eq!(refused(&mut p, Class::Advised, By::Readiness, now + 44 * MS), (Renew::No, false));
 }
+
+#[test]
+fn after_room_for_a_part_the_next_event_is_waited_for_whatever_those_before_were_worth() {
+    let now = Instant::now();
+    let mut p = prober(Class::Advised, now);
+    for listening in [true, false] {
+        assert_eq!(refused(&mut p, Class::Advised, By::Readiness, now), (Renew::No, listening));
+    }
+    p.found_room(now + 2 * MS);
+    assert!(p.listening && p.blocked_since == now + 2 * MS);
+    for listening in [true, false] {
+        assert_eq!(refused(&mut p, Class::Advised, By::Readiness, now + 2 * MS), (Renew::No, listening));
+    }
+    // No event counts for one that does not try for all, or that was promised none.
+    p.placed(&place(false, now), now);
+    p.found_room(now + 4 * MS);
+    assert!(!p.listening);
+    let mut p = prober(Class::Silent, now);
+    p.found_room(now);
+    assert!(!p.listening);
+}

@@ -21,6 +21,7 @@ use std::{
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
 
 mod counts;
+mod edges;
 mod groups;
 mod holds;
 mod sends;
@@ -169,6 +170,8 @@ struct World {
     /// When sends were refused, for the datagram that is next.
     refused: Vec<Instant>,
     polls: u64,
+    /// How often a sender has registered anew.
+    renewals: u64,
 }
 
 #[derive(Default)]
@@ -236,8 +239,9 @@ struct Model {
     queues: Rc<RefCell<HashMap<SocketAddr, Rc<Cell<Link>>>>>,
     /// Where datagrams went, and their first bytes.
     log: Rc<RefCell<Vec<(SocketAddr, u8)>>>,
-    /// There is no descriptor left.
-    no_descriptor: Rc<Cell<bool>>,
+    /// What registering fails with, and what waiting for readiness fails with.
+    registering_fails: Rc<Cell<Option<i32>>>,
+    polling_fails: Rc<Cell<Option<i32>>>,
 }
 
 /// A queue that datagrams leave at a rate, and that refuses those that do not fit, silently.
@@ -374,8 +378,8 @@ impl Io for Model {
     }
 
     fn register(&self) -> io::Result<usize> {
-        if self.no_descriptor.get() {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        if let Some(errno) = self.registering_fails.get() {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         let world = &mut *self.world.borrow_mut();
         let registration = world.registrations.len();
@@ -397,10 +401,13 @@ impl Io for Model {
         if self.naive {
             return Ok(());
         }
-        if self.no_descriptor.get() {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        if let Some(errno) = self.registering_fails.get() {
+            // The old one is gone.
+            *registration = usize::MAX;
+            return Err(io::Error::from_raw_os_error(errno));
         }
         let world = &mut *self.world.borrow_mut();
+        world.renewals += 1;
         if let Some(state) = world.registrations.get_mut(*registration) {
             (state.ready, state.latched) = (false, false);
             state.tick += 1;
@@ -420,6 +427,9 @@ impl Io for Model {
         cx: &mut Context<'_>,
         attempt: impl FnOnce() -> io::Result<R>,
     ) -> Poll<io::Result<R>> {
+        if let Some(errno) = self.polling_fails.get() {
+            return Poll::Ready(Err(io::Error::from_raw_os_error(errno)));
+        }
         let tick = {
             let world = &mut *self.world.borrow_mut();
             world.polls += 1;
@@ -493,6 +503,7 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         delivered: 0,
         refused: Vec::new(),
         polls: 0,
+        renewals: 0,
     };
     Model {
         world: Rc::new(RefCell::new(world)),
@@ -509,7 +520,8 @@ fn model(row: Row, seed: u64, policy: Policy) -> Model {
         link: Rc::default(),
         queues: Rc::default(),
         log: Rc::default(),
-        no_descriptor: Rc::default(),
+        registering_fails: Rc::default(),
+        polling_fails: Rc::default(),
     }
 }
 

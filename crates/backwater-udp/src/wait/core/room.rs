@@ -66,7 +66,7 @@ impl<I: Io> Core<I> {
             self.recovered(&mut wait, was, by, now);
         }
         if let Some((class, path)) = refused {
-            self.wait_on(&mut wait, Retry { class, by, progress, path, longest: None }, now);
+            self.wait_on(&mut wait, Retry { class, by, path, longest: None }, now);
         }
         self.wait = Some(wait);
         if refused.is_none() {

@@ -55,8 +55,6 @@ pub(super) type Path = (SocketAddr, Option<IpAddr>);
 pub(super) struct Retry {
     pub(super) class: Class,
     pub(super) by: By,
-    /// Whether a part was sent before.
-    pub(super) progress: bool,
     /// The path that has no room, if it is one.
     pub(super) path: Option<Path>,
     /// The longest silent wait, if less than others'.
@@ -76,7 +74,7 @@ const STUCK: Duration = Duration::from_secs(5);
 const STUCK_APPLE: Duration = Duration::from_secs(30);
 
 /// How late a promised event may be before it counts as lost.
-pub(super) const LOST_EDGE: Duration = Duration::from_millis(250);
+const LOST_EDGE: Duration = Duration::from_millis(250);
 
 impl<R> Wait<R> {
     pub(super) fn new(now: Instant) -> Self {
@@ -147,7 +145,7 @@ impl<I: Io> Core<I> {
             && self.parked_class() == Some(Class::Silent)
             && let Some(mut wait) = self.wait.take()
         {
-            let retry = Retry { class, by: By::Call, progress: false, path: None, longest: None };
+            let retry = Retry { class, by: By::Call, path: None, longest: None };
             self.wait_on(&mut wait, retry, Instant::now());
             self.wait = Some(wait);
         }
@@ -233,7 +231,7 @@ impl<I: Io> Core<I> {
                         self.io.stats().spurious_wake();
                     }
                     let path = load.path().filter(|_| !wait.crowded);
-                    let retry = Retry { class, by, progress, path, longest: load.longest_wait() };
+                    let retry = Retry { class, by, path, longest: load.longest_wait() };
                     self.wait_on(wait, retry, now);
                 }
                 ended @ (Attempt::Done | Attempt::Paused | Attempt::Fatal(_)) => return Poll::Ready(ended),
@@ -312,15 +310,10 @@ impl<I: Io> Core<I> {
 
     /// After another refusal: how to go on waiting.
     pub(super) fn wait_on(&self, wait: &mut Wait<I::Registration>, retry: Retry, now: Instant) {
-        let Retry { class, by, progress, path, longest } = retry;
+        let Retry { class, by, path, longest } = retry;
         let bottleneck = self.bottleneck(class, path);
         let Some(parked) = &mut wait.parked else { return };
-        if progress {
-            parked.blocked_since = now;
-        }
-        // A call that found room for a part is the beginning of another wait.
-        let begins = progress && by == By::Call;
-        let renew = parked.refused(class, bottleneck, if begins { By::Timer } else { by }, now);
+        let renew = parked.refused(class, bottleneck, by, now);
         self.io.contention().refused(self.id, Refused { bottleneck, by, recovery: wait.recovery, longest }, now);
         wait.blocked(&self.io, now);
         if renew == Renew::Yes {
@@ -340,8 +333,9 @@ impl<I: Io> Core<I> {
     /// There was room, if only for a part.
     pub(super) fn recovered(&self, wait: &mut Wait<I::Registration>, class: Class, by: By, now: Instant) {
         clear_blocked(&self.io, wait);
-        let Some(parked) = &wait.parked else { return };
+        let Some(parked) = &mut wait.parked else { return };
         self.io.stats().recover(class, by, now - parked.blocked_since);
+        parked.found_room(now);
         wait.recovery = self.io.contention().recovery(self.id).or(wait.recovery);
         if class == Class::Advised && by == By::Timer && self.io.writable() {
             wait.suspect.get_or_insert(now);

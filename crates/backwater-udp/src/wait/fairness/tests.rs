@@ -221,9 +221,9 @@ fn one_that_is_called_for_nothing_passes_the_call_on_once() {
     // Long after there was room a call is only a try.
     line.now += 50 * MS;
     line.found_room(9);
-    line.wait(4);
-    line.woken();
-    line.refused(2, A, By::Call);
+    assert_eq!(line.woken(), [3]);
+    assert!(line.wait(3).probes);
+    line.refused(3, A, By::Call);
     assert!(line.woken().is_empty());
 }
 

@@ -512,6 +512,19 @@ fn what_udp_cannot_carry_is_not_offered_to_the_system() {
     }
 }
 
+/// The last datagram is shorter than the others, and in too many pieces for a call.
+#[test]
+fn a_last_datagram_of_too_many_pieces_is_dropped() {
+    let long = [0; 2000];
+    let mut slices = vec![IoSlice::new(&long)];
+    slices.extend(std::iter::repeat_n(IoSlice::new(&long[..1]), 1500));
+    let io = Script::linux(&[]);
+    let mut t = Transmit::new(TO, &slices).segment_size(2000);
+    assert!(matches!(io.attempt(&mut t), Attempt::Done));
+    let counted = io.stats.snapshot();
+    assert_eq!((counted.sent, counted.drops.invalid, t.cursor.bytes_left), (1, 1, 0));
+}
+
 #[test]
 fn an_attempt_ends_with_its_budget() {
     let io = Script::linux(&[]).one_by_one();

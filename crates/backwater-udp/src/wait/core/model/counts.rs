@@ -60,6 +60,30 @@ fn readiness_without_room_is_spurious() {
 }
 
 #[test]
+fn an_attempt_of_a_timer_is_no_spurious_event_and_neither_is_one_that_sends_a_part() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, 20 * MS);
+        let mut core = Core::new(model.clone());
+        assert_eq!(send_one(&model, &mut core).await.sent, 1);
+        assert!(model.stats.snapshot().silent.wakes.timer > 1);
+        assert_eq!(model.stats.snapshot().spurious_wakes, 0);
+
+        let model = blocked(Row::SendBuffer, 20 * MS);
+        model.queues.borrow_mut().insert(TO, Rc::new(Cell::new(Link::new(MS / 8, 64))));
+        let mut core = Core::new(model.clone());
+        let payload = [0; 128];
+        let slices = [IoSlice::new(&payload)];
+        let mut t = [Transmit::new(TO, &slices).segment_size(1)];
+        assert_eq!(send(&model, &mut core, &mut t).await.sent, 128);
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.advised.wakes.readiness, counted.spurious_wakes), (1, 0));
+        // Until there was room for a part, and from then on until there was room for the rest.
+        let seconds = counted.advised.recovery.readiness.seconds + counted.silent.recovery.timer.seconds;
+        assert!((seconds - counted.blocked.as_secs_f64()).abs() < 1e-9, "{seconds} of {:?}", counted.blocked);
+    });
+}
+
+#[test]
 fn a_batch_of_which_a_part_has_gone_is_partial() {
     runtime().block_on(async {
         let payload = [0; 128];

@@ -77,6 +77,78 @@ fn what_is_left_out_of_a_batch_is_given_up() {
     });
 }
 
+#[test]
+fn a_transmit_that_is_offered_instead_of_another_has_a_deadline_of_its_own() {
+    runtime().block_on(async {
+        let ms = Duration::from_millis(1);
+        let model = blocked(Row::FreeBsd, Policy::Wait { deadline: 100 * ms });
+        let slices = [IoSlice::new(b"x")];
+        let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices));
+        let [first, second] = &mut ts;
+        let mut core = Core::new(model.clone());
+        assert!(poll_one(&mut core, first).is_pending());
+        tokio::time::sleep(60 * ms).await;
+        let began = Instant::now();
+        let report = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(second))).await.unwrap();
+        assert_eq!((report.dropped.get(DropReason::Deadline), began.elapsed()), (1, 100 * ms));
+    });
+}
+
+#[test]
+fn a_transmit_that_goes_at_once_instead_of_one_that_is_held_ends_the_wait() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, WAIT);
+        let slices = [IoSlice::new(b"x")];
+        let mut core = Core::new(model.clone());
+        assert!(poll_one(&mut core, &mut Transmit::new(TO, &slices)).is_pending());
+        model.world.borrow_mut().episodes.clear();
+        assert!(poll_one(&mut core, &mut Transmit::new(TO, &slices)).is_ready());
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.sent, counted.drops.cancelled, counted.held()), (1, 1, 0));
+        assert!(!core.is_parked() && core.blocked_for().is_none());
+    });
+}
+
+/// As [`OwnedTransmit`](crate::OwnedTransmit) makes one.
+#[test]
+fn a_copy_of_a_transmit_that_is_held_is_accepted_as_far_as_the_other_has_gone() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, WAIT);
+        let payload = [0; 100];
+        let slices = [IoSlice::new(&payload)];
+        let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices).segment_size(1));
+        let [held, copy] = &mut ts;
+        let mut core = Core::new(model.clone());
+        assert!(poll_one(&mut core, held).is_pending());
+        copy.cursor = held.cursor;
+        model.world.borrow_mut().episodes.clear();
+        model.queues.borrow_mut().insert(TO, Rc::new(Cell::new(Link::new(NEVER, 64))));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(poll_one(&mut core, held).is_pending());
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.accepted, counted.sent, counted.held()), (100, 64, 36));
+        assert!(poll_one(&mut core, copy).is_pending());
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.accepted, counted.sent, counted.held()), (164, 64, 100));
+    });
+}
+
+/// Others run between its first attempt and the next, whether it has begun to yield before or not.
+#[test]
+fn a_sender_yields_before_it_tries_again_each_time_that_it_begins_to_wait() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, WAIT);
+        let slices = [IoSlice::new(b"x")];
+        let mut core = Core::new(model.clone());
+        for attempts in 1..4 {
+            let mut t = Transmit::new(TO, &slices);
+            assert!(poll_one(&mut core, &mut t).is_pending());
+            assert_eq!(model.stats.snapshot().attempts, attempts);
+            core.give_up(std::slice::from_mut(&mut t));
+        }
+    });
+}
+
 /// Senders that hold, transmits that wander between them, alone, in batches, by `try_send`, in changing company; senders that
 /// end; room that comes and goes.
 #[test]

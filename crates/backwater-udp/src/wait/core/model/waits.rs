@@ -200,7 +200,7 @@ fn a_sender_without_a_descriptor_waits_by_the_timer() {
         let mut core = Core::new(model.clone());
         for _ in 0..2 {
             // Once it has none to begin with, and once it loses the one that it has.
-            model.no_descriptor.set(true);
+            model.registering_fails.set(Some(libc::EMFILE));
             block(&model, Duration::from_millis(30));
             let began = Instant::now();
             tokio::select! {
@@ -208,12 +208,14 @@ fn a_sender_without_a_descriptor_waits_by_the_timer() {
                 () = reactor(&model) => {}
             }
             assert!(began.elapsed() <= Duration::from_millis(80), "{:?}", began.elapsed());
-            model.no_descriptor.set(false);
+            model.registering_fails.set(None);
+            let began = Instant::now();
             block(&model, Duration::from_millis(3));
             tokio::select! {
                 report = send_one(&mut core) => assert_eq!(report.sent, 1),
                 () = reactor(&model) => {}
             }
+            assert_eq!(began.elapsed(), Duration::from_millis(3), "by the event, and not by the timer");
         }
         assert_eq!(model.stats.snapshot().dropped_total(), 0);
     });
@@ -240,4 +242,135 @@ fn short_outages_are_over_soon_and_long_ones_cost_few_calls() {
             assert!(over <= ms * most && tries <= calls, "{outage} ms: {over:?}, {tries} calls");
         });
     }
+}
+
+/// A flood of others' errors is no want of room; what comes after it may be.
+#[test]
+fn a_policy_drops_what_finds_no_room_after_a_flood_of_others_errors() {
+    runtime().block_on(async {
+        let model = model(Row::FreeBsd, 1, Policy::Drop);
+        block(&model, NEVER);
+        model.failures.borrow_mut().extend([libc::ECONNREFUSED; 4]);
+        let mut core = Core::new(model.clone());
+        let began = Instant::now();
+        assert_eq!(send_one(&mut core).await.dropped.get(DropReason::NoBuffers), 1);
+        assert!(began.elapsed() <= SLACK, "{:?}", began.elapsed());
+    });
+}
+
+/// The timer that would find it fires later than the deadline.
+#[test]
+fn what_has_room_at_its_deadline_is_sent() {
+    runtime().block_on(async {
+        let model = Model { lossy: true, ..model(Row::SendBuffer, 1, wait(10)) };
+        block(&model, Duration::from_millis(5));
+        let mut core = Core::new(model.clone());
+        assert_eq!(send_one(&mut core).await.sent, 1);
+        let wakes = model.stats.snapshot().advised.wakes;
+        assert_eq!((wakes.timer, wakes.policy), (1, 0));
+    });
+}
+
+#[test]
+fn what_has_room_when_the_policy_is_switched_is_sent() {
+    runtime().block_on(async {
+        let model = Model { lossy: true, ..model(Row::SendBuffer, 1, wait(1000)) };
+        block(&model, Duration::from_millis(5));
+        let mut core = Core::new(model.clone());
+        let switch = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            model.backpressure.set(Policy::Drop);
+        };
+        let (report, ()) = tokio::join!(send_one(&mut core), switch);
+        let wakes = model.stats.snapshot().advised.wakes;
+        assert_eq!((report.sent, wakes.policy, wakes.timer), (1, 1, 0));
+    });
+}
+
+/// The timers of a wait with a promise are longer than this deadline.
+#[test]
+fn a_sender_is_stuck_whose_datagrams_are_dropped_before_it_tries_again() {
+    runtime().block_on(async {
+        let model = model(Row::Permanent, 1, wait(10));
+        block(&model, NEVER);
+        let mut core = Core::new(model.clone());
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(5000) {
+            assert!(!core.is_stuck(), "{:?}", began.elapsed());
+            assert_eq!(send_one(&mut core).await.dropped.get(DropReason::Deadline), 1);
+        }
+        assert!(core.is_stuck());
+    });
+}
+
+/// Room for the first of two calls, and then none for so many seconds.
+#[test]
+fn a_sender_of_which_a_part_has_gone_is_blocked_from_then_on() {
+    let ms = Duration::from_millis(1);
+    let payload = [0; 128];
+    let slices = [IoSlice::new(&payload)];
+    // At the deadline, and before it.
+    for (deadline, blocked_for, stuck) in [(20, None, false), (10_000, Some(6000 * ms), true)] {
+        runtime().block_on(async {
+            let model = model(Row::SendBuffer, 1, wait(deadline));
+            block(&model, 20 * ms);
+            model.queues.borrow_mut().insert(TO, Rc::new(Cell::new(Link::new(NEVER, 64))));
+            let mut core = Core::new(model.clone());
+            let mut t = [Transmit::new(TO, &slices).segment_size(1)];
+            let began = Instant::now();
+            tokio::select! {
+                report = send(&mut core, &mut t) => {
+                    assert_eq!((report.sent, report.dropped.get(DropReason::Deadline)), (64, 64));
+                    assert_eq!(began.elapsed(), 20 * ms);
+                }
+                () = reactor(&model) => {}
+                () = sleep_until(began + 6020 * ms) => {}
+            }
+            assert_eq!((core.blocked_for(), core.is_stuck()), (blocked_for, stuck), "{deadline}");
+            assert_eq!(model.stats.snapshot().sent, 64);
+        });
+    }
+}
+
+#[test]
+fn a_socket_that_fails_while_a_sender_waits_ends_the_wait() {
+    runtime().block_on(async {
+        let model = model(Row::FreeBsd, 1, wait(1000));
+        block(&model, NEVER);
+        let mut core = Core::new(model.clone());
+        let slices = [IoSlice::new(b"123")];
+        let mut ts = [Transmit::new(TO, &slices).segment_size(1)];
+        let fail = async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            model.failures.borrow_mut().push_back(libc::EBADF);
+        };
+        let (ended, ()) = tokio::join!(poll_fn(|cx| core.poll_send_batch(cx, &mut ts)), fail);
+        assert_eq!(ended.unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!((model.stats.snapshot().drops.socket, model.stats.snapshot().held()), (3, 0));
+    });
+}
+
+/// What a poll may send is bounded; the rest is no new wait.
+#[test]
+fn a_long_transmit_that_has_waited_goes_on_as_soon_as_others_have_run() {
+    runtime().block_on(async {
+        let model = model(Row::FreeBsd, 1, wait(1000));
+        block(&model, Duration::from_millis(20));
+        let mut core = Core::new(model.clone());
+        let payload = vec![0; 20_000];
+        let slices = [IoSlice::new(&payload)];
+        let mut ts = [Transmit::new(TO, &slices).segment_size(1)];
+        let mut polls = 0;
+        let report = poll_fn(|cx| {
+            let polled = core.poll_send_batch(cx, &mut ts);
+            polls += u32::from(model.stats.snapshot().sent > 0);
+            assert!(polls == 0 || core.blocked_for().is_none() && !core.is_parked());
+            polled
+        });
+        let began = Instant::now();
+        assert_eq!(report.await.unwrap().sent, 20_000);
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.parked, polls), (1, 20_000u32.div_ceil(64 * 64)));
+        assert_eq!(counted.blocked, began.elapsed());
+    });
 }
