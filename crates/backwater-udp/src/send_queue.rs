@@ -19,8 +19,8 @@ use crate::{UdpSocket, stats::Report, transmit::Transmit, wait::core::QueueCore}
 ///
 /// A path with a deep queue refuses nothing, but keeps the send buffer full, which stops all keys. So on Linux a key that sends while
 /// the send buffer is more than half full gets a send-only socket of its own (16 at most, 256 in a process), which sends from the same
-/// address and port, and receives nothing. It is given back once it has been empty and idle for ten seconds. `docs/backpressure.md` says
-/// more.
+/// address and port, and receives nothing. It is given back once it has been empty and idle for ten seconds, and closed if it fails: what
+/// waits there goes on by the shared socket. `docs/backpressure.md` says more.
 ///
 /// A transmit is counted as accepted, sent, dropped or held from when it is given to the queue; what the queue holds when it is
 /// dropped is counted as [`Cancelled`](crate::DropReason::Cancelled).
@@ -93,8 +93,8 @@ impl<K: Copy + Ord> SendQueue<K> {
     }
 
     /// Sends what waits. Pending while something does; the task is woken when there may be room, and by a
-    /// [`send`](Self::send) that begins to wait. At most 64 system calls a
-    /// poll, and four for each send-only socket.
+    /// [`send`](Self::send) that begins to wait. A poll makes 64 system calls at most, and four for each send-only socket, and drops at
+    /// most 1,024 datagrams; if there is more to do, it wakes the task again.
     ///
     /// Cancel safe: what waits goes on waiting.
     ///

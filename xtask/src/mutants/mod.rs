@@ -22,10 +22,13 @@ mod run;
 
 /// The crate, and what of it is mutated: the loop and what it decides by. A file, and the type in it if it is not all of it.
 const CRATE: &str = "crates/backwater-udp";
-const FILES: [(&str, &str); 11] = [
+const FILES: [(&str, &str); 14] = [
     ("src/wait/core.rs", ""),
     ("src/wait/core/wait.rs", ""),
     ("src/wait/core/attempt.rs", ""),
+    ("src/wait/core/queue.rs", ""),
+    ("src/wait/core/queue/lines.rs", ""),
+    ("src/wait/core/queue/sides.rs", ""),
     ("src/wait/decision.rs", ""),
     ("src/wait/backoff.rs", ""),
     ("src/wait/fairness.rs", ""),

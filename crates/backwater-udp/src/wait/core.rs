@@ -55,6 +55,15 @@ enum Attempt {
     Fatal(io::Error),
 }
 
+/// What is left of what waits after the old has been dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    New,
+    /// There is more to drop, but others have to run.
+    Old,
+}
+
 /// What waits to be sent.
 trait Load {
     /// Offers it to the system, as far as there is room.
@@ -66,10 +75,8 @@ trait Load {
     /// Since when the oldest of it waits, if not since the sender does.
     fn since(&mut self) -> Option<Instant>;
 
-    /// Drops what has waited since `since` or longer. Returns whether nothing is left.
-    fn drop_old<I: Io>(&mut self, io: &I, since: Instant, reason: DropReason) -> bool;
-
-    fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason);
+    /// Drops what has waited since `since` or longer, as much of it as one poll may.
+    fn drop_old<I: Io>(&mut self, io: &I, since: Instant, reason: DropReason) -> Left;
 
     /// The path that all of it waits for, if it is one.
     fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)>;
@@ -91,13 +98,9 @@ impl Load for [Transmit<'_>] {
         None
     }
 
-    fn drop_old<I: Io>(&mut self, io: &I, _since: Instant, reason: DropReason) -> bool {
+    fn drop_old<I: Io>(&mut self, io: &I, _since: Instant, reason: DropReason) -> Left {
         drop_rest(io, self, reason);
-        true
-    }
-
-    fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason) {
-        drop_rest(io, self, reason);
+        Left::Nothing
     }
 
     fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)> {
@@ -198,11 +201,15 @@ impl<I: Io> Core<I> {
     pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
         let sent = t.cursor.report.sent;
         let ended = self.offer(t);
+        if matches!(ended, Attempt::Fatal(_)) && t.is_accepted() {
+            // It is dropped.
+            self.held = self.held.saturating_sub(t.remaining());
+        }
         self.tried(&ended, t, t.cursor.report.sent > sent);
-        result_of(ended, t)
+        result_of(&self.io, ended, t)
     }
 
-    /// Offers `t` to the system, and holds nothing.
+    /// Offers `t` to the system, and neither holds nor drops what is left of it.
     #[inline]
     fn offer(&mut self, t: &mut Transmit<'_>) -> Attempt {
         match pass(&self.io, self.id, std::slice::from_mut(t)) {
@@ -312,7 +319,10 @@ impl<I: Io> Core<I> {
         self.held = 0;
         self.look_after();
         match ended {
-            Attempt::Fatal(e) => Err(e),
+            Attempt::Fatal(e) => {
+                drop_rest(&self.io, ts, DropReason::Socket);
+                Err(e)
+            }
             Attempt::Done | Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Ok(total(ts)),
         }
     }
@@ -366,14 +376,18 @@ pub(crate) fn try_send<I: Io>(io: &I, t: &mut Transmit<'_>) -> io::Result<Report
         Err(failed) => Some(failed),
     };
     let ended = attempt_one(io, 0, t, failed, &mut Budget::unlimited());
-    result_of(ended, t)
+    result_of(io, ended, t)
 }
 
-fn result_of(ended: Attempt, t: &Transmit<'_>) -> io::Result<Report> {
+/// What a socket that has failed leaves is dropped.
+fn result_of<I: Io>(io: &I, ended: Attempt, t: &mut Transmit<'_>) -> io::Result<Report> {
     match ended {
         Attempt::Done => Ok(t.cursor.report),
         Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Err(io::ErrorKind::WouldBlock.into()),
-        Attempt::Fatal(e) => Err(e),
+        Attempt::Fatal(e) => {
+            drop_rest(io, std::slice::from_mut(t), DropReason::Socket);
+            Err(e)
+        }
     }
 }
 

@@ -124,7 +124,7 @@ pub(super) fn attempt<I: Io>(
             Attempt::Refused(class) => {
                 refused = Some(if refused == Some(Class::Silent) { Class::Silent } else { class });
             }
-            Attempt::Fatal(e) => return fail(io, ts, e),
+            Attempt::Fatal(e) => return Attempt::Fatal(e),
         }
     }
     refused.map_or(if crowded { Attempt::Crowded } else { Attempt::Done }, Attempt::Refused)
@@ -144,7 +144,8 @@ fn send_together<I: Io>(io: &I, ts: &mut [Transmit<'_>]) -> Result<(usize, usize
     Ok((sent, datagrams))
 }
 
-/// The loop of system calls, the first of which may be known to have failed.
+/// The loop of system calls, the first of which may be known to have failed. What a socket that has failed leaves is the caller's to
+/// drop.
 pub(super) fn attempt_one<I: Io>(
     io: &I,
     id: u32,
@@ -229,10 +230,7 @@ pub(super) fn attempt_one<I: Io>(
                 t.cursor.at_most = 1;
                 refused_from = Some(if errno(&error) == Errno::Io { 0 } else { t.datagram_len() });
             }
-            Verdict::Fatal => {
-                drop_rest(io, std::slice::from_mut(t), DropReason::Socket);
-                break Attempt::Fatal(error);
-            }
+            Verdict::Fatal => break Attempt::Fatal(error),
         }
     };
     io.stats().attempt(calls);
@@ -341,11 +339,6 @@ fn classify<I: Io>(
         }
     }
     verdict
-}
-
-fn fail<I: Io>(io: &I, ts: &mut [Transmit<'_>], error: io::Error) -> Attempt {
-    drop_rest(io, ts, DropReason::Socket);
-    Attempt::Fatal(error)
 }
 
 pub(super) fn drop_rest<I: Io>(io: &I, ts: &mut [Transmit<'_>], reason: DropReason) {

@@ -69,7 +69,10 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     #[inline]
     pub(crate) fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
         if let Some(side) = self.side(Some(key), t) {
-            return side.send(key, t);
+            if let Ok(report) = side.send(key, t) {
+                return Ok(report);
+            }
+            self.close_side(Some(key));
         }
         match self.offer(key, t)? {
             None => Ok(t.cursor.report),
@@ -92,8 +95,11 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     pub(crate) fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
         let side = Some(key).filter(|_| self.has_side(Some(key)));
-        if let Some(side) = self.side(side, t) {
-            return side.send_or_drop(key, t);
+        if let Some(of_side) = self.side(side, t) {
+            if let Ok(report) = of_side.send_or_drop(key, t) {
+                return Ok(report);
+            }
+            self.close_side(side);
         }
         match self.offer(key, t)? {
             None => {}
@@ -135,6 +141,14 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     fn close_sides(&mut self) {
         let Some(mut sides) = self.sides.take() else { return };
         for (key, line) in sides.take_lines() {
+            self.adopt(key, line);
+        }
+    }
+
+    /// One has failed, which says nothing about the socket that all keys share.
+    #[cold]
+    fn close_side(&mut self, key: Option<K>) {
+        if let Some((key, line)) = self.sides.as_mut().and_then(|sides| sides.close(key)) {
             self.adopt(key, line);
         }
     }
@@ -217,7 +231,12 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
             Attempt::Done => Ok(None),
             Attempt::Refused(class) => Ok(Some(class)),
             Attempt::Crowded | Attempt::Paused => Ok(Some(Class::Silent)),
-            Attempt::Fatal(e) => Err(e),
+            Attempt::Fatal(e) => {
+                if !self.is_side {
+                    drop_rest(&self.core.io, std::slice::from_mut(t), DropReason::Socket);
+                }
+                Err(e)
+            }
         }
     }
 
@@ -255,8 +274,13 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         self.close_sides_of_earlier_socket();
         let flushed = self.poll_lines(cx, done);
         let Some(sides) = &mut self.sides else { return flushed };
-        let of_sides = sides.poll(cx, done);
-        if of_sides.is_pending() && matches!(flushed, Poll::Ready(Ok(()))) { Poll::Pending } else { flushed }
+        let mut failed = Vec::new();
+        let of_sides = sides.poll(cx, done, &mut failed);
+        let is_pending = of_sides.is_pending() || !failed.is_empty();
+        for (key, line) in failed {
+            self.adopt(key, line);
+        }
+        if is_pending && matches!(flushed, Poll::Ready(Ok(()))) { Poll::Pending } else { flushed }
     }
 
     fn poll_lines(&mut self, cx: &mut Context<'_>, done: Done<'_, K>) -> Poll<io::Result<()>> {
@@ -303,7 +327,9 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
                 Poll::Ready(Ok(()))
             }
             Attempt::Fatal(e) => {
-                serving.drop_all(&self.core.io, DropReason::Socket);
+                if !self.is_side {
+                    serving.drop_all(&self.core.io, DropReason::Socket);
+                }
                 Poll::Ready(Err(e))
             }
         }

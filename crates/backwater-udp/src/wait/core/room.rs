@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Attempt, Core, Load,
+    Attempt, Core, Left, Load,
     wait::{Retry, Wait},
 };
 use crate::{io::Io, stats::DropReason, transmit::Transmit, wait::backoff::Class};
@@ -90,11 +90,9 @@ impl Load for Room {
     }
 
     /// The owner's datagram has waited for as long as the policy says: the owner decides.
-    fn drop_old<I: Io>(&mut self, _io: &I, _since: Instant, _reason: DropReason) -> bool {
-        true
+    fn drop_old<I: Io>(&mut self, _io: &I, _since: Instant, _reason: DropReason) -> Left {
+        Left::Nothing
     }
-
-    fn drop_all<I: Io>(&mut self, _io: &I, _reason: DropReason) {}
 
     fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)> {
         None

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Attempt, Core, Load, timer::Timer};
+use super::{Attempt, Core, Left, Load, timer::Timer};
 use crate::{
     Policy,
     io::Io,
@@ -192,10 +192,15 @@ impl<I: Io> Core<I> {
                     if load.sent() > before {
                         clear_blocked(&self.io, wait);
                     }
-                    let is_done = load.drop_old(&self.io, now - longest, reason);
+                    let left = load.drop_old(&self.io, now - longest, reason);
                     see_whether_stuck(&self.io, wait, now);
-                    if is_done {
-                        return Poll::Ready(Attempt::Done);
+                    match left {
+                        Left::Nothing => return Poll::Ready(Attempt::Done),
+                        Left::New => {}
+                        Left::Old => {
+                            cx.waker().wake_by_ref();
+                            return Poll::Pending;
+                        }
                     }
                 }
                 (ended, by)
@@ -255,7 +260,7 @@ impl<I: Io> Core<I> {
                 none => match self.io.register() {
                     Ok(registration) => none.insert(registration),
                     Err(e) if errno(&e) == Errno::Socket => {
-                        return Poll::Ready(Woken::Tried(self.fail(load, e), By::Call));
+                        return Poll::Ready(Woken::Tried(Attempt::Fatal(e), By::Call));
                     }
                     Err(e) => {
                         self.io.stats().no_registration(&e);
@@ -276,7 +281,7 @@ impl<I: Io> Core<I> {
             match (polled, ended) {
                 (Poll::Ready(_), Some(ended)) => return Poll::Ready(Woken::Tried(ended, By::Readiness)),
                 (Poll::Ready(Err(e)), None) if errno(&e) == Errno::Socket => {
-                    return Poll::Ready(Woken::Tried(self.fail(load, e), By::Readiness));
+                    return Poll::Ready(Woken::Tried(Attempt::Fatal(e), By::Readiness));
                 }
                 (Poll::Ready(Err(e)), None) => self.io.stats().no_registration(&e),
                 (Poll::Ready(Ok(())), None) | (Poll::Pending, _) => {}
@@ -301,11 +306,6 @@ impl<I: Io> Core<I> {
                 Woken::At(at)
             }
         })
-    }
-
-    fn fail<L: Load + ?Sized>(&self, load: &mut L, error: io::Error) -> Attempt {
-        load.drop_all(&self.io, DropReason::Socket);
-        Attempt::Fatal(error)
     }
 
     /// After another refusal: how to go on waiting.

@@ -488,7 +488,7 @@ fn what_cannot_go_is_dropped_for_its_reason() {
     expect(libc::EACCES, crate::stats::DropTotals { not_permitted: 1, ..drops });
     expect(libc::EINVAL, crate::stats::DropTotals { invalid: 1, ..drops });
     expect(libc::ENXIO, crate::stats::DropTotals { other: 1, ..drops });
-    assert_eq!(dropped(libc::EBADF), (true, 0, crate::stats::DropTotals { socket: 2, ..drops }));
+    assert_eq!(dropped(libc::EBADF), (true, 0, drops), "whoever has offered it may have another socket");
 }
 
 #[test]

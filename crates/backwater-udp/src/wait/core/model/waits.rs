@@ -370,7 +370,8 @@ fn a_long_transmit_that_has_waited_goes_on_as_soon_as_others_have_run() {
         let began = Instant::now();
         assert_eq!(report.await.unwrap().sent, 20_000);
         let counted = model.stats.snapshot();
-        assert_eq!((counted.parked, polls), (1, 20_000u32.div_ceil(64 * 64)));
+        // It was refused so often that it goes datagram by datagram.
+        assert_eq!((counted.parked, polls), (1, 20_000u32.div_ceil(64)));
         assert_eq!(counted.blocked, began.elapsed());
     });
 }

@@ -18,7 +18,7 @@ use crate::{
     wait::{
         backoff::Class,
         core::{
-            Attempt, Load,
+            Attempt, Left, Load,
             attempt::{Budget, attempt_at_most},
         },
     },
@@ -35,6 +35,9 @@ const REFUSALS: usize = 4;
 
 /// New lines that go before all others in one pass. With the one whose turn is not over that leaves the others a try in each pass.
 const NEW: usize = REFUSALS - 2;
+
+/// Datagrams that are dropped in one poll, and lines without any that are forgotten: about a millisecond's work.
+const DROPS: usize = 1024;
 
 /// With more than [`REFUSALS`] lines each is tried as often as a sender on its own, as far as that goes.
 const LONGEST_WAIT: Duration = Duration::from_millis(8);
@@ -100,10 +103,15 @@ impl<K: Copy + Ord> Load for Serving<'_, K> {
         let (mut refused, mut begun) = (ArrayVec::<_, REFUSALS>::new(), None);
         let mut ended = Attempt::Done;
         self.lines.new = 0;
+        let mut forgotten = 0;
         while let Some(key) = self.lines.turns.pop_front() {
             match self.serve(io, id, key, &mut budget) {
                 Served::Empty => {
                     self.lines.lines.remove(&key);
+                    forgotten += 1;
+                    if forgotten == DROPS {
+                        break;
+                    }
                 }
                 Served::Turn => self.lines.turns.push_back(key),
                 Served::Paused => {
@@ -133,8 +141,12 @@ impl<K: Copy + Ord> Load for Serving<'_, K> {
                 }
             }
         }
-        if (begun.is_some() || !refused.is_empty()) && matches!(ended, Attempt::Done) {
-            ended = Attempt::Refused(Class::Silent);
+        if matches!(ended, Attempt::Done) {
+            if begun.is_some() || !refused.is_empty() {
+                ended = Attempt::Refused(Class::Silent);
+            } else if forgotten == DROPS {
+                ended = Attempt::Paused;
+            }
         }
         self.lines.turns.extend(refused);
         begun.into_iter().for_each(|key| self.lines.turns.push_front(key));
@@ -156,22 +168,16 @@ impl<K: Copy + Ord> Load for Serving<'_, K> {
         None
     }
 
-    fn drop_old<I: Io>(&mut self, io: &I, since: Instant, reason: DropReason) -> bool {
-        while let Some(oldest) = self.since()
-            && oldest <= since
-            && let Some((_, key)) = self.lines.ages.pop_front()
-        {
-            self.drop_head(io, key, reason);
+    fn drop_old<I: Io>(&mut self, io: &I, since: Instant, reason: DropReason) -> Left {
+        for _ in 0..DROPS {
+            if self.since().is_none_or(|oldest| oldest > since) {
+                return if self.lines.datagrams == 0 { Left::Nothing } else { Left::New };
+            }
+            if let Some((_, key)) = self.lines.ages.pop_front() {
+                self.drop_head(io, key, reason);
+            }
         }
-        self.lines.datagrams == 0
-    }
-
-    fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason) {
-        for (&key, line) in self.lines.lines.iter().filter(|(_, line)| !line.is_empty()) {
-            (self.done)(key, &dropped(reason, line.datagrams()), 0);
-        }
-        io.stats().dropped(reason, self.lines.datagrams);
-        self.lines.clear();
+        Left::Old
     }
 
     fn path(&self) -> Option<(SocketAddr, Option<IpAddr>)> {
@@ -185,6 +191,14 @@ impl<K: Copy + Ord> Load for Serving<'_, K> {
 }
 
 impl<K: Copy + Ord> Serving<'_, K> {
+    pub(super) fn drop_all<I: Io>(&mut self, io: &I, reason: DropReason) {
+        for (&key, line) in self.lines.lines.iter().filter(|(_, line)| !line.is_empty()) {
+            (self.done)(key, &dropped(reason, line.datagrams()), 0);
+        }
+        io.stats().dropped(reason, self.lines.datagrams);
+        self.lines.clear();
+    }
+
     fn serve<I: Io>(&mut self, io: &I, id: u32, key: K, budget: &mut Budget) -> Served {
         let Some(line) = self.lines.lines.get_mut(&key) else { return Served::Empty };
         if line.credit <= 0 {

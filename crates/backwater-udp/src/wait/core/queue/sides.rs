@@ -119,17 +119,31 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
         }
     }
 
-    /// Sends what waits, and gives back what is idle. Pending while something waits.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, done: Done<'_, K>) -> Poll<()> {
+    /// Closes the side of a key, since it has failed. Returns what waits there.
+    pub(super) fn close(&mut self, key: Option<K>) -> Option<(K, Line)> {
+        let at = self.all.iter().position(|side| side.key == key)?;
+        // Another might fail as well.
+        self.not_before = Some(Instant::now() + PAUSE_OF_ERROR);
+        self.all.remove(at).into_line()
+    }
+
+    /// Sends what waits, and gives back what is idle. Pending while something waits. Those that fail are closed, and what waits there is
+    /// added to `failed`.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, done: Done<'_, K>, failed: &mut Vec<(K, Line)>) -> Poll<()> {
         let mut pending = false;
-        // One that has failed has counted what it held.
-        self.all.retain_mut(|side| match side.queue.poll_flush(cx, done) {
-            Poll::Ready(sent) => sent.is_ok(),
-            Poll::Pending => {
-                pending = true;
-                true
+        let mut at = 0;
+        while let Some(side) = self.all.get_mut(at) {
+            match side.queue.poll_flush(cx, done) {
+                Poll::Ready(Err(_)) => {
+                    let key = side.key;
+                    failed.extend(self.close(key));
+                    continue;
+                }
+                Poll::Ready(Ok(())) => {}
+                Poll::Pending => pending = true,
             }
-        });
+            at += 1;
+        }
         if self.all.is_empty() {
             self.look_at = None;
             return Poll::Ready(());
@@ -147,9 +161,7 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
 
     /// What waits on them.
     pub(super) fn take_lines(&mut self) -> Vec<(K, Line)> {
-        let lines =
-            self.all.iter_mut().filter_map(|side| Some((side.key?, side.queue.lines.as_mut()?.take(side.key?)?)));
-        lines.collect()
+        self.all.drain(..).filter_map(Side::into_line).collect()
     }
 
     fn take_free(&mut self) -> Option<Side<I, K>> {
@@ -165,6 +177,10 @@ impl<I: Io, K: Copy + Ord> Side<I, K> {
         let mut queue = QueueCore::new(io, Bounds::default());
         queue.is_side = true;
         Some(Self { key: None, queue, used: Instant::now(), _counted: counted })
+    }
+
+    fn into_line(mut self) -> Option<(K, Line)> {
+        Some((self.key?, self.queue.lines.as_mut()?.take(self.key?)?))
     }
 
     /// Whether all that it was given has left the send buffer.

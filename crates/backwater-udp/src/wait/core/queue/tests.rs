@@ -73,6 +73,8 @@ struct Paths {
     may_make_sides: bool,
     /// How often the send buffer was looked at.
     looks: Rc<Cell<u32>>,
+    /// Every send-only socket has failed.
+    sides_fail: Rc<Cell<bool>>,
     /// Connected, on a system without an error queue, and what every send fails with; 0 for none of it.
     fails: Rc<Cell<i32>>,
     stats: Arc<Stats>,
@@ -135,6 +137,9 @@ impl Io for Paths {
         let world = &mut *self.world.borrow_mut();
         if self.is_connected() {
             return Err(io::Error::from_raw_os_error(self.fails.get()));
+        }
+        if self.socket > 0 && self.sides_fail.get() {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         let (now, port) = (Instant::now(), out.destination.port());
         world.sockets[self.socket].retain(|sent| sent.gone_at > now);
@@ -254,6 +259,7 @@ fn paths(links: &[(f64, f64)], policy: Policy) -> Paths {
         failed: Rc::default(),
         may_make_sides: true,
         looks: Rc::default(),
+        sides_fail: Rc::default(),
         fails: Rc::default(),
         stats: Arc::default(),
         backpressure: Backpressure::new(policy),
@@ -552,7 +558,7 @@ async fn datagrams_that_are_refused_all_the_time_stop_nobody_that_waits() {
         send(&mut queue, n, 4, 0..1);
         tokio::time::sleep(MS / 4).await;
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(queue.poll_flush(&mut cx).is_pending());
+        assert!(queue.poll_flush(&mut cx, &mut |_, _, _| {}).is_pending());
     }
     assert_eq!(paths.world.borrow().numbers(59_900), [0]);
     assert_balance(&queue, &paths);

@@ -186,3 +186,68 @@ fn a_queue_may_be_used_on_another_runtime() {
         });
     }
 }
+
+/// How often it was woken.
+#[derive(Default)]
+struct Woken(std::sync::atomic::AtomicU32);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// A queue with a datagram for each of so many keys, none of which has room.
+fn crowd(keys: u16, policy: Policy) -> (Paths, QueueCore<Paths, u16>) {
+    let paths = paths(&[(0.001, 0.0); 600], policy);
+    let mut queue = queue(&paths);
+    for key in 0..keys {
+        send(&mut queue, key, 4, 0..1);
+    }
+    assert_eq!(queue.held(), usize::from(keys));
+    (paths, queue)
+}
+
+/// Other tasks run between two thousand of them.
+#[tokio::test(start_paused = true)]
+async fn a_poll_drops_a_bounded_number_of_datagrams_and_wakes_itself_for_more() {
+    for switch in [false, true] {
+        let (paths, mut queue) = crowd(5000, WAIT);
+        if switch {
+            paths.backpressure.set(Policy::Drop);
+        } else {
+            tokio::time::sleep(200 * MS).await;
+        }
+        let woken = Arc::<Woken>::default();
+        let waker = woken.clone().into();
+        let mut polls = 0;
+        while queue.held() > 0 {
+            let before = (queue.held(), woken.0.load(std::sync::atomic::Ordering::Relaxed));
+            let polled = queue.poll_flush(&mut Context::from_waker(&waker), &mut |_, _, _| {});
+            polls += 1;
+            assert!(before.0 - queue.held() <= DROPS, "{} in a poll", before.0 - queue.held());
+            let is_woken = woken.0.load(std::sync::atomic::Ordering::Relaxed) > before.1;
+            assert!(is_woken || polled.is_ready(), "nobody polls it again");
+            assert_balance(&queue, &paths);
+        }
+        assert!((5..=7).contains(&polls), "{polls}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_forgets_a_bounded_number_of_lines_without_datagrams() {
+    let (paths, mut queue) = crowd(5000, PATIENT);
+    (0..4999).for_each(|key| queue.cancel(key));
+    let known = |queue: &QueueCore<Paths, u16>| queue.lines.as_ref().map_or(0, |lines| lines.lines.len());
+    assert_eq!(known(&queue), 5000);
+    let began = Instant::now();
+    while known(&queue) > 1 {
+        let before = known(&queue);
+        tokio::time::sleep(MS).await;
+        poll(&mut queue, 1).await;
+        assert!(before - known(&queue) <= DROPS, "{} in a poll", before - known(&queue));
+        assert!(began.elapsed() < 100 * MS);
+    }
+    assert_eq!(queue.held(), 1);
+    assert_balance(&queue, &paths);
+}

@@ -186,3 +186,50 @@ async fn a_socket_that_cannot_be_made_is_asked_for_once_a_second() {
     assert!((3..=5).contains(&paths.failed.get()), "{}", paths.failed.get());
     assert_balance(&queue, &paths);
 }
+
+/// The socket that all keys share is fine: what has waited, and what comes then, goes by it.
+#[tokio::test(start_paused = true)]
+async fn a_send_only_socket_that_fails_is_closed_and_costs_no_datagram() {
+    // Whoever finds out: a datagram that is sent, or the task that empties the queue.
+    for (next, waits, finder) in [(25, false, "send"), (60, true, "poll")] {
+        let paths = deep(PATIENT, 20_000.0, true);
+        let mut queue = queue(&paths);
+        for number in 0..next {
+            send(&mut queue, 7, BIG, number..number + 1);
+        }
+        assert_eq!((open(&paths), queue.held() > 0), (1, waits), "{finder}");
+        // The send buffer that all share has room again.
+        run(&mut queue, 500 * MS).await;
+        paths.sides_fail.set(true);
+        send(&mut queue, 7, BIG, next..next + 1);
+        run(&mut queue, 500 * MS).await;
+        assert_eq!(open(&paths), 0, "{finder}");
+        assert_balance(&queue, &paths);
+        send(&mut queue, 7, BIG, next + 1..next + 2);
+        run(&mut queue, 10_000 * MS).await;
+        assert_eq!(paths.world.borrow().numbers(7), (0..next + 2).collect::<Vec<_>>(), "{finder}");
+        assert_eq!((queue.held(), paths.stats.snapshot().drops.socket), (0, 0));
+        assert_balance(&queue, &paths);
+    }
+}
+
+/// One that is closed is not replaced at once: the next might fail as well.
+#[tokio::test(start_paused = true)]
+async fn answers_to_strangers_go_on_when_their_socket_fails() {
+    let paths = deep(WAIT, 100_000.0, true);
+    let mut queue = queue(&paths);
+    let bytes = [IoSlice::new(&[0; BIG])];
+    let answer = |queue: &mut QueueCore<Paths, u16>, port| {
+        queue.send_or_drop(port, &mut Transmit::new(to(port), &bytes)).unwrap().sent
+    };
+    while open(&paths) == 0 {
+        answer(&mut queue, 7);
+    }
+    run(&mut queue, 3000 * MS).await;
+    paths.sides_fail.set(true);
+    for _ in 0..3 {
+        assert_eq!(answer(&mut queue, 107), 1);
+    }
+    assert_eq!((open(&paths), paths.stats.snapshot().drops.socket), (0, 0));
+    assert_balance(&queue, &paths);
+}
