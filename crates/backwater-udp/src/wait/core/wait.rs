@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -59,13 +59,6 @@ pub(super) struct Retry {
     pub(super) path: Option<Path>,
     /// The longest silent wait, if less than others'.
     pub(super) longest: Option<Duration>,
-}
-
-/// What ended a sleep.
-enum Woken {
-    Tried(Attempt, By),
-    /// That time has come, and the sender has to look what to do.
-    At(Instant),
 }
 
 /// A sender of which the system has taken nothing for this long is stuck. XNU's flow control holds a sender until its own
@@ -171,10 +164,9 @@ impl<I: Io> Core<I> {
     ) -> Poll<Attempt> {
         // First to be woken by a switch, then to read the policy: a switch in between is not missed.
         self.io.backpressure().wait(self.id, cx.waker());
-        let mut woken = None;
         loop {
             let Some(parked) = &mut wait.parked else { return Poll::Ready(Attempt::Done) };
-            let now = woken.map_or_else(Instant::now, |at| Instant::now().max(at));
+            let now = Instant::now();
             let mut place = self.io.contention().wait(self.id, cx.waker(), now);
             parked.placed(&place, now);
             self.io.schedule(parked, &mut place);
@@ -213,14 +205,7 @@ impl<I: Io> Core<I> {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             } else {
-                match self.poll_wake(cx, wait, place, until, load) {
-                    Poll::Ready(Woken::Tried(ended, by)) => (ended, by),
-                    Poll::Ready(Woken::At(at)) => {
-                        woken = Some(at);
-                        continue;
-                    }
-                    Poll::Pending => return Poll::Pending,
-                }
+                ready!(self.poll_wake(cx, wait, place, until, load))
             };
             self.io.stats().wake(class, by);
             wait.by = by;
@@ -244,7 +229,8 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// Waits for readiness, where it counts, and for the timer; tries when either comes, if it is this sender that tries.
+    /// Waits for readiness, where it counts, and for the timer; tries when either comes. A timer that is not this sender's to try by is
+    /// never due here: it has become the one that tries when it is late, or it has looked at its deadline.
     fn poll_wake<L: Load + ?Sized>(
         &self,
         cx: &mut Context<'_>,
@@ -252,7 +238,7 @@ impl<I: Io> Core<I> {
         place: Place,
         until: Instant,
         load: &mut L,
-    ) -> Poll<Woken> {
+    ) -> Poll<(Attempt, By)> {
         let Some(parked) = &wait.parked else { return Poll::Pending };
         if place.probes && parked.listening {
             let registration = match &mut wait.registration {
@@ -260,7 +246,7 @@ impl<I: Io> Core<I> {
                 none => match self.io.register() {
                     Ok(registration) => none.insert(registration),
                     Err(e) if errno(&e) == Errno::Socket => {
-                        return Poll::Ready(Woken::Tried(Attempt::Fatal(e), By::Call));
+                        return Poll::Ready((Attempt::Fatal(e), By::Call));
                     }
                     Err(e) => {
                         self.io.stats().no_registration(&e);
@@ -279,9 +265,9 @@ impl<I: Io> Core<I> {
                 wait.suspect = None;
             }
             match (polled, ended) {
-                (Poll::Ready(_), Some(ended)) => return Poll::Ready(Woken::Tried(ended, By::Readiness)),
+                (Poll::Ready(_), Some(ended)) => return Poll::Ready((ended, By::Readiness)),
                 (Poll::Ready(Err(e)), None) if errno(&e) == Errno::Socket => {
-                    return Poll::Ready(Woken::Tried(Attempt::Fatal(e), By::Readiness));
+                    return Poll::Ready((Attempt::Fatal(e), By::Readiness));
                 }
                 (Poll::Ready(Err(e)), None) => self.io.stats().no_registration(&e),
                 (Poll::Ready(Ok(())), None) | (Poll::Pending, _) => {}
@@ -297,15 +283,8 @@ impl<I: Io> Core<I> {
         place: Place,
         until: Instant,
         load: &mut L,
-    ) -> Poll<Woken> {
-        let at = place.at.min(until);
-        wait.timer.poll(cx, at).map(|()| {
-            if place.probes && at < until {
-                Woken::Tried(load.attempt(&self.io, self.id), By::Timer)
-            } else {
-                Woken::At(at)
-            }
-        })
+    ) -> Poll<(Attempt, By)> {
+        wait.timer.poll(cx, place.at.min(until)).map(|()| (load.attempt(&self.io, self.id), By::Timer))
     }
 
     /// After another refusal: how to go on waiting.

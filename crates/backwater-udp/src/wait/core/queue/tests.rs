@@ -553,14 +553,35 @@ async fn datagrams_that_are_refused_all_the_time_stop_nobody_that_waits() {
     let paths = paths(&links, PATIENT);
     let mut queue = queue(&paths);
     send(&mut queue, 59_900, BIG, 0..1);
-    paths.world.borrow_mut().links[599].limit = 1e9;
-    for n in 0..100 {
+    for n in 0..200 {
+        if n == 100 {
+            paths.world.borrow_mut().links[599].limit = 1e9;
+        }
         send(&mut queue, n, 4, 0..1);
         tokio::time::sleep(MS / 4).await;
         let mut cx = Context::from_waker(Waker::noop());
         assert!(queue.poll_flush(&mut cx, &mut |_, _, _| {}).is_pending());
     }
     assert_eq!(paths.world.borrow().numbers(59_900), [0]);
+    assert_balance(&queue, &paths);
+}
+
+/// The first that finds it full tells all, also those that wait for a path of theirs; and all go on when the system says so.
+#[tokio::test(start_paused = true)]
+async fn a_send_buffer_that_fills_up_while_others_wait_is_not_tried_for_each_datagram() {
+    let paths = paths(&[(0.001, 0.0), (1000.0, 1e9)], PATIENT);
+    paths.world.borrow_mut().send_buffer = 10_000.0;
+    let mut queue = queue(&paths);
+    send(&mut queue, 1, BIG, 0..1);
+    for n in 0..100 {
+        send(&mut queue, 101, BIG, n..n + 1);
+        send(&mut queue, 102 + n as u16 % 90, BIG, n..n + 1);
+    }
+    assert_eq!(paths.world.borrow().refused, 2);
+    run(&mut queue, 6 * MS).await;
+    assert!(paths.stats.snapshot().advised.wakes.readiness > 0);
+    run(&mut queue, 300 * MS).await;
+    assert_eq!(queue.held(), 1);
     assert_balance(&queue, &paths);
 }
 

@@ -225,7 +225,7 @@ async fn a_poll_drops_a_bounded_number_of_datagrams_and_wakes_itself_for_more() 
             let before = (queue.held(), woken.0.load(std::sync::atomic::Ordering::Relaxed));
             let polled = queue.poll_flush(&mut Context::from_waker(&waker), &mut |_, _, _| {});
             polls += 1;
-            assert!(before.0 - queue.held() <= DROPS, "{} in a poll", before.0 - queue.held());
+            assert!(before.0 - queue.held() <= 1024, "{} in a poll", before.0 - queue.held());
             let is_woken = woken.0.load(std::sync::atomic::Ordering::Relaxed) > before.1;
             assert!(is_woken || polled.is_ready(), "nobody polls it again");
             assert_balance(&queue, &paths);
@@ -245,7 +245,7 @@ async fn a_poll_forgets_a_bounded_number_of_lines_without_datagrams() {
         let before = known(&queue);
         tokio::time::sleep(MS).await;
         poll(&mut queue, 1).await;
-        assert!(before - known(&queue) <= DROPS, "{} in a poll", before - known(&queue));
+        assert!(before - known(&queue) <= 1024, "{} in a poll", before - known(&queue));
         assert!(began.elapsed() < 100 * MS);
     }
     assert_eq!(queue.held(), 1);
