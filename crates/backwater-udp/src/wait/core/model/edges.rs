@@ -153,7 +153,7 @@ fn a_reactor_that_fails_fails_the_sender_and_any_other_error_leaves_it_the_timer
                 let counted = model.stats.snapshot();
                 if errno == libc::EBADF {
                     assert_eq!(ended.unwrap_err().raw_os_error(), Some(errno));
-                    assert_eq!((counted.drops.socket, counted.held()), (3, 0));
+                    assert_eq!((counted.drops.socket, counted.held), (3, 0));
                 } else {
                     assert_eq!((ended.unwrap().sent, counted.advised.wakes.timer), (3, 1));
                 }

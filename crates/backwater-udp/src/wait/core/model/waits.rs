@@ -346,7 +346,7 @@ fn a_socket_that_fails_while_a_sender_waits_ends_the_wait() {
         };
         let (ended, ()) = tokio::join!(poll_fn(|cx| core.poll_send_batch(cx, &mut ts)), fail);
         assert_eq!(ended.unwrap_err().raw_os_error(), Some(libc::EBADF));
-        assert_eq!((model.stats.snapshot().drops.socket, model.stats.snapshot().held()), (3, 0));
+        assert_eq!((model.stats.snapshot().drops.socket, model.stats.snapshot().held), (3, 0));
     });
 }
 
