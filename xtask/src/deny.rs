@@ -36,6 +36,8 @@ struct Package {
 #[derive(Debug, Default)]
 struct Rules {
     licenses: Vec<String>,
+    /// Crates that may have another licence: their names, and which.
+    exceptions: Vec<(String, Vec<String>)>,
     denied: Vec<String>,
     /// Crates whose version may be there beside another one: `name@version`, where the version may lack its last parts.
     duplicates: Vec<String>,
@@ -66,7 +68,7 @@ fn licenses(rules: &Rules, packages: &[Package]) -> Complaints {
             continue;
         };
         match Expression::parse_mode(license, ParseMode::LAX) {
-            Ok(expression) if expression.evaluate(|wanted| rules.licenses.contains(&wanted.to_string())) => {}
+            Ok(expression) if expression.evaluate(|wanted| rules.allow(name, &wanted.to_string())) => {}
             Ok(_) => complaints.push(format!("{name} {version}: {license} is not allowed")),
             Err(error) => complaints.push(format!("{name} {version}: {license}: {}", error.reason)),
         }
@@ -74,6 +76,8 @@ fn licenses(rules: &Rules, packages: &[Package]) -> Complaints {
     let all: Vec<_> = packages.iter().filter_map(|package| package.license.as_deref()).collect();
     let unused = rules.licenses.iter().filter(|allowed| !all.iter().any(|license| license.contains(allowed.as_str())));
     complaints.extend(unused.map(|license| format!("{license} is allowed, and no package has it")));
+    let gone = rules.exceptions.iter().filter(|(name, _)| !packages.iter().any(|package| package.name == *name));
+    complaints.extend(gone.map(|(name, _)| format!("{name} is an exception, and is not there any more")));
     complaints
 }
 
@@ -123,6 +127,11 @@ fn duplicates(rules: &Rules, packages: &[Package]) -> Complaints {
 }
 
 impl Rules {
+    fn allow(&self, name: &str, license: &str) -> bool {
+        let of_crate = self.exceptions.iter().filter(|(excepted, _)| excepted == name).flat_map(|(_, allowed)| allowed);
+        self.licenses.iter().chain(of_crate).any(|allowed| allowed == license)
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let all: Table = text.parse()?;
         let mut rules = Self::default();
@@ -136,6 +145,7 @@ impl Rules {
                     ("bans", "multiple-versions" | "wildcards") | ("sources", "unknown-registry" | "unknown-git")
                         if value.as_str() == Some("deny") => {}
                     ("licenses", "allow") => rules.licenses = names(value)?,
+                    ("licenses", "exceptions") => rules.exceptions = exceptions(value)?,
                     ("bans", "deny") => rules.denied = names(value)?,
                     ("bans", "skip") => rules.duplicates = names(value)?,
                     _ => bail!("[{section}] {key} = {value} is not checked by cargo xtask deny"),
@@ -144,6 +154,13 @@ impl Rules {
         }
         Ok(rules)
     }
+}
+
+/// A list of tables with a `crate` and what it may have.
+fn exceptions(list: &toml::Value) -> Result<Vec<(String, Vec<String>)>> {
+    let allowed = |entry: &toml::Value| names(entry.get("allow").with_context(|| format!("{entry} allows nothing"))?);
+    let entries = list.as_array().context("expected a list")?;
+    names(list)?.into_iter().zip(entries).map(|(name, entry)| Ok((name, allowed(entry)?))).collect()
 }
 
 /// A list of names, or of tables with a `crate`.

@@ -1,5 +1,7 @@
 //! [`Sink`] and [`Stream`] for those who would rather own their datagrams than poll.
 
+#[cfg(feature = "gotatun")]
+pub(crate) mod gotatun;
 #[cfg(feature = "noq")]
 pub(crate) mod noq;
 #[cfg(feature = "quinn")]

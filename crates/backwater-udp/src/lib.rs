@@ -80,6 +80,8 @@ struct Readme;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+#[cfg(feature = "gotatun")]
+pub use adapters::gotatun::{GotatunReceiver, GotatunSender, GotatunSockets};
 #[cfg(feature = "noq")]
 pub use adapters::noq::NoqSocket;
 #[cfg(feature = "quinn")]

@@ -52,6 +52,16 @@ fn a_licence_that_nobody_has_is_found() {
 }
 
 #[test]
+fn a_crate_may_be_an_exception() {
+    let rules = rules("[licenses]\nallow = ['MIT']\nexceptions = [{ crate = 'a', allow = ['MPL-2.0'] }]\n");
+    let (a, b) = (package("a", "1.0.0", "MPL-2.0"), package("b", "1.0.0", "MIT"));
+    assert_eq!(licenses(&rules, &[a.clone(), b.clone()]), Complaints::new());
+    let other = package("c", "1.0.0", "MPL-2.0");
+    assert_eq!(licenses(&rules, &[a, b.clone(), other]), ["c 1.0.0: MPL-2.0 is not allowed"]);
+    assert_eq!(licenses(&rules, &[b]), ["a is an exception, and is not there any more"]);
+}
+
+#[test]
 fn a_source_other_than_the_registry_is_found() {
     let fine = package("a", "1.0.0", "MIT");
     let ours = Package { source: None, member: true, ..package("ours", "1.0.0", "MIT") };
@@ -86,7 +96,8 @@ fn a_rule_that_is_not_checked_is_refused() {
     for text in [
         "[bans]\nmultiple-versions = 'warn'\n",
         "[sources]\nallow-git = ['https://example.org/a']\n",
-        "[licenses]\nexceptions = []\n",
+        "[licenses]\nexceptions = [{ crate = 'a' }]\n",
+        "[licenses]\nconfidence-threshold = 0.9\n",
         "[graph]\nall-features = false\n",
         "[other]\nx = 1\n",
         "x = 1\n",
