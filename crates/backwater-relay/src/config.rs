@@ -20,7 +20,10 @@ use clap::{
     error::{ContextKind, ErrorKind},
 };
 
-use crate::ports::{RelayIp, is_local};
+use crate::{
+    commands,
+    ports::{RelayIp, is_local},
+};
 
 mod announce;
 mod file;
@@ -29,8 +32,9 @@ mod reader;
 mod suggest;
 
 pub(crate) use file::{ConfigFile, Stamp};
-use keys::KEYS;
-use reader::{PREFIX, Ports, Reader, loopback};
+pub(crate) use keys::BACKPRESSURE;
+use keys::*;
+use reader::{PREFIX, Ports, Reader, TOTAL_LIMITS, USER_LIMITS, loopback};
 
 /// What a relay is to do.
 #[derive(Clone, Debug)]
@@ -78,7 +82,7 @@ pub struct FirstRun {
 /// A value that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// Where it stands: `--listen`, `BACKWATER_RELAY_LISTEN`, `relay.toml: listen`.
+    /// Where it stands: `--listen`, `BACKWATER_RELAY_LISTEN`, `relay.toml, line 2: listen`.
     pub key: String,
     /// What is wrong with it and what was expected.
     pub problem: String,
@@ -126,7 +130,8 @@ impl Arguments {
                  before the environment, that before the file. Passwords are best kept in the file: others can see \
                  the command line.",
             )
-            .arg(Arg::new("config").long("config").value_name("FILE").help("A configuration file (TOML)"));
+            .subcommands(commands::commands())
+            .arg(Arg::new("config").long("config").value_name("FILE").global(true).help("A configuration file (TOML)"));
         for key in KEYS {
             let action = if key.list { ArgAction::Append } else { ArgAction::Set };
             command = command.arg(
@@ -146,7 +151,10 @@ impl Arguments {
         let unknown = error.get(ContextKind::InvalidArg).filter(|_| error.kind() == ErrorKind::UnknownArgument);
         match unknown {
             Some(flag) => {
-                let flags: Vec<_> = KEYS.iter().map(|key| format!("--{}", key.name)).collect();
+                let command = Self::command();
+                let commands = command.get_subcommands().flat_map(Command::get_arguments);
+                let flags = command.get_arguments().chain(commands).filter_map(Arg::get_long);
+                let flags: Vec<_> = flags.map(|flag| format!("--{flag}")).collect();
                 unknown_name(&flag.to_string(), &flags).to_string()
             }
             None => {
@@ -167,7 +175,7 @@ impl Arguments {
         let env = env.into_iter().filter(|(name, value)| name.starts_with(PREFIX_OF_VARIABLES) && !value.is_empty());
         let mut env: BTreeMap<_, _> = env.collect();
         let config = env.remove(&variable("config"));
-        let path = matches.get_one::<String>("config").cloned().or(config);
+        let path = commands::file(matches).or(matches.get_one("config")).cloned().or(config);
         let file = path.map(|path| ConfigFile::read(path.into())).transpose()?;
         let mut given = HashMap::new();
         for key in KEYS {
@@ -244,42 +252,36 @@ impl Config {
     /// All that is wrong with them.
     pub fn new(arguments: &Arguments) -> Result<Self, Vec<ConfigError>> {
         let mut r = Reader { arguments, errors: arguments.errors.clone() };
-        let listen = r.list("listen", "an address and a port, such as 192.0.2.1:3478 or [2001:db8::1]:3478");
-        let relay: Vec<IpAddr> = r.list("relay-address", "an IP address of this host");
-        let external: Vec<IpAddr> = r.list("external-address", "an IP address");
+        let listen = r.list(&LISTEN, "an address and a port, such as 192.0.2.1:3478 or [2001:db8::1]:3478");
+        let relay: Vec<IpAddr> = r.list(&RELAY_ADDRESS, "an IP address of this host");
+        let external: Vec<IpAddr> = r.list(&EXTERNAL_ADDRESS, "an IP address");
         let Ports(ports) =
-            r.one("ports", "two ports and a hyphen, such as 49152-65535").unwrap_or(Ports(49_152..=65_535));
-        let realm: String = r.one("realm", "a name").unwrap_or_else(|| "backwater".to_owned());
-        let allow = r.list("allow-peer", PREFIX);
-        let deny = r.list("deny-peer", PREFIX);
+            r.one(&PORTS, "two ports and a hyphen, such as 49152-65535").unwrap_or(Ports(49_152..=65_535));
+        let realm: String = r.one(&REALM, "a name").unwrap_or_else(|| "backwater".to_owned());
+        let allow = r.list(&ALLOW_PEER, PREFIX);
+        let deny = r.list(&DENY_PEER, PREFIX);
         r.no_overlap(&allow, &deny);
         let nat64 = r.nat64();
         let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
         let most_threads = if cfg!(target_os = "linux") { 1024 } else { 1 };
-        let threads = r.number("threads", 1..=most_threads).unwrap_or(cores as u64) as usize;
-        let total_limits = r.limits(&["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"]);
-        let user_limits = r.limits(&[
-            "max-allocations-per-user",
-            "max-permissions-per-user",
-            "max-channels-per-user",
-            "max-bytes-per-second-per-user",
-        ]);
+        let threads = r.number(&THREADS, 1..=most_threads).unwrap_or(cores as u64) as usize;
+        let (total_limits, user_limits) = (r.limits(TOTAL_LIMITS), r.limits(USER_LIMITS));
         r.no_more_than_all(&user_limits, &total_limits);
-        let reply_limit = r.number("reply-limit", 0..=1_000_000).unwrap_or(1000) as u32;
-        let failure_limit = r.number("failure-limit", 0..=1_000_000).unwrap_or(30) as u32;
-        let max_lifetime = Duration::from_secs(r.number("max-lifetime", 600..=86_400).unwrap_or(3600));
-        let drain = Duration::from_secs(r.number("drain", 0..=3600).unwrap_or(5));
-        let policy = r.parsed("backpressure").map_or_else(Policy::default, |PolicyText(policy)| policy);
+        let reply_limit = r.number(&REPLY_LIMIT, 0..=1_000_000).unwrap_or(1000) as u32;
+        let failure_limit = r.number(&FAILURE_LIMIT, 0..=1_000_000).unwrap_or(30) as u32;
+        let max_lifetime = Duration::from_secs(r.number(&MAX_LIFETIME, 600..=86_400).unwrap_or(3600));
+        let drain = Duration::from_secs(r.number(&DRAIN, 0..=3600).unwrap_or(5));
+        let policy = r.parsed(&BACKPRESSURE).map_or_else(Policy::default, |PolicyText(policy)| policy);
         let breaker = r.breaker();
         let admin = r.admin();
         let log_level = r.log_level();
-        let log_allocations = r.switch("log-allocations").unwrap_or(false);
-        if r.has("listen") && listen.is_empty() && r.errors.is_empty() {
-            r.error("listen", "expected at least one address and port, found none");
+        let log_allocations = r.switch(&LOG_ALLOCATIONS).unwrap_or(false);
+        if r.has(&LISTEN) && listen.is_empty() && r.errors.is_empty() {
+            r.error(&LISTEN, "expected at least one address and port, found none");
         }
         r.no_duplicates(&listen);
 
-        let listen = if r.has("listen") { listen } else { loopback() };
+        let listen = if r.has(&LISTEN) { listen } else { loopback() };
         let mut credentials = r.credentials(&realm);
         let on_loopback = listen.iter().all(|l: &SocketAddr| l.ip().is_loopback());
         let mut peers = PeerRules { allow, deny, nat64, ..PeerRules::default() };
@@ -289,20 +291,20 @@ impl Config {
                 first_run = Some(r.make_up(&mut credentials, &mut peers));
             } else {
                 let problem = "expected a user NAME:PASSWORD, or a secret, since others than this host are listened to";
-                r.errors.push(ConfigError { key: "user".to_owned(), problem: problem.to_owned() });
+                r.error(&USER, problem);
             }
         }
         let mut family = |v4: bool| r.relay_ip(&listen, &relay, &external, v4);
         let (relay_v4, relay_v6) = (family(true), family(false));
         if relay_v4.is_none() && relay_v6.is_none() && r.errors.is_empty() {
-            r.error("relay-address", "expected the address that peers reach, since listen names none");
+            r.error(&RELAY_ADDRESS, "expected the address that peers reach, since listen names none");
         }
         let families = usize::from(relay_v4.is_some()) + usize::from(relay_v6.is_some());
         let sockets = families * ports.len();
-        if r.has("max-allocations") && sockets > 0 && total_limits.allocations > sockets {
+        if r.has(&MAX_ALLOCATIONS) && sockets > 0 && total_limits.allocations > sockets {
             let found = total_limits.allocations;
             r.error(
-                "max-allocations",
+                &MAX_ALLOCATIONS,
                 &format!("expected at most {sockets}, as many as there are ports, found {found}"),
             );
         }
@@ -371,6 +373,13 @@ pub(crate) struct Shared {
     reply_limit: Option<Arc<ReplyLimit>>,
     failure_limit: Option<Arc<FailureLimit>>,
     pub(crate) relayed_ports: Arc<RelayedPorts>,
+}
+
+impl ConfigError {
+    /// Returns the key and the problem: what stays the same when other lines of the file move it.
+    pub(crate) fn without_line(&self) -> (&str, &str) {
+        (self.key.rsplit(": ").next().unwrap_or_default(), &self.problem)
+    }
 }
 
 impl fmt::Display for ConfigError {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+pub mod commands;
 mod config;
 mod counters;
 mod endpoint;

@@ -2,10 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use std::{process::ExitCode, time::Duration};
+use std::{io::Write, process::ExitCode, time::Duration};
 
 use backwater_ops::{Logs, Signal, Signals, hide_memory};
-use backwater_relay::{Arguments, Config, Relay};
+use backwater_relay::{Arguments, Config, Relay, commands};
 use backwater_turn::server::DropReason;
 use tracing::{error, info, warn};
 
@@ -36,6 +36,16 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
+    let done = match matches.subcommand() {
+        Some(("check-config", _)) => Some(commands::check_config(&config)),
+        _ => None,
+    };
+    if let Some(text) = done {
+        if let Some(warning) = config.exposed_secrets() {
+            eprintln!("backwater-relay: warning: {warning}");
+        }
+        return print(&text);
+    }
     let _logs = match Logs::to_stdout(&config.log_level) {
         Ok(logs) => logs,
         Err(error) => return fail(BAD_CONFIGURATION, format_args!("log-level: expected a level or a filter: {error}")),
@@ -103,6 +113,14 @@ fn raise_descriptor_limit() {
 
 #[cfg(not(unix))]
 fn raise_descriptor_limit() {}
+
+/// Prints what a command was run for.
+fn print(text: &str) -> ExitCode {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(CANNOT_START, format_args!("cannot write to stdout: {error}")),
+    }
+}
 
 fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
     eprintln!("backwater-relay: {message}");

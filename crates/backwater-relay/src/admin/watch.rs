@@ -2,7 +2,7 @@
 
 use backwater_udp::Policy;
 
-use crate::config::{Config, ConfigFile, Stamp};
+use crate::config::{BACKPRESSURE, Config, ConfigError, ConfigFile, Stamp};
 
 /// Notices that the file has changed, and what that means.
 pub(super) struct FileWatch {
@@ -17,7 +17,7 @@ pub(super) struct FileWatch {
     /// A change that may still go on.
     changing: Option<Option<Stamp>>,
     /// What has been said already.
-    invalid: Vec<String>,
+    invalid: Vec<ConfigError>,
     restart: Vec<&'static str>,
 }
 
@@ -33,9 +33,6 @@ pub(super) enum Change {
     /// It could not be started with: nothing of it is applied.
     Invalid(Vec<String>),
 }
-
-/// The key that is applied at run time.
-const KEY: &str = "backpressure";
 
 impl FileWatch {
     /// `None` when it is nothing that can be read again.
@@ -79,23 +76,26 @@ impl FileWatch {
         let config = match read {
             Ok(config) => config,
             Err(errors) => {
-                let problems: Vec<_> = errors.iter().map(ToString::to_string).collect();
-                let new = std::mem::replace(&mut self.invalid, problems.clone()) != problems;
-                return if new { vec![Change::Invalid(problems)] } else { vec![] };
+                let known = self.invalid.iter().map(ConfigError::without_line);
+                let is_known = known.eq(errors.iter().map(ConfigError::without_line));
+                let problems = errors.iter().map(ToString::to_string).collect();
+                self.invalid = errors;
+                return if is_known { vec![] } else { vec![Change::Invalid(problems)] };
             }
         };
         self.invalid.clear();
         let mut changes = Vec::new();
         let Some(file) = config.file else { return changes };
-        if file.differences(&self.latest).any(|key| key == KEY) {
-            match file.instead(KEY) {
+        if file.differences(&self.latest).any(|key| key.name == BACKPRESSURE.name) {
+            match file.instead(&BACKPRESSURE) {
                 Some(by) => changes.push(Change::Overruled(by.to_owned())),
                 None if config.policy != self.policy => changes.push(Change::Policy(config.policy)),
                 None => {}
             }
         }
+        let restart = file.differences(&self.started).map(|key| (key.name, file.instead(key)));
         let restart: Vec<_> =
-            file.differences(&self.started).filter(|key| *key != KEY && file.instead(key).is_none()).collect();
+            restart.filter(|(name, by)| *name != BACKPRESSURE.name && by.is_none()).map(|(name, _)| name).collect();
         if restart != self.restart {
             self.restart.clone_from(&restart);
             if !restart.is_empty() {

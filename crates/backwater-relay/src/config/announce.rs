@@ -9,6 +9,22 @@ use super::Config;
 use crate::ports::RelayIp;
 
 impl Config {
+    /// Returns what the relay serves, on one line.
+    pub(crate) fn summary(&self) -> String {
+        let relayed = [self.relay_v4, self.relay_v6].into_iter().flatten();
+        format!(
+            "TURN over UDP on {}, relayed addresses {} with ports {}-{}, realm {}, users {}, secrets {}, threads {}",
+            list(&self.listen),
+            list(relayed),
+            self.ports.start(),
+            self.ports.end(),
+            self.credentials.realm(),
+            self.credentials.users(),
+            self.credentials.secrets(),
+            self.threads,
+        )
+    }
+
     /// Logs what the relay was started with, on one line, and warns of what will not work.
     pub fn announce(&self, listen: &[SocketAddr]) {
         let relayed = || [self.relay_v4, self.relay_v6].into_iter().flatten();

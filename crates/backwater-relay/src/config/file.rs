@@ -1,7 +1,7 @@
 //! The configuration file: its form, and what it said when it was read.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -10,7 +10,11 @@ use std::{
 
 use backwater_ops::exposed_mode;
 
-use super::{Arguments, ConfigError, Given, KEYS, suggest};
+use super::{
+    Arguments, ConfigError, Given,
+    keys::{KEYS, Key, SECRET, USER},
+    suggest,
+};
 
 /// The file that a configuration was read from, and what the command line and the environment say instead.
 #[derive(Clone, Debug)]
@@ -35,6 +39,9 @@ pub(crate) struct Stamp {
 /// A file that is longer is not read again: it is something else than a configuration.
 const MAX_LEN: u64 = 1 << 20;
 
+/// The keys whose values are nobody else's to read.
+const SECRETS: [&Key; 2] = [&USER, &SECRET];
+
 impl ConfigFile {
     /// # Errors
     /// That it cannot be read, or is no TOML.
@@ -55,7 +62,7 @@ impl ConfigFile {
 
     /// What to say of passwords in it that others can read.
     pub(super) fn exposed_secrets(&self) -> Option<String> {
-        let mode = self.exposed.filter(|_| ["user", "secret"].iter().any(|key| self.values.contains_key(key)))?;
+        let mode = self.exposed.filter(|_| SECRETS.iter().any(|key| self.values.contains_key(key.name)))?;
         let path = self.path.display();
         Some(format!("{path}: others can read the passwords in it (mode {mode:04o}): chmod 600 it"))
     }
@@ -89,14 +96,14 @@ impl ConfigFile {
     }
 
     /// What stands instead of the file's value for this key: a flag or a variable.
-    pub(crate) fn instead(&self, key: &str) -> Option<&str> {
-        self.instead.get(key).map(|given| given.place.as_str())
+    pub(crate) fn instead(&self, key: &Key) -> Option<&str> {
+        self.instead.get(key.name).map(|given| given.place.as_str())
     }
 
     /// The keys of which the two say something different.
-    pub(crate) fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static str> + 'a {
-        let value = |file: &'a Self, key: &'static str| file.values.get(key).map(|given| &given.values);
-        KEYS.iter().map(|key| key.name).filter(move |&key| value(self, key) != value(other, key))
+    pub(crate) fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static Key> + 'a {
+        let value = |file: &'a Self, key: &Key| file.values.get(key.name).map(|given| &given.values);
+        KEYS.iter().copied().filter(move |&key| value(self, key) != value(other, key))
     }
 }
 
@@ -116,16 +123,18 @@ fn parse(name: &str, text: &str) -> Result<Parsed, Vec<ConfigError>> {
     if let Some(problem) = suggest::coturn(text, 2) {
         return Err(error(name.to_owned(), problem));
     }
-    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+    let line = |at: usize| 1 + text.get(..at).unwrap_or_default().matches('\n').count();
+    let table: BTreeMap<toml::Spanned<String>, toml::Value> = toml::from_str(text).map_err(|e| {
         if let Some(problem) = suggest::coturn(text, 1) {
             return error(name.to_owned(), problem);
         }
-        let line = e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or_default().matches('\n').count());
+        let line = e.span().map_or(1, |span| line(span.start));
         error(format!("{name}, line {line}"), e.message().replace('\n', " "))
     })?;
     let (mut found, mut errors) = (HashMap::new(), Vec::new());
     for (key, value) in table {
-        let place = format!("{name}: {key}");
+        let place = format!("{name}, line {}: {}", line(key.span().start), key.get_ref());
+        let key = key.into_inner();
         let Some(known) = KEYS.iter().find(|k| k.name == key) else {
             let names: Vec<_> = KEYS.iter().map(|k| k.name).collect();
             let problem = match suggest::closest(&key, names.iter().copied()) {

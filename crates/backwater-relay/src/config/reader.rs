@@ -12,10 +12,20 @@ use backwater_ops::{Logs, breaker};
 use backwater_turn::{Credentials, Limits as Quota, PeerRules};
 use ipnet::{IpNet, Ipv6Net};
 
-use super::{Arguments, ConfigError, FirstRun};
+use super::{
+    Arguments, ConfigError, FirstRun,
+    keys::{Key, *},
+};
 use crate::ports::RelayIp;
 
 pub(super) const PREFIX: &str = "an address or a prefix, such as 10.0.0.0/8 or 2001:db8::/32";
+
+/// Allocations, permissions, channels, bytes a second.
+pub(super) const TOTAL_LIMITS: [&Key; 4] = [&MAX_ALLOCATIONS, &MAX_PERMISSIONS, &MAX_CHANNELS, &MAX_BYTES_PER_SECOND];
+
+/// The same of one user.
+pub(super) const USER_LIMITS: [&Key; 4] =
+    [&MAX_ALLOCATIONS_PER_USER, &MAX_PERMISSIONS_PER_USER, &MAX_CHANNELS_PER_USER, &MAX_BYTES_PER_SECOND_PER_USER];
 
 /// Understands values and gathers what is wrong with them.
 pub(super) struct Reader<'a> {
@@ -24,17 +34,17 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.arguments.values.contains_key(key)
+    pub(super) fn has(&self, key: &Key) -> bool {
+        self.arguments.values.contains_key(key.name)
     }
 
-    pub(super) fn error(&mut self, key: &str, problem: &str) {
-        let key = self.arguments.values.get(key).map_or_else(|| key.to_owned(), |given| given.place.clone());
+    pub(super) fn error(&mut self, key: &Key, problem: &str) {
+        let key = self.arguments.values.get(key.name).map_or_else(|| key.name.to_owned(), |given| given.place.clone());
         self.errors.push(ConfigError { key, problem: problem.to_owned() });
     }
 
-    pub(super) fn list<T: Value>(&mut self, key: &str, expected: &str) -> Vec<T> {
-        let given = self.arguments.values.get(key).map_or(&[][..], |given| &given.values);
+    pub(super) fn list<T: Value>(&mut self, key: &Key, expected: &str) -> Vec<T> {
+        let given = self.arguments.values.get(key.name).map_or(&[][..], |given| &given.values);
         let mut values = Vec::new();
         for text in given {
             match T::read(text) {
@@ -45,11 +55,11 @@ impl Reader<'_> {
         values
     }
 
-    pub(super) fn one<T: Value>(&mut self, key: &str, expected: &str) -> Option<T> {
+    pub(super) fn one<T: Value>(&mut self, key: &Key, expected: &str) -> Option<T> {
         self.list(key, expected).pop()
     }
 
-    pub(super) fn number(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+    pub(super) fn number(&mut self, key: &Key, range: RangeInclusive<u64>) -> Option<u64> {
         let expected = format!("a number from {} to {}", range.start(), range.end());
         let number: u64 = self.one(key, &expected)?;
         if range.contains(&number) {
@@ -60,15 +70,15 @@ impl Reader<'_> {
     }
 
     /// A value whose own error says what was expected.
-    pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, key: &str) -> Option<T> {
+    pub(super) fn parsed<T: FromStr<Err: fmt::Display>>(&mut self, key: &Key) -> Option<T> {
         let text: String = self.one(key, "")?;
         let value = text.trim().parse();
         value.map_err(|error| self.error(key, &format!("{error}, found {text:?}"))).ok()
     }
 
     /// Allocations, permissions, channels, bytes a second.
-    pub(super) fn limits(&mut self, [allocations, permissions, channels, bytes]: &[&'static str; 4]) -> Quota {
-        let mut count = |key| self.number(key, 1..=1_000_000_000).map_or(usize::MAX, |n| n as usize);
+    pub(super) fn limits(&mut self, [allocations, permissions, channels, bytes]: [&Key; 4]) -> Quota {
+        let mut count = |key: &Key| self.number(key, 1..=1_000_000_000).map_or(usize::MAX, |n| n as usize);
         Quota {
             allocations: count(allocations),
             permissions: count(permissions),
@@ -83,11 +93,9 @@ impl Reader<'_> {
             let bytes = q.bytes_per_second.map_or(usize::MAX, |bytes| bytes as usize);
             [q.allocations, q.permissions, q.channels, bytes]
         });
-        let keys = ["max-allocations", "max-permissions", "max-channels", "max-bytes-per-second"];
-        for ((user, total), key) in a.into_iter().zip(b).zip(keys) {
+        for ((user, total), (of_user, of_all)) in a.into_iter().zip(b).zip(USER_LIMITS.into_iter().zip(TOTAL_LIMITS)) {
             if user != usize::MAX && user > total {
-                let problem = format!("expected at most the {total} of {key}, found {user}");
-                self.error(&format!("{key}-per-user"), &problem);
+                self.error(of_user, &format!("expected at most the {total} of {}, found {user}", of_all.name));
             }
         }
     }
@@ -97,7 +105,7 @@ impl Reader<'_> {
         for allowed in allow {
             if let Some(denied) = deny.iter().find(|denied| denied.contains(allowed)) {
                 let problem = format!("{allowed} can never be allowed, since deny-peer has {denied}");
-                self.error("allow-peer", &problem);
+                self.error(&ALLOW_PEER, &problem);
             }
         }
     }
@@ -107,29 +115,29 @@ impl Reader<'_> {
         let mut seen = HashSet::new();
         for addr in listen.iter().filter(|addr| addr.port() != 0) {
             if !seen.insert(addr) {
-                self.error("listen", &format!("expected each address once, found {addr} twice"));
+                self.error(&LISTEN, &format!("expected each address once, found {addr} twice"));
             }
         }
     }
 
-    pub(super) fn switch(&mut self, key: &str) -> Option<bool> {
+    pub(super) fn switch(&mut self, key: &Key) -> Option<bool> {
         self.one(key, "on or off").map(|Switch(on)| on)
     }
 
     pub(super) fn log_level(&mut self) -> String {
-        let filter = self.one("log-level", "").unwrap_or_else(|| "info".to_owned());
+        let filter = self.one(&LOG_LEVEL, "").unwrap_or_else(|| "info".to_owned());
         if let Err(error) = Logs::check_filter(&filter) {
-            self.error("log-level", &format!("expected a level or a filter: {error}"));
+            self.error(&LOG_LEVEL, &format!("expected a level or a filter: {error}"));
         }
         filter
     }
 
     pub(super) fn nat64(&mut self) -> Vec<Ipv6Net> {
         let expected = "an IPv6 prefix of 32, 40, 48, 56, 64 or 96 bits, such as 2001:db8:64::/96";
-        let nets: Vec<Ipv6Net> = self.list("nat64-prefix", expected);
+        let nets: Vec<Ipv6Net> = self.list(&NAT64_PREFIX, expected);
         for net in &nets {
             if ![32, 40, 48, 56, 64, 96].contains(&net.prefix_len()) {
-                self.error("nat64-prefix", &format!("expected {expected}, found {net}"));
+                self.error(&NAT64_PREFIX, &format!("expected {expected}, found {net}"));
             }
         }
         nets
@@ -137,19 +145,19 @@ impl Reader<'_> {
 
     pub(super) fn breaker(&mut self) -> Option<breaker::Limits> {
         let off = |text: &String| text.trim() == "off";
-        if self.one::<String>("breaker", "").as_ref().is_some_and(off) {
+        if self.one::<String>(&BREAKER, "").as_ref().is_some_and(off) {
             return None;
         }
-        self.parsed("breaker")
+        self.parsed(&BREAKER)
     }
 
     /// There is no password: it must not be reached from elsewhere.
     pub(super) fn admin(&mut self) -> Option<SocketAddr> {
-        let addr: SocketAddr = self.one("admin", "an address and a port, such as 127.0.0.1:9479")?;
+        let addr: SocketAddr = self.one(&ADMIN, "an address and a port, such as 127.0.0.1:9479")?;
         if addr.ip().is_loopback() {
             return Some(addr);
         }
-        self.error("admin", &format!("expected an address on loopback, such as 127.0.0.1:9479, found \"{addr}\""));
+        self.error(&ADMIN, &format!("expected an address on loopback, such as 127.0.0.1:9479, found \"{addr}\""));
         None
     }
 
@@ -157,31 +165,31 @@ impl Reader<'_> {
         let mut credentials = match Credentials::new(realm) {
             Ok(credentials) => credentials,
             Err(error) => {
-                self.error("realm", &error.to_string());
+                self.error(&REALM, &error.to_string());
                 return Self::no_credentials();
             }
         };
         let mut names = HashSet::new();
-        for Text(user) in self.list("user", "") {
+        for Text(user) in self.list(&USER, "") {
             if let Some((name, _)) = user.split_once(':')
                 && !names.insert(name.to_owned())
             {
-                self.error("user", &format!("expected each user once, found {name:?} twice"));
+                self.error(&USER, &format!("expected each user once, found {name:?} twice"));
             }
             let added = user.split_once(':').map(|(name, password)| credentials.add_user(name, password));
             match added {
                 Some(Ok(())) => {}
-                Some(Err(error)) => self.error("user", &format!("expected NAME:PASSWORD, but {error}")),
-                None => self.error("user", "expected NAME:PASSWORD, found no colon"),
+                Some(Err(error)) => self.error(&USER, &format!("expected NAME:PASSWORD, but {error}")),
+                None => self.error(&USER, "expected NAME:PASSWORD, found no colon"),
             }
         }
         let mut secrets = HashSet::new();
-        for Text(secret) in self.list("secret", "") {
+        for Text(secret) in self.list(&SECRET, "") {
             if !secrets.insert(secret.clone()) {
-                self.error("secret", "expected each secret once, found one twice");
+                self.error(&SECRET, "expected each secret once, found one twice");
             }
             if let Err(error) = credentials.add_secret(&secret) {
-                self.error("secret", &format!("expected a secret, but {error}"));
+                self.error(&SECRET, &format!("expected a secret, but {error}"));
             }
         }
         credentials
@@ -198,13 +206,13 @@ impl Reader<'_> {
         let user = "backwater".to_owned();
         let mut random = [0; 12];
         if getrandom::fill(&mut random).is_err() {
-            self.error("user", "expected one, since the system has no randomness to make one up");
+            self.error(&USER, "expected one, since the system has no randomness to make one up");
         }
         let password: String = random.iter().map(|b| format!("{b:02x}")).collect();
         if let Err(error) = credentials.add_user(&user, &password) {
-            self.error("user", &error.to_string());
+            self.error(&USER, &error.to_string());
         }
-        let loopback_peers = !self.has("allow-peer");
+        let loopback_peers = !self.has(&ALLOW_PEER);
         if loopback_peers {
             peers.allow = ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect();
         }
@@ -221,7 +229,7 @@ impl Reader<'_> {
     ) -> Option<RelayIp> {
         let of_family = |ips: &[IpAddr]| ips.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect::<Vec<_>>();
         let (relay, external) = (of_family(relay), of_family(external));
-        for (key, ips) in [("relay-address", &relay), ("external-address", &external)] {
+        for (key, ips) in [(&RELAY_ADDRESS, &relay), (&EXTERNAL_ADDRESS, &external)] {
             if ips.len() > 1 {
                 self.error(key, "expected one address of each family");
             }
@@ -235,12 +243,12 @@ impl Reader<'_> {
                 let family = if v4 { "IPv6" } else { "IPv4" };
                 let problem =
                     format!("expected an {family} address, as listen and relay-address are, found {external}");
-                self.error("external-address", &problem);
+                self.error(&EXTERNAL_ADDRESS, &problem);
             }
             return None;
         };
         if bind.is_unspecified() && external.is_empty() {
-            self.error("relay-address", "expected an address that clients can be told, found the wildcard");
+            self.error(&RELAY_ADDRESS, "expected an address that clients can be told, found the wildcard");
         }
         Some(RelayIp { bind, advertise: external.first().copied().unwrap_or(bind) })
     }

@@ -257,18 +257,18 @@ fn values_are_taken_as_written() {
             .map(|t| t.0)
             .collect::<Vec<_>>()
     };
-    assert_eq!(given(&["--user", "alice: a b "], &[], "user"), ["alice: a b "]);
-    assert_eq!(given(&["--secret", " a,b "], &[], "secret"), [" a,b "]);
-    assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", r" a\,b ,c\d,")], "secret"), [" a,b ", r"c\d", ""]);
+    assert_eq!(given(&["--user", "alice: a b "], &[], &USER), ["alice: a b "]);
+    assert_eq!(given(&["--secret", " a,b "], &[], &SECRET), [" a,b "]);
+    assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", r" a\,b ,c\d,")], &SECRET), [" a,b ", r"c\d", ""]);
     for (written, meant) in
         [(r"a\\,b", &[r"a\", "b"][..]), (r"a\\\,b", &[r"a\,b"]), (r"a\\b\", &[r"a\b\"]), (r"\\\\,\,", &[r"\\", ","])]
     {
-        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", written)], "secret"), meant, "{written}");
+        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", written)], &SECRET), meant, "{written}");
         let joined =
             meant.iter().map(|value| value.replace('\\', r"\\").replace(',', r"\,")).collect::<Vec<_>>().join(",");
-        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", &joined)], "secret"), meant, "{joined}");
+        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", &joined)], &SECRET), meant, "{joined}");
     }
-    assert_eq!(given(&["--secret", r"a\\,b\,"], &[], "secret"), [r"a\\,b\,"], "a flag has one value");
+    assert_eq!(given(&["--secret", r"a\\,b\,"], &[], &SECRET), [r"a\\,b\,"], "a flag has one value");
     let c = config(&[], &[("BACKWATER_RELAY_LISTEN", "127.0.0.1:1, 127.0.0.2:2 ")]).unwrap();
     assert_eq!(c.listen.len(), 2, "an address has no blanks");
 }
@@ -348,4 +348,24 @@ fn an_external_address_needs_a_listener_of_its_family() {
 fn an_empty_list_of_listeners_is_named() {
     let all: Vec<_> = with_file("listen = []\nuser = [\"a:b\"]\n", &[]).unwrap_err();
     assert!(all.len() == 1 && all[0].key.ends_with(": listen"), "{all:?}");
+}
+
+/// A key that is declared and never read would be without effect, and nobody would be told.
+#[test]
+fn every_key_is_read() {
+    for key in KEYS {
+        let flag = format!("--{}", key.name);
+        let wrong = if key.name == SECRET.name { "" } else { "\u{1}" };
+        let all = problems(&[&flag, wrong]);
+        assert!(all.iter().any(|line| line.starts_with(&format!("{flag}: "))), "{flag}: {all:?}");
+    }
+}
+
+#[test]
+fn a_mistake_in_the_file_has_its_line() {
+    let all = with_file("realm = \"a\"\nthreads = 0\n\nlisten = [\n  \"x\",\n]\nrelm = 1\n", &[]).unwrap_err();
+    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+    for mistake in [", line 7: relm: unknown", ", line 2: threads: expected", ", line 4: listen: expected"] {
+        assert!(all.iter().any(|line| line.contains(mistake)), "{mistake}: {all:?}");
+    }
 }

@@ -12,6 +12,7 @@ mod admin;
 mod client;
 mod clients;
 mod clock;
+mod commands;
 mod data_path;
 mod dual_stack;
 #[cfg(target_os = "linux")]
@@ -22,6 +23,7 @@ mod hops;
 mod limits;
 mod mobility;
 mod nat;
+mod operations;
 mod operator;
 #[cfg(target_os = "linux")]
 mod paths;

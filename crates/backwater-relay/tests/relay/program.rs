@@ -83,7 +83,7 @@ impl Drop for Program {
     }
 }
 
-fn command(args: &[&str]) -> Command {
+pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_backwater-relay"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("BACKWATER_RELAY_")) {
         command.env_remove(name);

@@ -24,7 +24,12 @@ const HOST: &str = "turn.example.org";
 
 /// The fenced blocks: the language and the text of each.
 fn snippets() -> Vec<(String, String)> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/webrtc.md");
+    snippets_of("webrtc.md")
+}
+
+/// The same of another page of the documentation.
+pub fn snippets_of(page: &str) -> Vec<(String, String)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(page);
     let text = std::fs::read_to_string(path).unwrap();
     let blocks = text.split("```").skip(1).step_by(2);
     blocks.map(|block| block.split_once('\n').unwrap()).map(|(lang, text)| (lang.to_owned(), text.to_owned())).collect()

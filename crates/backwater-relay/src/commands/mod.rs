@@ -1,0 +1,25 @@
+//! The commands beside running the relay: each reads something, prints something, and ends.
+
+use clap::{Arg, ArgMatches, Command};
+
+mod check_config;
+
+pub use check_config::check_config;
+
+/// The name of the argument that stands for `--config` in a command.
+pub(crate) const FILE: &str = "file";
+
+/// Returns the grammar of each command.
+pub(crate) fn commands() -> [Command; 1] {
+    [check_config::command()]
+}
+
+/// Returns the configuration file that a command has as its argument.
+pub(crate) fn file(matches: &ArgMatches) -> Option<&String> {
+    let (_, command) = matches.subcommand()?;
+    command.try_get_one(FILE).ok().flatten()
+}
+
+fn file_argument(help: &'static str) -> Arg {
+    Arg::new(FILE).value_name("FILE").help(help)
+}
