@@ -18,9 +18,14 @@ pub(crate) struct Metadata {
     pub(crate) members: Vec<(String, PathBuf)>,
     /// Package ids by name of ours, and names by id.
     names: BTreeMap<String, String>,
+    /// The oldest Rust that a package promises to build with, by its name; the newest of several versions' one.
+    rust_versions: BTreeMap<String, RustVersion>,
     /// Normal dependencies, on any platform, by package id.
     normal: BTreeMap<String, Vec<String>>,
 }
+
+/// A version of Rust: major, minor, patch.
+pub(crate) type RustVersion = [u32; 3];
 
 /// The cargo that runs us.
 pub(crate) fn cargo(root: &Path) -> Command {
@@ -42,6 +47,10 @@ impl Metadata {
         for package in list(&all, "packages") {
             let (id, name) = (text_of(package, "id")?, text_of(package, "name")?);
             metadata.names.insert(id.into(), name.into());
+            if let Some(version) = package["rust_version"].as_str().and_then(rust_version) {
+                let newest = metadata.rust_versions.entry(name.into()).or_default();
+                *newest = version.max(*newest);
+            }
             if ours.contains(id) {
                 metadata.members.push((name.into(), text_of(package, "manifest_path")?.into()));
             }
@@ -53,6 +62,11 @@ impl Metadata {
             metadata.normal.insert(text_of(node, "id")?.into(), normal.collect());
         }
         Ok(metadata)
+    }
+
+    /// The oldest Rust that the package of this name promises to build with.
+    pub(crate) fn rust_version(&self, name: &str) -> Option<RustVersion> {
+        self.rust_versions.get(name).copied()
     }
 
     /// The packages that `name` needs to be built, directly or not, on some platform or other; without those of its
@@ -67,6 +81,15 @@ impl Metadata {
         }
         seen.into_iter().filter_map(|id| self.names.get(id)).map(String::as_str).collect()
     }
+}
+
+/// Reads `1.88` or `1.88.0`.
+fn rust_version(text: &str) -> Option<RustVersion> {
+    let mut version = [0; 3];
+    for (at, part) in text.split('.').enumerate() {
+        *version.get_mut(at)? = part.parse().ok()?;
+    }
+    Some(version)
 }
 
 fn list<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> + use<'a> {

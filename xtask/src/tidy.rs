@@ -20,6 +20,9 @@ const IO: [&str; 3] = ["tokio", "socket2", "libc"];
 /// The hashes use it to ask which instructions the processor has; on ARM it asks libc, which is no I/O.
 const PROCESSOR: &str = "cpufeatures";
 
+/// Crates that others depend on, and that are to be published.
+pub(crate) const LIBRARIES: [&str; 3] = ["backwater-stun", "backwater-turn", "backwater-udp"];
+
 /// The only crate with unsafe code.
 const UNSAFE: &str = "backwater-udp";
 
@@ -40,6 +43,7 @@ type Complaints = Vec<String>;
 pub(crate) fn run(root: &Path) -> Result<()> {
     let metadata = Metadata::read(root)?;
     let mut complaints = dependencies(&metadata);
+    complaints.extend(rust_versions(&metadata));
     for (name, manifest) in &metadata.members {
         let text = read(manifest)?;
         complaints.extend(inherits_lints(name, &text));
@@ -83,6 +87,21 @@ fn dependencies(metadata: &Metadata) -> Complaints {
         }
         let io = IO.iter().filter(|io| reached.contains(**io));
         complaints.extend(io.map(|io| format!("{name}: depends on {io}, but does no I/O")));
+    }
+    complaints
+}
+
+/// A library builds with the oldest Rust that it promises only if all that it depends on does.
+fn rust_versions(metadata: &Metadata) -> Complaints {
+    let mut complaints = Vec::new();
+    for name in LIBRARIES {
+        let Some(promised) = metadata.rust_version(name) else {
+            complaints.push(format!("{name}: its manifest lacks `rust-version`"));
+            continue;
+        };
+        let reached = metadata.reached_from(name, "");
+        let newer = reached.iter().filter(|on| metadata.rust_version(on).is_some_and(|wanted| wanted > promised));
+        complaints.extend(newer.map(|on| format!("{name}: {on} needs a newer Rust than its `rust-version`")));
     }
     complaints
 }
@@ -233,6 +252,29 @@ mod tests {
                 [format!("backwater-turn: depends on {io}, but does no I/O")]
             );
         }
+    }
+
+    #[test]
+    fn dependency_that_needs_a_newer_rust_is_found() {
+        let metadata = |wanted: &str| {
+            let package = |name: &str, version: &str| {
+                format!(r#"{{"id":"{name}","name":"{name}","manifest_path":"/","rust_version":"{version}"}}"#)
+            };
+            let packages = LIBRARIES.map(|name| package(name, "1.88")).join(",") + "," + &package("on", wanted);
+            let node = r#"{"id":"backwater-udp","deps":[{"pkg":"on","dep_kinds":[{"kind":null}]}]}"#;
+            let text = format!(
+                r#"{{"target_directory":"/t","workspace_members":[],"packages":[{packages}],"resolve":{{"nodes":[{node}]}}}}"#
+            );
+            Metadata::parse(&text).unwrap()
+        };
+        for fine in ["1.88", "1.88.0", "1.9"] {
+            assert_eq!(rust_versions(&metadata(fine)), Complaints::new());
+        }
+        for newer in ["1.88.1", "1.90", "2.0"] {
+            let complaint = "backwater-udp: on needs a newer Rust than its `rust-version`";
+            assert_eq!(rust_versions(&metadata(newer)), [complaint]);
+        }
+        assert_eq!(rust_versions(&Metadata::default()).len(), LIBRARIES.len());
     }
 
     #[test]

@@ -138,7 +138,7 @@
 //! neither `std` nor `alloc`. The largest values on the stack are [`HmacKey`] with 104 bytes, [`Uri`] with 56 and [`DataPrefix`] with 50,
 //! and about 200 bytes of blocks while an integrity is computed.
 //!
-//! The oldest Rust that it builds with is 1.95, which is what its tests run with.
+//! The oldest Rust that it builds with is 1.88, which `sha2` needs too.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -329,7 +329,7 @@ impl Nonces {
         let age = i64::from((now as u16).wrapping_sub(stamp) as i16);
         let fresh = age.unsigned_abs() <= Self::LIFETIME.as_secs();
         // Nobody gains by timing this: a valid code is given to anyone who asks.
-        let valid = fresh && code == self.code(now.wrapping_sub_signed(age), client);
+        let valid = fresh && code == self.code(now.wrapping_add_signed(-age), client);
         if valid { NonceCheck::Valid } else { NonceCheck::Stale }
     }
 
