@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
 };
@@ -97,6 +97,22 @@ pub(crate) trait Io {
     {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// Whether a busy destination gets a connected socket.
+    fn promotes(&self) -> bool {
+        false
+    }
+
+    /// A socket that is connected to a destination, at this one's port, and sends from that source. What it receives arrives here.
+    fn connected_beside(&self, _destination: SocketAddr, _source: Option<IpAddr>) -> io::Result<Self>
+    where
+        Self: Sized,
+    {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Nothing is sent on such a socket any more.
+    fn detach(&self) {}
 
     /// What a datagram that is to leave with `header` needs on such a socket.
     fn header_for_a_side(&self, header: Header) -> Header {
@@ -198,6 +214,18 @@ impl Io for UdpSocket {
 
     fn send_only(&self) -> io::Result<Self> {
         self.send_only_socket()
+    }
+
+    fn promotes(&self) -> bool {
+        self.0.promotes
+    }
+
+    fn connected_beside(&self, destination: SocketAddr, source: Option<IpAddr>) -> io::Result<Self> {
+        UdpSocket::connected_beside(self, destination, source)
+    }
+
+    fn detach(&self) {
+        UdpSocket::detach(self);
     }
 
     /// What this socket has been given stays its own.

@@ -248,22 +248,27 @@ fn poll_into(
     }
     let mut failed = 0;
     for _ in 0..ERRORS_PER_POLL {
-        let seen = inner.events.icmp_errors();
-        let received = inner.intake.poll_receive(&inner.io, cx, &mut room, |room| {
-            let received = room.receive(inner);
+        let mut icmp = false;
+        let received = inner.intake.poll_receive(inner, cx, &mut room, |socket, room| {
+            let seen = socket.events.icmp_errors();
+            let received = room.receive(socket);
             let is_empty = matches!(&received, Err(e) if e.kind() == io::ErrorKind::WouldBlock);
             // Woken for nothing: the error queue has entries that no call reports, timestamps of sent datagrams say.
-            if std::mem::replace(idle, is_empty) && is_empty {
-                inner.drain_errors(None, u64::MAX);
+            let was_empty = !std::ptr::eq(socket, inner) || std::mem::replace(idle, is_empty);
+            if was_empty && is_empty {
+                socket.drain_errors(None, u64::MAX);
+            }
+            // Whatever the error's number, it may be about an earlier datagram; and an undrained queue of such errors would fill
+            // the receive buffer.
+            if received.is_err() && !is_empty {
+                icmp = socket.drain_errors(None, seen).icmp;
             }
             received
         });
         match ready!(received) {
             Err(e) if sys::errno(&e) != Errno::Socket => {
-                // Whatever its number, it may be about an earlier datagram; and an undrained queue of such errors would fill
-                // the receive buffer.
                 let is_known = matches!(sys::errno(&e), Errno::Interrupted | Errno::Refused);
-                if !inner.drain_errors(None, seen).icmp && !is_known {
+                if !icmp && !is_known {
                     failed += 1;
                     inner.stats.receive_error(&e);
                 }

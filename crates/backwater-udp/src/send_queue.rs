@@ -22,6 +22,10 @@ use crate::{UdpSocket, stats::Report, transmit::Transmit, wait::core::QueueCore}
 /// address and port, and receives nothing. It is given back once it has been empty and idle for ten seconds, and closed if it fails: what
 /// waits there goes on by the shared socket. `docs/backpressure.md` says more.
 ///
+/// On Apple's systems, where an unconnected socket is told nothing of congestion, a key that sends 16 datagrams at once, or 25 in a second, to one
+/// destination gets a connected socket instead (as many). What it receives arrives at the [`Receiver`](crate::Receiver) of the queue's socket, which
+/// has to be polled.
+///
 /// A transmit is counted as accepted, sent, dropped or held from when it is given to the queue; what the queue holds when it is
 /// dropped is counted as [`Cancelled`](crate::DropReason::Cancelled).
 ///
@@ -51,8 +55,8 @@ pub struct Bounds {
     pub of_a_key: usize,
     /// Of all keys together.
     pub of_all: usize,
-    /// Keys that may have a send-only socket of their own at a time, 16 at most (Linux; elsewhere none has). All queues of a process
-    /// together have 256: a queue whose keys are all one user's wants none.
+    /// Keys that may have a socket of their own at a time, 16 at most: a send-only one on Linux, a connected one on Apple's systems, none
+    /// elsewhere. All queues of a process together have 256: a queue whose keys are all one user's wants none.
     pub send_only_sockets: usize,
 }
 

@@ -22,6 +22,7 @@ use crate::{
     wait::{self, fairness::Contention},
 };
 
+mod connected;
 mod rebind;
 
 /// Calls that look for what a socket caught before it was connected; what a faster peer has sent by then stays in it.
@@ -57,6 +58,10 @@ pub(crate) struct Inner {
     pub(crate) leases: Leases,
     /// The sockets that only send for this one. Locked while the socket is bound anew.
     sides: Mutex<Vec<Weak<Inner>>>,
+    /// The socket whose receiver reads this one, too, as a queue has connected it.
+    attached_to: Weak<Inner>,
+    /// Whether queues connect sockets for busy destinations.
+    pub(crate) promotes: bool,
     /// Shared by the sockets that only send for this one.
     pub(crate) events: Arc<Events>,
 }
@@ -70,6 +75,7 @@ pub struct Builder {
     max_train_bytes: Option<usize>,
     fragmentation: Fragmentation,
     told: Told,
+    promotes: Option<bool>,
     stats: Option<Arc<Stats>>,
     backpressure: Backpressure,
 }
@@ -185,6 +191,8 @@ impl UdpSocket {
             contention: Contention::default(),
             leases: Leases::default(),
             sides: Mutex::default(),
+            attached_to: Weak::new(),
+            promotes: false,
             events: main.events.clone(),
         });
         sides.retain(|side| side.strong_count() > 0);
@@ -418,6 +426,15 @@ impl Builder {
         self
     }
 
+    /// Whether a [`SendQueue`](crate::SendQueue) connects sockets for busy destinations. The default is that it does on Apple's systems
+    /// alone, where others learn nothing of congestion.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn connect_busy_destinations(mut self, on: bool) -> Self {
+        self.promotes = Some(on);
+        self
+    }
+
     /// Counters to share with other sockets. The default is counters of its own.
     #[must_use]
     pub fn stats(mut self, stats: Arc<Stats>) -> Self {
@@ -518,6 +535,8 @@ impl Builder {
             contention: Contention::default(),
             leases: Leases::default(),
             sides: Mutex::default(),
+            attached_to: Weak::new(),
+            promotes: self.promotes.unwrap_or(cfg!(target_vendor = "apple")),
             events: Arc::default(),
         })))
     }

@@ -45,7 +45,7 @@ impl UdpSocket {
         }
         let addr = new.local_addr()?.as_socket().unwrap_or(addr);
         inner.drain_errors(None, u64::MAX);
-        inner.intake.replace(&inner.io, &inner.state, new)?;
+        inner.intake.replace(inner, new)?;
         inner.port.store(addr.port(), Relaxed);
         if self.header() != before {
             self.renew_header();

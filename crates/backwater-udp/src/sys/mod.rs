@@ -34,7 +34,7 @@
 //! its place; `Registration`, one sender's registration to send.
 //!
 //! `replacement_unix.rs`, `replacement_windows.rs`: `replacement(&Socket, SocketAddr) -> io::Result<Socket>`, a socket with the options
-//! of another, bound beside it.
+//! of another, to put in its place; `connected_beside`, one that is connected at the same port; `deafen`, so that it receives no more.
 //!
 //! `send_only_linux.rs`, `send_only_portable.rs`: `send_buffer`, how full a send buffer is; `send_only`, a second socket that sends from the
 //! same address and port, and receives nothing. Only Linux has them.
@@ -97,7 +97,7 @@ pub(crate) use errno::{errno, writable};
 pub(crate) use imp::{OS, State};
 pub(crate) use reactor::{Io, Reader, Registration};
 pub(crate) use receive::{Buffers, Slots};
-pub(crate) use replacement::replacement;
+pub(crate) use replacement::{connected_beside, deafen, replacement};
 pub(crate) use segmentation::Segmentation;
 pub(crate) use send_only::{send_buffer, send_only};
 

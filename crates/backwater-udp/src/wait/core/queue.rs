@@ -18,10 +18,12 @@ use crate::{
 };
 
 mod lines;
+mod promotion;
 mod sides;
 
 use lines::Done;
 use lines::{LEAST, Line, Lines, Serving};
+use promotion::Promotion;
 use sides::Sides;
 
 /// Bytes that are sent between two looks at how full the send buffer is. A transmit counts [`LEAST_SEEN`] at least.
@@ -35,6 +37,8 @@ pub(crate) struct QueueCore<I: Io, K: Copy + Ord> {
     /// Of the task that empties the queue.
     waker: Option<Waker>,
     sides: Option<Box<Sides<I, K>>>,
+    /// Where busy keys get connected sockets.
+    promotion: Option<Box<Promotion<K>>>,
     /// Bytes that were sent since the last look at the send buffer.
     unseen: usize,
     is_side: bool,
@@ -42,7 +46,18 @@ pub(crate) struct QueueCore<I: Io, K: Copy + Ord> {
 
 impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     pub(crate) fn new(io: I, bounds: Bounds) -> Self {
-        Self { core: Core::new(io), bounds, lines: None, waker: None, sides: None, unseen: 0, is_side: false }
+        let promotes = io.promotes() && !io.is_connected() && bounds.send_only_sockets > 0;
+        let promotion = promotes.then(|| Box::new(Promotion::new()));
+        Self {
+            core: Core::new(io),
+            bounds,
+            lines: None,
+            waker: None,
+            sides: None,
+            promotion,
+            unseen: 0,
+            is_side: false,
+        }
     }
 
     pub(crate) fn core(&self) -> &Core<I> {
@@ -70,7 +85,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     pub(crate) fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
         if let Some(side) = self.side(Some(key), t) {
             if let Ok(report) = side.send(key, t) {
-                return Ok(report);
+                return Ok(self.look_at_destination(key, t, report));
             }
             self.close_side(Some(key));
         }
@@ -97,7 +112,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         let side = Some(key).filter(|_| self.has_side(Some(key)));
         if let Some(of_side) = self.side(side, t) {
             if let Ok(report) = of_side.send_or_drop(key, t) {
-                return Ok(report);
+                return Ok(self.look_at_destination(key, t, report));
             }
             self.close_side(side);
         }
@@ -112,6 +127,9 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// The side of a key. One that has none gets one when the send buffer is found to be more than half full.
     #[inline]
     fn side(&mut self, key: Option<K>, t: &mut Transmit<'_>) -> Option<&mut Self> {
+        if self.promotion.is_some() {
+            return self.connected_side(key?, t);
+        }
         if !self.has_side(key) {
             self.unseen += t.cursor.bytes_left.max(LEAST_SEEN);
             if self.unseen < LOOK || !self.is_crowded() || self.open_side(key).is_none() {
@@ -145,7 +163,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         }
     }
 
-    /// One has failed, which says nothing about the socket that all keys share.
+    /// What waits on it goes on here. If it has failed, that says nothing about the socket that all keys share.
     #[cold]
     fn close_side(&mut self, key: Option<K>) {
         if let Some((key, line)) = self.sides.as_mut().and_then(|sides| sides.close(key)) {
@@ -164,7 +182,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// Opens a side for a key. What waits under the key goes with it.
     #[cold]
     fn open_side(&mut self, key: Option<K>) -> Option<()> {
-        if self.is_side || self.bounds.send_only_sockets == 0 {
+        if self.is_side || self.promotion.is_some() || self.bounds.send_only_sockets == 0 {
             return None;
         }
         let most = self.bounds.send_only_sockets;
@@ -186,6 +204,54 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
             }
         }
         Some(())
+    }
+
+    /// The connected socket of a key, if this transmit goes its way. A busy key gets one.
+    #[inline(never)]
+    fn connected_side(&mut self, key: K, t: &mut Transmit<'_>) -> Option<&mut Self> {
+        if self.has_side(Some(key)) {
+            if self.sides.as_ref()?.path(key) != Some(t.path()) {
+                return None;
+            }
+        } else {
+            let is_busy = self.promotion.as_mut()?.is_busy(key, t.path(), t.remaining(), Instant::now());
+            // What waits here would be overtaken.
+            if !is_busy || self.held_bytes(key) > 0 {
+                return None;
+            }
+            self.connect_side(key, t.path())?;
+        }
+        self.of_side(Some(key), t)
+    }
+
+    #[cold]
+    fn connect_side(&mut self, key: K, path: promotion::Path) -> Option<()> {
+        let most = self.bounds.send_only_sockets;
+        let replaced = self.core.io.contention().replaced();
+        let sides = self.sides.get_or_insert_with(|| Box::new(Sides::new(replaced)));
+        let side = sides.connect(&self.core.io, key, path, most)?;
+        side.waker.clone_from(&self.waker);
+        side.bounds = Bounds { of_all: self.bounds.of_a_key, ..self.bounds };
+        self.promotion.as_mut()?.promoted(key);
+        // It looks for idle ones from now on.
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+        Some(())
+    }
+
+    /// Returns what came of a send on a socket of the key's own. If it is a connected one, and the destination has failed, the key goes on
+    /// without.
+    #[inline]
+    fn look_at_destination(&mut self, key: K, t: &Transmit<'_>, report: Report) -> Report {
+        const FAILURES: [DropReason; 3] = [DropReason::Unreachable, DropReason::Invalid, DropReason::Other];
+        if let Some(promotion) = &mut self.promotion
+            && FAILURES.iter().any(|reason| report.dropped.get(*reason) > 0)
+        {
+            promotion.demoted(key, t.path(), Instant::now());
+            self.close_side(Some(key));
+        }
+        report
     }
 
     /// The side of a key, ready for this transmit.
@@ -336,7 +402,10 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     pub(crate) fn redirect(&mut self, key: K, destination: SocketAddr, source: Option<IpAddr>) {
-        if let Some(sides) = &mut self.sides {
+        if self.promotion.is_some() {
+            // It is connected to the former destination.
+            self.close_side(Some(key));
+        } else if let Some(sides) = &mut self.sides {
             sides.redirect(key, destination, source);
         }
         if let Some(lines) = &mut self.lines {

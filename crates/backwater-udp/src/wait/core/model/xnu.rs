@@ -4,6 +4,7 @@
 use std::rc::Weak;
 
 use super::*;
+use crate::{send_queue::Bounds, wait::core::QueueCore};
 
 /// How XNU holds a flow back, or fails to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,9 @@ struct Xnu {
     stats: Arc<Stats>,
     backpressure: Backpressure,
     contention: Rc<Contention>,
+    connected: bool,
+    /// Whether a busy destination gets a connected socket.
+    promotes: bool,
 }
 
 impl Flow {
@@ -86,22 +90,24 @@ impl Flow {
         self.queue.push_back((last + LINK, number));
     }
 
-    fn send(&mut self, now: Instant, number: u64) -> io::Result<()> {
+    fn send(&mut self, now: Instant, number: u64, connected: bool) -> io::Result<()> {
         self.advance(now);
         self.calls += 1;
         self.sends += 1;
+        // An unconnected socket is told nothing.
+        let how = if connected { self.how } else { How::HeadDrop };
         let error = |errno| Err(io::Error::from_raw_os_error(errno));
-        if self.how == How::Contention && self.sends % 10 >= 8 {
+        if how == How::Contention && self.sends % 10 >= 8 {
             return error(libc::EWOULDBLOCK);
         }
-        if self.controlled {
+        if connected && self.controlled {
             return error(libc::ENOBUFS);
         }
         if self.queue.len() < LIMIT {
             self.push(now, number);
             return Ok(());
         }
-        match self.how {
+        match how {
             How::HeadDrop => {
                 self.queue.pop_front();
                 self.lost_inside += 1;
@@ -138,6 +144,8 @@ impl Xnu {
             stats: Arc::default(),
             backpressure: Backpressure::new(policy),
             contention: Rc::default(),
+            connected: true,
+            promotes: false,
         }
     }
 }
@@ -159,7 +167,15 @@ impl Io for Xnu {
     }
 
     fn is_connected(&self) -> bool {
-        true
+        self.connected
+    }
+
+    fn promotes(&self) -> bool {
+        self.promotes
+    }
+
+    fn connected_beside(&self, _destination: SocketAddr, _source: Option<IpAddr>) -> io::Result<Self> {
+        Ok(Self { connected: true, promotes: false, contention: Rc::default(), ..self.clone() })
     }
 
     fn limits(&self, _: &Transmit<'_>) -> (usize, usize) {
@@ -168,7 +184,7 @@ impl Io for Xnu {
 
     fn send(&self, out: &Outgoing<'_>) -> io::Result<()> {
         let number = u64::from_be_bytes(out.slices[0][..8].try_into().unwrap());
-        self.flow.borrow_mut().send(Instant::now(), number)
+        self.flow.borrow_mut().send(Instant::now(), number, self.connected)
     }
 
     fn writable(&self) -> bool {
@@ -337,6 +353,53 @@ fn a_class_that_sticks_is_reported_whatever_the_policy() {
         assert!(run.was_stuck && run.sent < 200, "{run:?}");
     }
     assert!(!overload(How::Sticky, wait(100), 20).was_stuck, "a hold may last 20 s");
+}
+
+/// What a queue of an unconnected socket that offers twice the link for ten seconds comes to: datagrams offered, dropped and known,
+/// and lost although the system has reported success.
+fn queue_overload(how: How, promotes: bool) -> [u64; 3] {
+    runtime().block_on(async {
+        let xnu = Xnu { connected: false, promotes, ..Xnu::new(how, wait(1000)) };
+        let mut queue = QueueCore::new(xnu.clone(), Bounds::default());
+        let (mut offered, began) = (0u64, Instant::now());
+        let sending = async {
+            while offered < 20_000 {
+                for _ in 0..2 {
+                    let bytes = offered.to_be_bytes();
+                    queue.send(1u8, &mut Transmit::new(TO, &[IoSlice::new(&bytes)])).unwrap();
+                    offered += 1;
+                }
+                let _ = tokio::time::timeout(LINK, poll_fn(|cx| queue.poll_flush(cx, &mut |_, _, _| {}))).await;
+                tokio::time::sleep_until(began + LINK * (offered / 2) as u32).await;
+            }
+            poll_fn(|cx| queue.poll_flush(cx, &mut |_, _, _| {})).await.unwrap();
+        };
+        tokio::select! {
+            () = sending => {}
+            () = time_passes(Rc::downgrade(&xnu.flow)) => {}
+        }
+        let stats = xnu.stats.snapshot();
+        assert_eq!((stats.accepted, stats.held, stats.sent + stats.dropped_total()), (offered, 0, offered), "{how:?}");
+        let mut flow = xnu.flow.borrow_mut();
+        flow.advance(Instant::now() + Duration::from_secs(60));
+        assert!(flow.left.is_sorted(), "in order");
+        assert_eq!(flow.left.len() as u64 + flow.lost_inside, stats.sent);
+        [offered, stats.dropped_total(), flow.lost_inside]
+    })
+}
+
+#[test]
+fn a_busy_destination_of_a_queue_loses_nothing_unnoticed_once_it_has_a_connected_socket() {
+    for how in [How::Advised, How::Race, How::Contention] {
+        let [offered, dropped, lost] = queue_overload(how, false);
+        assert!(dropped == 0 && lost > offered / 3, "{how:?}: {lost} of {offered} are lost with success");
+        let [offered, dropped, lost] = queue_overload(how, true);
+        assert_eq!(lost, 0, "{how:?}");
+        assert!(
+            dropped < offered * 11 / 20,
+            "what the link cannot take is dropped and known: {how:?}, {dropped} of {offered}"
+        );
+    }
 }
 
 /// What was refused may have been queued: it is sent again, and counted as that.

@@ -1,8 +1,11 @@
-//! Send-only sockets for keys that fill the send buffer of the socket which all keys share.
+//! Sockets of their own for keys that need one.
 //!
+//! *Send-only* ones are for keys that fill the send buffer of the socket which all keys share.
 //! A path with a deep queue refuses nothing: its datagrams stay in the send buffer until that is full, and then `EWOULDBLOCK` stops every
 //! key. The kernel does not tell whose datagrams they are. So a key gets a socket of its own when the shared send buffer is more than
 //! half full; if the key's path is slow, it fills only its own send buffer, and otherwise that socket is soon another key's.
+//!
+//! *Connected* ones are for keys that are busy ([`promotion`](super::promotion)). A queue has the ones or the others.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,7 +16,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Done, Line, QueueCore};
+use super::{Done, Line, QueueCore, promotion::Path};
 use crate::{io::Io, send_queue::Bounds, wait::core::timer::Timer};
 
 /// Of one queue.
@@ -50,6 +53,8 @@ pub(super) struct Sides<I: Io, K: Copy + Ord> {
 struct Side<I: Io, K: Copy + Ord> {
     /// `None`: of all to whom answers are sent or dropped.
     key: Option<K>,
+    /// What it is connected to, and from where.
+    path: Option<Path>,
     queue: QueueCore<I, K>,
     used: Instant,
     _counted: Counted,
@@ -93,6 +98,26 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
         side.used = now;
         self.all.push(side);
         self.all.last_mut().map(|side| &mut side.queue)
+    }
+
+    /// A connected socket for a key that has none.
+    pub(super) fn connect(&mut self, main: &I, key: K, path: Path, most: usize) -> Option<&mut QueueCore<I, K>> {
+        let now = Instant::now();
+        if self.not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        let may_be_new = self.all.len() < most.min(MOST);
+        let Some(side) = may_be_new.then(|| Side::connected(main, key, path)).flatten() else {
+            self.not_before = Some(now + PAUSE_OF_ERROR);
+            return None;
+        };
+        self.all.push(side);
+        self.all.last_mut().map(|side| &mut side.queue)
+    }
+
+    /// What the key's socket is connected to.
+    pub(super) fn path(&self, key: K) -> Option<Path> {
+        self.all.iter().find(|side| side.key == Some(key))?.path
     }
 
     pub(super) fn held(&self) -> usize {
@@ -174,18 +199,35 @@ impl<I: Io, K: Copy + Ord> Side<I, K> {
     fn new(main: &I) -> Option<Self> {
         let counted = Counted::new()?;
         let io = main.send_only().ok()?;
-        let mut queue = QueueCore::new(io, Bounds::default());
-        queue.is_side = true;
-        Some(Self { key: None, queue, used: Instant::now(), _counted: counted })
+        Some(Self::with(io, None, None, counted))
     }
 
     fn into_line(mut self) -> Option<(K, Line)> {
         Some((self.key?, self.queue.lines.as_mut()?.take(self.key?)?))
     }
 
-    /// Whether all that it was given has left the send buffer.
+    fn connected(main: &I, key: K, path: Path) -> Option<Self> {
+        let counted = Counted::new()?;
+        let io = main.connected_beside(path.0, path.1).ok()?;
+        Some(Self::with(io, Some(key), Some(path), counted))
+    }
+
+    fn with(io: I, key: Option<K>, path: Option<Path>, counted: Counted) -> Self {
+        let mut queue = QueueCore::new(io, Bounds::default());
+        queue.is_side = true;
+        Self { key, path, queue, used: Instant::now(), _counted: counted }
+    }
+
+    /// Whether all that it was given has left the send buffer. What a connected one has sent leaves without it.
     fn is_free(&self) -> bool {
-        self.queue.held() == 0 && self.queue.core().io().send_buffer().is_some_and(|buffer| buffer.used == 0)
+        let has_left = || self.queue.core().io().send_buffer().is_some_and(|buffer| buffer.used == 0);
+        self.queue.held() == 0 && (self.path.is_some() || has_left())
+    }
+}
+
+impl<I: Io, K: Copy + Ord> Drop for Side<I, K> {
+    fn drop(&mut self) {
+        self.queue.core().io().detach();
     }
 }
 

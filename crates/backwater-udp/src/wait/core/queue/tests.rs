@@ -6,7 +6,7 @@ use std::{
     cell::{Cell, RefCell},
     future::poll_fn,
     io::IoSlice,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -71,6 +71,11 @@ struct Paths {
     /// How often one was asked for that could not be made.
     failed: Rc<Cell<u32>>,
     may_make_sides: bool,
+    promotes: bool,
+    /// What it is connected to.
+    path: Option<(SocketAddr, Option<IpAddr>)>,
+    /// What sends on connected sockets fail with; 0 if they do not.
+    connected_fail: Rc<Cell<i32>>,
     /// How often the send buffer was looked at.
     looks: Rc<Cell<u32>>,
     /// Every send-only socket has failed.
@@ -141,6 +146,7 @@ impl Io for Paths {
         if self.socket > 0 && self.sides_fail.get() {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
+        assert!(self.path.is_none_or(|(to, source)| (to, source) == (*out.destination, *out.source)));
         let (now, port) = (Instant::now(), out.destination.port());
         world.sockets[self.socket].retain(|sent| sent.gone_at > now);
         if world.in_flight(self.socket, now) >= world.send_buffer {
@@ -231,6 +237,15 @@ impl Io for Paths {
         Some(SendBuffer { used: used as usize, size: world.send_buffer as usize })
     }
 
+    fn promotes(&self) -> bool {
+        self.promotes
+    }
+
+    fn connected_beside(&self, destination: SocketAddr, source: Option<IpAddr>) -> io::Result<Self> {
+        let (path, fails) = (Some((destination, source)), self.connected_fail.clone());
+        Ok(Self { path, fails, promotes: false, ..self.send_only()? })
+    }
+
     fn send_only(&self) -> io::Result<Self> {
         if !self.may_make_sides {
             self.failed.set(self.failed.get() + 1);
@@ -258,6 +273,9 @@ fn paths(links: &[(f64, f64)], policy: Policy) -> Paths {
         sides: None,
         failed: Rc::default(),
         may_make_sides: true,
+        promotes: false,
+        path: None,
+        connected_fail: Rc::default(),
         looks: Rc::default(),
         sides_fail: Rc::default(),
         fails: Rc::default(),
@@ -626,6 +644,7 @@ async fn the_books_balance_whatever_happens() {
     }
 }
 
+mod connected;
 mod hostile;
 mod reports;
 mod sides;

@@ -1,0 +1,79 @@
+//! Connected sockets that a queue has for busy destinations, beside the socket that it sends on.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering::Relaxed},
+    },
+};
+
+use socket2::SockRef;
+
+use super::{Fragmentation, Inner, UdpSocket, canonical};
+use crate::{intake::Intake, lease::Leases, sys, wait::fairness::Contention};
+
+impl UdpSocket {
+    /// A socket that is connected to a destination, and sends from the same port and, if that is said, from `source`. The receiver of this
+    /// socket reads it, too: what it receives, also before it was connected, arrives there.
+    pub(crate) fn connected_beside(&self, destination: SocketAddr, source: Option<IpAddr>) -> io::Result<Self> {
+        let main = &*self.0;
+        let mut local = main.local_addr();
+        local.set_ip(source.unwrap_or(local.ip()));
+        let is_mixed = local.is_ipv4() != main.bound.is_ipv4() || local.is_ipv4() != destination.is_ipv4();
+        // Without a runtime there is no reactor for it.
+        if is_mixed || main.peer.is_some() || tokio::runtime::Handle::try_current().is_err() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut sides = main.sides();
+        // Before it receives anything: that would be lost.
+        if !main.intake.has_room() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let anywhere = main.bound.ip().is_unspecified();
+        let socket = sys::connected_beside(&main.sock_ref(), local, destination, |new| {
+            sys::State::new(new, anywhere)?;
+            main.told.ask(&main.state, new)
+        })?;
+        // Again: a socket that is connected may not do all that others do.
+        let state = sys::State::new(&socket, anywhere)?;
+        let fragmentation = self.fragmentation();
+        if fragmentation != Fragmentation::default() {
+            state.set_fragmentation(&SockRef::from(&socket), fragmentation)?;
+        }
+        let local = socket.local_addr()?.as_socket().unwrap_or(local);
+        let side = Arc::new(Inner {
+            intake: Intake::new(sys::Reader::UNREGISTERED),
+            io: sys::Io::new(socket.into())?,
+            state,
+            stats: main.stats.clone(),
+            backpressure: main.backpressure.clone(),
+            bound: local,
+            port: AtomicU16::new(local.port()),
+            peer: Some(canonical(destination)),
+            max_train_bytes: main.max_train_bytes,
+            told: main.told,
+            hop_limit: AtomicU8::new(main.hop_limit.load(Relaxed)),
+            fragments: AtomicBool::new(fragmentation == Fragmentation::Allowed),
+            contention: Contention::default(),
+            leases: Leases::default(),
+            sides: Mutex::default(),
+            receiver_taken: AtomicBool::new(false),
+            attached_to: Arc::downgrade(&self.0),
+            promotes: false,
+            events: main.events.clone(),
+        });
+        main.intake.attach(side.clone());
+        sides.retain(|side| side.strong_count() > 0);
+        sides.push(Arc::downgrade(&side));
+        Ok(Self(side))
+    }
+
+    /// Nothing is sent on it any more: the receiver that reads it closes it when it is empty.
+    pub(crate) fn detach(&self) {
+        if let Some(main) = Weak::upgrade(&self.0.attached_to) {
+            main.intake.close(&self.0);
+        }
+    }
+}
