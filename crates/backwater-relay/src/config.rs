@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod announce;
+mod credentials;
 mod file;
 mod keys;
 mod reader;
@@ -43,7 +44,7 @@ pub struct Config {
     pub(crate) relay_v4: Option<RelayIp>,
     pub(crate) relay_v6: Option<RelayIp>,
     pub(crate) ports: RangeInclusive<u16>,
-    credentials: Credentials,
+    pub(crate) credentials: Credentials,
     peers: PeerRules,
     pub(crate) threads: usize,
     user_limits: Quota,
@@ -159,7 +160,8 @@ impl Arguments {
             }
             None => {
                 let text = error.to_string();
-                text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+                let lines: Vec<_> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+                lines.join(" ").trim_start_matches("error: ").to_owned()
             }
         }
     }

@@ -24,10 +24,12 @@ fn main() -> ExitCode {
         Err(help) if !help.use_stderr() => help.exit(),
         Err(error) => return fail(BAD_CONFIGURATION, Arguments::explain(&error)),
     };
+    if let Some(("hash-password", command)) = matches.subcommand() {
+        return print(commands::hash_password(command));
+    }
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
-    let config = Arguments::read(&matches, env).and_then(|a| Config::new(&a));
-    let config = match config {
+    let config = match Arguments::read(&matches, env).and_then(|a| Config::new(&a)) {
         Ok(config) => config,
         Err(errors) => {
             for error in &errors {
@@ -37,14 +39,15 @@ fn main() -> ExitCode {
         }
     };
     let done = match matches.subcommand() {
-        Some(("check-config", _)) => Some(commands::check_config(&config)),
+        Some(("check-config", _)) => Some(Ok(commands::check_config(&config))),
+        Some(("credentials", command)) => Some(commands::credentials(&config, command)),
         _ => None,
     };
-    if let Some(text) = done {
+    if let Some(result) = done {
         if let Some(warning) = config.exposed_secrets() {
             eprintln!("backwater-relay: warning: {warning}");
         }
-        return print(&text);
+        return print(result);
     }
     let _logs = match Logs::to_stdout(&config.log_level) {
         Ok(logs) => logs,
@@ -115,7 +118,11 @@ fn raise_descriptor_limit() {
 fn raise_descriptor_limit() {}
 
 /// Prints what a command was run for.
-fn print(text: &str) -> ExitCode {
+fn print(result: Result<String, String>) -> ExitCode {
+    let text = match result {
+        Ok(text) => text,
+        Err(error) => return fail(BAD_CONFIGURATION, error),
+    };
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(CANNOT_START, format_args!("cannot write to stdout: {error}")),

@@ -1,6 +1,6 @@
 //! Who may use the server: long-term credentials and the nonces that go with them.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use backwater_stun::{HmacKey, LongTermKey, PasswordAlgorithms, SecurityFeatures, Userhash, opaque_string};
 use base64::{
@@ -13,6 +13,10 @@ use sha2::Sha256;
 
 use crate::ClientAddr;
 
+mod hashed;
+
+pub use hashed::HashedPassword;
+
 /// Static users, and shared secrets for time-limited credentials.
 ///
 /// A time-limited username is `expiry`, `expiry:name`, `name:expiry` or `:expiry`, the expiry in seconds since 1970-01-01 UTC;
@@ -21,10 +25,19 @@ use crate::ClientAddr;
 #[derive(Clone)]
 pub struct Credentials {
     realm: String,
-    users: HashMap<Box<str>, [Arc<Identity>; 2]>,
+    /// By name: an identity for each algorithm that the user has a key of.
+    users: HashMap<Box<str>, [Option<Arc<Identity>>; 2]>,
     /// The names of those users by their USERHASH.
     hashes: HashMap<[u8; 32], Box<str>>,
-    secrets: Vec<String>,
+    /// Whether a user has no key by SHA-256, so that nobody is offered it: who a client is shows only after it has chosen.
+    md5_only: bool,
+    secrets: Vec<Secret>,
+}
+
+#[derive(Clone)]
+struct Secret {
+    id: Option<Box<str>>,
+    value: String,
 }
 
 /// A user, and the key that one password algorithm makes: what a request is verified with. Shared by all that the user has.
@@ -89,9 +102,6 @@ impl AuthFailureReason {
     }
 }
 
-/// What is offered to clients, best first.
-pub(crate) const ALGORITHMS: PasswordAlgorithms<'static> = PasswordAlgorithms::SHA256_MD5;
-
 /// What cannot be a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -109,6 +119,17 @@ pub enum CredentialsError {
     /// Nothing would be secret.
     #[error("it is empty")]
     Empty,
+    /// It is no [`HashedPassword`].
+    #[error(
+        "a hashed password is the MD5 key in 32 hexadecimal digits, alone or with a colon and the SHA-256 key in 64"
+    )]
+    HashedPassword,
+    /// It would be written before a colon.
+    #[error("the id of a secret has 1 to 64 bytes, and neither a colon nor control characters")]
+    SecretId,
+    /// There is no secret, or none with this id.
+    #[error("there is no such secret")]
+    NoSecret,
 }
 
 /// Of a realm, in bytes: the shortest Allocate that a client sends has 28 bytes, and a 401 with this realm 124.
@@ -124,7 +145,13 @@ impl Credentials {
         if !ok {
             return Err(CredentialsError::Realm);
         }
-        Ok(Self { realm: realm.to_owned(), users: HashMap::new(), hashes: HashMap::new(), secrets: Vec::new() })
+        Ok(Self {
+            realm: realm.to_owned(),
+            users: HashMap::new(),
+            hashes: HashMap::new(),
+            md5_only: false,
+            secrets: vec![],
+        })
     }
 
     /// Adds a user, or changes the password of one.
@@ -132,17 +159,36 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError::Username`], [`CredentialsError::Password`] or [`CredentialsError::Empty`].
     pub fn add_user(&mut self, username: &str, password: &str) -> Result<(), CredentialsError> {
-        let ok = (1..509).contains(&username.len()) && !username.chars().any(|c| c.is_control() || c == ':');
-        let username = opaque_string(username).ok().filter(|_| ok).ok_or(CredentialsError::Username)?;
-        if password.is_empty() {
-            return Err(CredentialsError::Empty);
-        }
-        let password = opaque_string(password).map_err(|_| CredentialsError::Password)?;
-        let identities =
-            Algorithm::ALL.map(|algorithm| Arc::new(Identity::new(algorithm, &username, &self.realm, &password, None)));
-        self.hashes.insert(Userhash::new(&username, &self.realm).0, username.as_ref().into());
-        self.users.insert(username.as_ref().into(), identities);
+        let username = check_username(username)?;
+        let keys = HashedPassword::new(&username, &self.realm, password)?;
+        self.insert(&username, &keys);
         Ok(())
+    }
+
+    /// Adds a user whose password is known by its keys only, or changes the keys of one. They must have been made for this name and this realm.
+    ///
+    /// Without a key by SHA-256, no client is offered that algorithm (RFC 8489, section 9.2.3: the server offers before it
+    /// knows the user).
+    ///
+    /// # Errors
+    /// [`CredentialsError::Username`].
+    pub fn add_hashed_user(&mut self, username: &str, keys: &HashedPassword) -> Result<(), CredentialsError> {
+        let username = check_username(username)?;
+        self.insert(&username, keys);
+        Ok(())
+    }
+
+    fn insert(&mut self, username: &str, keys: &HashedPassword) {
+        let identity = |algorithm, key: &[u8]| {
+            Arc::new(Identity { name: username.into(), algorithm, secret: None, key: HmacKey::new(key) })
+        };
+        let identities = [
+            Some(identity(Algorithm::Md5, &keys.md5)),
+            keys.sha256.as_ref().map(|key| identity(Algorithm::Sha256, key)),
+        ];
+        self.md5_only |= keys.sha256.is_none();
+        self.hashes.insert(Userhash::new(username, &self.realm).0, username.into());
+        self.users.insert(username.into(), identities);
     }
 
     /// Adds a shared secret. Several are tried in their order, so that one can be replaced without an interruption.
@@ -150,11 +196,47 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError::Empty`].
     pub fn add_secret(&mut self, secret: &str) -> Result<(), CredentialsError> {
+        self.push_secret(None, secret)
+    }
+
+    /// Adds a shared secret that [`time_limited`](Self::time_limited) finds by its id.
+    ///
+    /// # Errors
+    /// [`CredentialsError::SecretId`] or [`CredentialsError::Empty`].
+    pub fn add_named_secret(&mut self, id: &str, secret: &str) -> Result<(), CredentialsError> {
+        if !(1..=64).contains(&id.len()) || id.chars().any(|c| c.is_control() || c == ':') {
+            return Err(CredentialsError::SecretId);
+        }
+        self.push_secret(Some(id.into()), secret)
+    }
+
+    fn push_secret(&mut self, id: Option<Box<str>>, secret: &str) -> Result<(), CredentialsError> {
         if secret.is_empty() {
             return Err(CredentialsError::Empty);
         }
-        self.secrets.push(secret.to_owned());
+        self.secrets.push(Secret { id, value: secret.to_owned() });
         Ok(())
+    }
+
+    /// Makes a time-limited credential: the username `expiry:name`, with the expiry in seconds since 1970-01-01 UTC, and its password by
+    /// HMAC-SHA1, which every server with this kind of secret takes. The secret is the one with this id, or the first of all.
+    ///
+    /// # Errors
+    /// [`CredentialsError::NoSecret`] or [`CredentialsError::Username`].
+    pub fn time_limited(
+        &self,
+        secret_id: Option<&str>,
+        name: &str,
+        expiry: u64,
+    ) -> Result<(String, String), CredentialsError> {
+        let is_meant = |secret: &&Secret| secret_id.is_none_or(|id| secret.id.as_deref() == Some(id));
+        let secret = self.secrets.iter().find(is_meant).ok_or(CredentialsError::NoSecret)?;
+        let username = format!("{expiry}:{name}");
+        let is_fine = username.len() < 509 && !name.is_empty() && !name.chars().any(char::is_control);
+        let username =
+            opaque_string(&username).ok().filter(|_| is_fine).ok_or(CredentialsError::Username)?.into_owned();
+        let password = time_limited_password(&secret.value, &username);
+        Ok((username, password))
     }
 
     /// Whether there is neither a user nor a secret, so that nobody can get in.
@@ -184,11 +266,11 @@ impl Credentials {
         algorithm: Algorithm,
         unix: Duration,
     ) -> impl Iterator<Item = Arc<Identity>> {
-        let known = self.users.get(username).map(|identities| identities[algorithm as usize].clone());
+        let known = self.users.get(username).and_then(|identities| identities[algorithm as usize].clone());
         let in_time = known.is_none() && time_limit(username).is_some_and(|(expiry, _)| expiry > unix.as_secs());
         let secrets = if in_time { self.secrets.as_slice() } else { &[] };
         let passwords = secrets.iter().flat_map(move |secret| {
-            [time_limited_password, time_limited_password_sha256].map(|password| password(secret, username))
+            [time_limited_password, time_limited_password_sha256].map(|password| password(&secret.value, username))
         });
         let limited = passwords.zip(0..=u16::MAX).map(move |(password, place)| {
             Arc::new(Identity::new(algorithm, username, &self.realm, &password, Some(place)))
@@ -207,6 +289,11 @@ impl Credentials {
     /// The name of a static user. A time-limited one cannot be found by its hash.
     pub(crate) fn by_hash(&self, Userhash(hash): &Userhash) -> Option<&str> {
         self.hashes.get(hash).map(|name| &**name)
+    }
+
+    /// What is offered to clients, best first.
+    pub(crate) fn algorithms(&self) -> PasswordAlgorithms<'static> {
+        if self.md5_only { PasswordAlgorithms::MD5 } else { PasswordAlgorithms::SHA256_MD5 }
     }
 
     /// What the nonces say: user names may be hashed if every user can be found so.
@@ -236,8 +323,10 @@ impl Identity {
     }
 }
 
-impl Algorithm {
-    const ALL: [Self; 2] = [Self::Md5, Self::Sha256];
+/// Prepares the name of a static user (RFC 8265).
+fn check_username(username: &str) -> Result<Cow<'_, str>, CredentialsError> {
+    let ok = (1..509).contains(&username.len()) && !username.chars().any(|c| c.is_control() || c == ':');
+    opaque_string(username).ok().filter(|_| ok).ok_or(CredentialsError::Username)
 }
 
 impl fmt::Debug for Credentials {
@@ -345,103 +434,4 @@ impl Nonces {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NOW: Duration = Duration::from_secs(1_800_000_000);
-
-    fn client(addr: &str) -> ClientAddr {
-        ClientAddr(addr.parse().unwrap())
-    }
-
-    const FEATURES: SecurityFeatures = SecurityFeatures { password_algorithms: true, username_anonymity: false };
-
-    #[test]
-    fn a_nonce_is_good_for_its_client_and_its_hour() {
-        let nonces = Nonces::new(&[7; 64], FEATURES);
-        let a = client("192.0.2.1:4000");
-        let nonce = nonces.make(a, NOW);
-        assert_eq!(backwater_stun::Nonce(&nonce).security_features(), Some(FEATURES));
-        let check = |client, unix| nonces.check(&nonce, client, unix);
-        let s = Duration::from_secs;
-        assert_eq!(check(a, NOW), NonceCheck::Valid);
-        assert_eq!(check(a, NOW + s(3600)), NonceCheck::Valid);
-        assert_eq!(check(a, NOW - s(5)), NonceCheck::Valid);
-        assert_eq!(check(a, NOW + s(3601)), NonceCheck::Stale);
-        // Two bytes of the time come again: the code does not.
-        assert_eq!(check(a, NOW + s(1 << 16)), NonceCheck::Stale);
-        assert_eq!(check(client("192.0.2.1:4001"), NOW), NonceCheck::Stale);
-        assert_eq!(check(client("192.0.2.2:4000"), NOW), NonceCheck::Stale);
-        for (key, features) in [(8, FEATURES), (7, SecurityFeatures::default())] {
-            assert_eq!(Nonces::new(&[key; 64], features).check(&nonce, a, NOW), NonceCheck::Stale);
-        }
-        for i in 0..nonce.len() {
-            let mut forged = nonce;
-            forged[i] = if forged[i] == b'A' { b'Q' } else { b'A' };
-            assert_eq!(nonces.check(&forged, a, NOW), NonceCheck::Stale, "character {i}");
-        }
-        for other in [&b""[..], b"x", &nonce[1..], &[0xFF; NONCE_LEN], &[b'A'; NONCE_LEN], &[b'A'; 200]] {
-            assert_eq!(nonces.check(other, a, NOW), NonceCheck::Stale);
-        }
-    }
-
-    #[test]
-    fn time_limited_users_have_what_the_secret_makes() {
-        let mut c = Credentials::new("example.org").unwrap();
-        c.add_secret("north").unwrap();
-        c.add_secret("south").unwrap();
-        let count = |name: &str| c.identities(name, Algorithm::Sha256, NOW).count();
-        // Two secrets, each with SHA-1 and SHA-256.
-        for (name, user) in
-            [("T:alice", "alice"), ("alice:T", "alice"), ("T", ""), (":T", ""), ("T:", ""), ("T:@a:b", "@a:b")]
-        {
-            let at = |seconds: u64| name.replace('T', &seconds.to_string());
-            assert_eq!((count(&at(NOW.as_secs() + 1)), count(&at(NOW.as_secs()))), (4, 0), "{name}");
-            assert_eq!(time_limit(&at(7)), Some((7, user)), "{name}");
-        }
-        for name in ["+7:alice", "alice", "", ":", "alice:", "7a:b"] {
-            assert_eq!(time_limit(name), None, "{name}");
-        }
-        assert_eq!(count("alice"), 0);
-        assert_eq!(count(""), 0);
-        assert!(!c.features().username_anonymity);
-        // printf 1433895918:1 | openssl dgst -sha1 -hmac north -binary | base64
-        assert_eq!(time_limited_password("north", "1433895918:1"), "FVvRuEpfqU2aWPC2GTK78NIG77I=");
-        // The same with -sha256.
-        assert_eq!(
-            time_limited_password_sha256("north", "1433895918:1"),
-            "r29tPcJPR/tGBmLDUapoQDnojv21xZnu9tbz8g1TJ8w="
-        );
-    }
-
-    #[test]
-    fn static_users_are_found_by_name_and_by_hash_and_share_their_keys() {
-        let mut c = Credentials::new("example.org").unwrap();
-        // A full-width space becomes a plain one (RFC 8265).
-        c.add_user("alice", "pass\u{3000}word").unwrap();
-        let of = |algorithm| c.identities("alice", algorithm, NOW).next().unwrap();
-        assert!(Arc::ptr_eq(&of(Algorithm::Md5), &of(Algorithm::Md5)));
-        assert_eq!(of(Algorithm::Sha256).algorithm, Algorithm::Sha256);
-        assert_eq!(c.by_hash(&Userhash::new("alice", "example.org")), Some("alice"));
-        assert_eq!(c.by_hash(&Userhash::new("bob", "example.org")), None);
-        assert!(c.features().username_anonymity);
-        assert!(size_of::<Identity>() <= 128);
-    }
-
-    #[test]
-    fn bad_credentials_are_refused() {
-        use CredentialsError as E;
-        assert_eq!(Credentials::new("").unwrap_err(), E::Realm);
-        assert_eq!(Credentials::new(&"x".repeat(49)).unwrap_err(), E::Realm);
-        let mut c = Credentials::new("r").unwrap();
-        assert!(c.is_empty());
-        assert_eq!(c.add_user("", "p"), Err(E::Username));
-        assert_eq!(c.add_user("a:b", "p"), Err(E::Username));
-        assert_eq!(c.add_user("a", ""), Err(E::Empty));
-        assert_eq!(c.add_user("a", "p\u{ad}"), Err(E::Password));
-        assert_eq!(c.add_secret(""), Err(E::Empty));
-        c.add_user("a", "p").unwrap();
-        assert_eq!(c.identities("a", Algorithm::Md5, NOW).count(), 1);
-        assert!(!format!("{c:?}").contains('p'));
-    }
-}
+mod tests;

@@ -51,7 +51,7 @@ mod reply_limit;
 pub mod server;
 
 pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr};
-pub use auth::{AuthFailure, AuthFailureReason, Credentials, CredentialsError, time_limited_password};
+pub use auth::{AuthFailure, AuthFailureReason, Credentials, CredentialsError, HashedPassword, time_limited_password};
 pub use failure_limit::FailureLimit;
 pub use peers::{PeerRefused, PeerRules, Subject};
 pub use quota::{Limits, OverQuota, QuotaReason, Quotas};

@@ -12,7 +12,7 @@ use backwater_ops::exposed_mode;
 
 use super::{
     Arguments, ConfigError, Given,
-    keys::{KEYS, Key, SECRET, USER},
+    keys::{HASHED_USER, KEYS, Key, NAMED_SECRET, SECRET, USER},
     suggest,
 };
 
@@ -40,7 +40,7 @@ pub(crate) struct Stamp {
 const MAX_LEN: u64 = 1 << 20;
 
 /// The keys whose values are nobody else's to read.
-const SECRETS: [&Key; 2] = [&USER, &SECRET];
+const SECRETS: [&Key; 4] = [&USER, &HASHED_USER, &SECRET, &NAMED_SECRET];
 
 impl ConfigFile {
     /// # Errors

@@ -43,12 +43,18 @@ keys! {
     PORTS = one("ports", "FIRST-LAST", "Ports of relayed addresses [default: 49152-65535]");
     REALM = one("realm", "NAME", "The realm of the credentials [default: backwater]");
     USER = many("user", "NAME:PASSWORD", "A user [default: one is made up when only loopback is listened on]");
+    HASHED_USER = many(
+        "hashed-user",
+        "NAME:KEYS",
+        "A user whose password is stored as the keys it makes: a line that hash-password prints, or NAME and the MD5 key in hexadecimal",
+    );
     SECRET = many(
         "secret",
         "SECRET",
         "A shared secret for time-limited credentials: user EXPIRY:NAME or NAME:EXPIRY, password base64(HMAC-SHA1(SECRET, user)), \
          or with HMAC-SHA256",
     );
+    NAMED_SECRET = many("named-secret", "ID:SECRET", "The same, with an id by which the command credentials is told which one to use");
     ALLOW_PEER = many(
         "allow-peer",
         "PREFIX",

@@ -9,11 +9,11 @@ use std::{
 };
 
 use backwater_ops::{Logs, breaker};
-use backwater_turn::{Credentials, Limits as Quota, PeerRules};
+use backwater_turn::Limits as Quota;
 use ipnet::{IpNet, Ipv6Net};
 
 use super::{
-    Arguments, ConfigError, FirstRun,
+    Arguments, ConfigError,
     keys::{Key, *},
 };
 use crate::ports::RelayIp;
@@ -159,64 +159,6 @@ impl Reader<'_> {
         }
         self.error(&ADMIN, &format!("expected an address on loopback, such as 127.0.0.1:9479, found \"{addr}\""));
         None
-    }
-
-    pub(super) fn credentials(&mut self, realm: &str) -> Credentials {
-        let mut credentials = match Credentials::new(realm) {
-            Ok(credentials) => credentials,
-            Err(error) => {
-                self.error(&REALM, &error.to_string());
-                return Self::no_credentials();
-            }
-        };
-        let mut names = HashSet::new();
-        for Text(user) in self.list(&USER, "") {
-            if let Some((name, _)) = user.split_once(':')
-                && !names.insert(name.to_owned())
-            {
-                self.error(&USER, &format!("expected each user once, found {name:?} twice"));
-            }
-            let added = user.split_once(':').map(|(name, password)| credentials.add_user(name, password));
-            match added {
-                Some(Ok(())) => {}
-                Some(Err(error)) => self.error(&USER, &format!("expected NAME:PASSWORD, but {error}")),
-                None => self.error(&USER, "expected NAME:PASSWORD, found no colon"),
-            }
-        }
-        let mut secrets = HashSet::new();
-        for Text(secret) in self.list(&SECRET, "") {
-            if !secrets.insert(secret.clone()) {
-                self.error(&SECRET, "expected each secret once, found one twice");
-            }
-            if let Err(error) = credentials.add_secret(&secret) {
-                self.error(&SECRET, &format!("expected a secret, but {error}"));
-            }
-        }
-        credentials
-    }
-
-    /// A placeholder beside an error: nobody in the default realm.
-    fn no_credentials() -> Credentials {
-        #[allow(clippy::unwrap_used, reason = "a constant that a test reads too")]
-        Credentials::new("backwater").unwrap()
-    }
-
-    /// Makes a user for someone who has just started the program to look at it.
-    pub(super) fn make_up(&mut self, credentials: &mut Credentials, peers: &mut PeerRules) -> FirstRun {
-        let user = "backwater".to_owned();
-        let mut random = [0; 12];
-        if getrandom::fill(&mut random).is_err() {
-            self.error(&USER, "expected one, since the system has no randomness to make one up");
-        }
-        let password: String = random.iter().map(|b| format!("{b:02x}")).collect();
-        if let Err(error) = credentials.add_user(&user, &password) {
-            self.error(&USER, &error.to_string());
-        }
-        let loopback_peers = !self.has(&ALLOW_PEER);
-        if loopback_peers {
-            peers.allow = ["127.0.0.0/8", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect();
-        }
-        FirstRun { user, password, loopback_peers }
     }
 
     /// The relayed address of a family: as given, or that of a listener.

@@ -5,7 +5,14 @@ use std::{
     process::Output,
 };
 
-use crate::program::command;
+use backwater_stun::*;
+use backwater_turn::time_limited_password;
+use serde_json::Value;
+
+use crate::{
+    client::Client,
+    program::{Program, command},
+};
 
 /// Runs the program: exit code, stdout, stderr.
 fn run(args: &[&str]) -> (Option<i32>, String, String) {
@@ -69,4 +76,120 @@ fn check_config_of_a_good_file_says_what_it_serves() {
     let (code, _, err) = run(&["check-config", "/nonexistent.toml"]);
     assert!(code == Some(2) && err.contains("/nonexistent.toml: cannot be read"), "{err}");
     assert!(Path::new(file.path()).exists());
+}
+
+/// Starts the relay with a file and returns where it listens.
+fn start(file: &File) -> (Program, std::net::SocketAddr) {
+    let mut relay = Program::start_with(&["--config", file.path(), "--drain", "0"], &[]);
+    let addr = relay.line("listening")["listener"].as_str().unwrap().parse().unwrap();
+    (relay, addr)
+}
+
+/// `credentials` with these arguments: the server of `iceServers`.
+fn server(args: &[&str]) -> Value {
+    let (code, out, err) = run(args);
+    assert_eq!(code, Some(0), "{args:?}: {err}");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    json["iceServers"][0].clone()
+}
+
+#[test]
+fn printed_credentials_get_an_allocation_with_each_secret() {
+    let file = File::new(
+        "listen = [\"127.0.0.1:0\"]\nrealm = \"example.org\"\nnamed-secret = [\"2026b:north:1\", \"2026a:west\"]\nsecret = [\"south\"]\n",
+    );
+    let (relay, addr) = start(&file);
+    let base = ["credentials", "--config", file.path(), "--name", "alice", "--ttl"];
+    let mut passwords = Vec::new();
+    for args in [&["1h"][..], &["2d", "--secret-id", "2026a"]] {
+        let server = server(&[&base[..], args].concat());
+        let (user, password) = (server["username"].as_str().unwrap(), server["credential"].as_str().unwrap());
+        assert!(user.ends_with(":alice"), "{server}");
+        assert_eq!(Uri::parse(server["urls"][0].as_str().unwrap()).unwrap().transport, Some(Transport::Udp));
+        Client::new(addr, user, password, "example.org").allocate();
+        passwords.push((user.to_owned(), password.to_owned()));
+    }
+    for ((user, password), secret) in passwords.iter().zip(["north:1", "west"]) {
+        assert_eq!(*password, time_limited_password(secret, user));
+    }
+    // The secret without an id is good as well.
+    let (user, _) = &passwords[0];
+    Client::new(addr, user, &time_limited_password("south", user), "example.org").allocate();
+    assert_eq!(relay.terminate(), Some(0));
+}
+
+#[test]
+fn printed_uris_are_those_that_clients_reach() {
+    let uris = |file: &str, more: &[&str]| {
+        let file = File::new(&format!("secret = [\"s\"]\n{file}\n"));
+        let base = ["--config", file.path(), "credentials", "--name", "alice"];
+        serde_json::from_value::<Vec<String>>(server(&[&base[..], more].concat())["urls"].clone()).unwrap()
+    };
+    let listed = "listen = [\"192.0.2.10:3478\", \"[2001:db8::10]:53\"]";
+    assert_eq!(uris(listed, &[]), ["turn:192.0.2.10:3478?transport=udp", "turn:[2001:db8::10]:53?transport=udp"]);
+    let external = "listen = [\"10.0.0.10:3478\"]\nexternal-address = [\"192.0.2.10\"]";
+    assert_eq!(uris(external, &[]), ["turn:192.0.2.10:3478?transport=udp"]);
+    let wildcard = "listen = [\"0.0.0.0:3478\"]\nexternal-address = [\"192.0.2.10\"]";
+    assert_eq!(uris(wildcard, &[]), ["turn:192.0.2.10:3478?transport=udp"]);
+    let given = ["--url", "turn:turn.example.org", "--url", "stun:turn.example.org:53"];
+    assert_eq!(uris(listed, &given), ["turn:turn.example.org", "stun:turn.example.org:53"]);
+}
+
+#[test]
+fn a_credential_that_cannot_be_made_is_one_line_and_exit_2() {
+    let file = File::new("named-secret = [\"a:north\"]\n");
+    let (none, config) = (File::new("user = [\"a:b\"]\n"), ["--config", file.path()]);
+    for (args, part) in [
+        (&["credentials", "--config", none.path(), "--name", "alice"][..], "secret: expected a secret or named-secret"),
+        (
+            &[config[0], config[1], "credentials", "--name", "alice", "--secret-id", "b"],
+            "--secret-id: there is no named-secret \"b\"",
+        ),
+        (&[config[0], config[1], "credentials", "--name", "alice", "--ttl", "9999d"], "from 1s to 366d"),
+        (
+            &[config[0], config[1], "credentials", "--name", "alice", "--url", "http://x"],
+            "expected a URI such as turn:",
+        ),
+        (&[config[0], config[1], "credentials", "--name", ""], "--name: expected a user name"),
+        (&[config[0], config[1], "credentials"], "--name"),
+        (&[config[0], config[1], "credentials", "--nam", "alice"], "did you mean --name?"),
+    ] {
+        let (code, out, err) = run(args);
+        assert_eq!((code, &*out, err.lines().count()), (Some(2), "", 1), "{args:?}: {err}");
+        assert!(err.contains(part) && !err.contains("north"), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_hashed_user_gets_an_allocation_and_only_algorithms_that_all_users_have() {
+    use std::{io::Write, process::Stdio};
+    let mut hash = command(&["hash-password", "--name", "alice", "--realm", "example.org"]);
+    let mut child = hash.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"correct horse\n").unwrap();
+    let out = child.wait_with_output().unwrap();
+    let line = String::from_utf8(out.stdout).unwrap();
+    let line = line.trim();
+    assert!(line.starts_with("alice:") && line.len() == 6 + 32 + 1 + 64, "{line}");
+    // What coturn's turnadmin prints: the MD5 key alone.
+    for (value, offered) in [(line, PasswordAlgorithms::SHA256_MD5), (&line[..6 + 32], PasswordAlgorithms::MD5)] {
+        let file =
+            File::new(&format!("listen = [\"127.0.0.1:0\"]\nrealm = \"example.org\"\nhashed-user = [\"{value}\"]\n"));
+        let (relay, addr) = start(&file);
+        let mut client = Client::new(addr, "alice", "correct horse", "example.org");
+        let challenge = client.exchange(Method::ALLOCATE, &|w| {
+            w.attribute(&RequestedTransport::UDP).unwrap();
+        });
+        assert_eq!(Message::parse(&challenge).unwrap().get::<PasswordAlgorithms<'_>>().unwrap(), Some(offered));
+        client.allocate();
+        assert_eq!(Client::new(addr, "alice", "wrong", "example.org").try_allocate(&|_| ()).unwrap_err(), 401);
+        assert_eq!(relay.terminate(), Some(0));
+    }
+    let file = File::new("user = [\"alice:x\"]\nhashed-user = [\"alice:00\"]\nnamed-secret = [\"a:s\", \"a:s\"]\n");
+    let (code, _, err) = run(&["check-config", file.path()]);
+    assert_eq!((code, err.lines().count()), (Some(2), 4), "{err}");
+    for part in
+        ["expected each user once", "hashed-user: expected NAME:KEYS, but a hashed", "each id once", "each secret once"]
+    {
+        assert!(err.contains(part), "{part}: {err}");
+    }
 }

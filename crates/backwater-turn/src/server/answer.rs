@@ -9,10 +9,7 @@ use backwater_stun::{
 };
 
 use super::{Action, DropReason, Server, answered::Transaction, requests::amplifies};
-use crate::{
-    AuthFailure, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, QuotaReason,
-    auth::{ALGORITHMS, Identity},
-};
+use crate::{AuthFailure, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, QuotaReason, auth::Identity};
 
 /// Unknown attributes that a 420 lists; RFC 8489 does not demand all.
 pub(super) const MAX_UNKNOWN: usize = 16;
@@ -74,7 +71,7 @@ impl Server {
                         w.attribute(&ErrorCode { code, reason })?;
                         w.attribute(&Realm(self.config.credentials.realm()))?;
                         w.attribute(&Nonce(&nonce))?;
-                        w.attribute(&ALGORITHMS).map(drop)
+                        w.attribute(&self.config.credentials.algorithms()).map(drop)
                     })
                 };
                 // Browsers print the phrase; but a forged source must not be sent much more than was sent in its name.

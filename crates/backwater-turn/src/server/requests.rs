@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     AuthFailure, AuthFailureReason, Families, FiveTuple, Now, PeerAddr, PeerRules, QuotaReason, ReplyLimit,
-    auth::{ALGORITHMS, Algorithm, Identity, NonceCheck},
+    auth::{Algorithm, Identity, NonceCheck},
 };
 
 /// RFC 8656, section 3.2: the lifetime of an allocation unless the client asks for more.
@@ -156,7 +156,7 @@ impl Server {
             NonceCheck::Valid => {}
             NonceCheck::Stale => return Err(Refusal::Challenge(Code::STALE_NONCE)),
         }
-        let algorithm = match ALGORITHMS.accept(message.get()?, message.get()?) {
+        let algorithm = match self.config.credentials.algorithms().accept(message.get()?, message.get()?) {
             Ok(PasswordAlgorithm::SHA256) => Algorithm::Sha256,
             Ok(_) => Algorithm::Md5,
             Err(AlgorithmMismatch) => return Err(Code::BAD_REQUEST.into()),
