@@ -24,6 +24,7 @@ mod counts;
 mod edges;
 mod groups;
 mod holds;
+mod room;
 mod sends;
 mod waits;
 mod xnu;

@@ -1,0 +1,150 @@
+//! Waiting for room without a datagram, which the owner then offers itself.
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Blocked from now on for so long.
+fn blocked(row: Row, seed: u64, time: Duration) -> Model {
+    let model = model(row, seed, Policy::Wait { deadline: NEVER });
+    {
+        let mut world = model.world.borrow_mut();
+        world.episodes = vec![(Instant::now(), Instant::now() + time)];
+        world.errors = 0;
+    }
+    model
+}
+
+async fn room(core: &mut Core<Model>) {
+    poll_fn(|cx| core.poll_room(cx)).await.unwrap();
+}
+
+fn try_one(core: &mut Core<Model>) -> bool {
+    let slices = [IoSlice::new(b"x")];
+    match core.try_send(&mut Transmit::new(TO, &slices)) {
+        Ok(report) => report.sent == 1,
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            false
+        }
+    }
+}
+
+/// Offers one until it is sent.
+async fn send_by_trying(core: &mut Core<Model>) {
+    loop {
+        room(core).await;
+        if try_one(core) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn who_tries_is_told_of_room_soon_and_tries_seldom_in_every_row() {
+    let rows = ROWS.into_iter().filter(|row| !matches!(row, Row::Permanent | Row::LinuxMemory));
+    for (row, seed) in rows.flat_map(|row| (0..20).map(move |seed| (row, seed))) {
+        runtime().block_on(async {
+            let time = Duration::from_millis(1 + 7 * seed);
+            let model = blocked(row, seed, time);
+            let sending = async {
+                let mut core = Core::new(model.clone());
+                let began = Instant::now();
+                for _ in 0..5 {
+                    send_by_trying(&mut core).await;
+                }
+                // The longest backstop, if an edge was lost.
+                assert!(began.elapsed() <= time + 2 * LAST_BACKSTOP, "{row:?} {seed}: {:?}", began.elapsed());
+                assert!(!core.is_parked() && core.blocked_for().is_none(), "{row:?} {seed}");
+            };
+            tokio::select! {
+                () = sending => {}
+                () = reactor(&model) => {}
+            }
+            let stats = model.stats.snapshot();
+            assert_eq!((stats.accepted, stats.sent, stats.held), (5, 5, 0), "{row:?} {seed}");
+            check_attempts(&model.world.borrow().refused, 1);
+            let tries = model.world.borrow().refused.len() as u64;
+            assert!(tries <= 12 + time.as_millis() as u64 / 2, "{row:?} {seed}: {tries} in {time:?}");
+        });
+    }
+}
+
+#[test]
+fn nothing_is_waited_for_that_was_not_refused() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, 1, 10 * MS);
+        let mut core = Core::new(model.clone());
+        let began = Instant::now();
+        room(&mut core).await;
+        assert!(!try_one(&mut core));
+        room(&mut core).await;
+        assert!(!try_one(&mut core) && core.blocked_for().is_some());
+        while !try_one(&mut core) {
+            room(&mut core).await;
+        }
+        assert!(began.elapsed() >= 10 * MS && !core.is_parked() && core.blocked_for().is_none());
+        room(&mut core).await;
+        room(&mut core).await;
+        assert!(began.elapsed() <= 14 * MS, "{:?}", began.elapsed());
+        assert_eq!(model.stats.snapshot().parked, 1, "one wait");
+    });
+}
+
+#[test]
+fn the_owner_decides_when_the_deadline_is_over_and_under_a_policy_to_drop() {
+    runtime().block_on(async {
+        let model = blocked(Row::SendBuffer, 1, NEVER);
+        let mut core = Core::new(model.clone());
+        for (policy, least, most) in [
+            (Policy::Wait { deadline: 30 * MS }, 30 * MS, 32 * MS),
+            (Policy::Wait { deadline: 50 * MS }, 50 * MS, 52 * MS),
+            (Policy::Drop, Duration::ZERO, Duration::ZERO),
+        ] {
+            model.backpressure.set(policy);
+            assert!(!try_one(&mut core));
+            let began = Instant::now();
+            room(&mut core).await;
+            assert!((least..=most).contains(&began.elapsed()), "{policy:?}: {:?}", began.elapsed());
+        }
+        let stats = model.stats.snapshot();
+        assert_eq!((stats.accepted, stats.dropped_total(), stats.held), (0, 0, 0));
+    });
+}
+
+#[test]
+fn what_is_held_is_given_up_by_who_waits_without_it() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, 1, NEVER);
+        let mut core = Core::new(model.clone());
+        let slices = [IoSlice::new(b"x")];
+        let mut ts = [Transmit::new(TO, &slices)];
+        let sending = poll_fn(|cx| core.poll_send_batch(cx, &mut ts));
+        assert!(tokio::time::timeout(MS, sending).await.is_err());
+        room(&mut core).await;
+        let stats = model.stats.snapshot();
+        assert_eq!((stats.accepted, stats.dropped(DropReason::Cancelled), stats.held), (1, 1, 0));
+        assert!(!core.is_parked());
+    });
+}
+
+/// A part was sent, and the rest is refused: the wait begins anew.
+#[test]
+fn a_transmit_that_is_sent_in_parts_is_waited_for_in_parts() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, 1, Duration::ZERO);
+        model.link.set(Some(Link::new(2 * MS, 10)));
+        let mut core = Core::new(model.clone());
+        let payload = [0; 60];
+        let slices = [IoSlice::new(&payload)];
+        let mut t = Transmit::new(TO, &slices).segment_size(1);
+        let began = Instant::now();
+        while core.try_send(&mut t).is_err() {
+            room(&mut core).await;
+        }
+        // Ten fit at once, and one each two milliseconds.
+        assert!(began.elapsed() <= 130 * MS, "{:?}", began.elapsed());
+        let stats = model.stats.snapshot();
+        assert_eq!((stats.accepted, stats.sent, stats.held), (60, 60, 0));
+    });
+}
