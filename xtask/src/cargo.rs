@@ -20,6 +20,8 @@ pub(crate) struct Metadata {
     names: BTreeMap<String, String>,
     /// The oldest Rust that a package promises to build with, by its name; the newest of several versions' one.
     rust_versions: BTreeMap<String, RustVersion>,
+    /// Features of our crates but `default`, by the name of the crate.
+    features: BTreeMap<String, Vec<String>>,
     /// Normal dependencies, on any platform, by package id.
     normal: BTreeMap<String, Vec<String>>,
 }
@@ -53,6 +55,8 @@ impl Metadata {
             }
             if ours.contains(id) {
                 metadata.members.push((name.into(), text_of(package, "manifest_path")?.into()));
+                let features = package["features"].as_object().into_iter().flat_map(|all| all.keys());
+                metadata.features.insert(name.into(), features.filter(|name| *name != "default").cloned().collect());
             }
         }
         for node in list(&all["resolve"], "nodes") {
@@ -62,6 +66,11 @@ impl Metadata {
             metadata.normal.insert(text_of(node, "id")?.into(), normal.collect());
         }
         Ok(metadata)
+    }
+
+    /// The features of one of our crates, without `default`.
+    pub(crate) fn features(&self, name: &str) -> Vec<&str> {
+        self.features.get(name).into_iter().flatten().map(String::as_str).collect()
     }
 
     /// The oldest Rust that the package of this name promises to build with.

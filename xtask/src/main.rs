@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use bench_tunnel::pressure;
 use clap::{Parser, Subcommand};
 
+mod api;
 mod bench;
 mod bench_quic;
 mod bench_stun;
@@ -17,6 +18,7 @@ mod cross;
 mod deny;
 mod mutants;
 mod namespace;
+mod package;
 mod stress;
 mod tidy;
 mod wine;
@@ -33,11 +35,15 @@ struct Cli {
 enum Task {
     /// Checks what the compiler does not: who depends on whom, forbidden words, links, lengths.
     Tidy,
+    /// Compares the public items of the libraries with the lists in docs/api.
+    Api(api::Options),
     /// Compares with others, in a network namespace of its own.
     #[command(subcommand)]
     Bench(Bench),
     /// Checks licences, sources and duplicates of all dependencies by deny.toml, without a network.
     Deny,
+    /// Packs the libraries as for a registry, builds them from the packages, and checks each combination of their features.
+    Package(package::Options),
     /// Runs the README's test command beside busy loops, and lists the tests that failed.
     StressTests(stress::Options),
     /// Puts faults into the send loop, and lists those that no test notices.
@@ -66,8 +72,10 @@ enum Bench {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Api(options) => api::run(root(), &options),
         Task::Tidy => tidy::run(root()),
         Task::Deny => deny::run(root()),
+        Task::Package(options) => package::run(root(), &options),
         Task::StressTests(options) => stress::run(root(), &options),
         Task::Bench(Bench::Relay(options)) => bench::run(root(), &options),
         Task::Bench(Bench::Stun(options)) => bench_stun::run(root(), &options),
