@@ -288,7 +288,8 @@ impl Listing<'_> {
             }
             let has_bounds = item.generics.type_params().next().is_some() || item.generics.where_clause.is_some();
             if item.items.is_empty() && !has_bounds && matches!(*item.self_ty, Type::Path(_)) {
-                named.insert(trait_.to_token_stream().to_string());
+                let text = trait_.to_token_stream().to_string();
+                named.insert(text.replace(" < ", "<").replace(" >", ">"));
             } else {
                 traits.insert(item.to_token_stream().to_string());
             }
