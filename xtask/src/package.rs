@@ -57,34 +57,31 @@ fn combinations<'a>(features: &[&'a str]) -> Vec<Vec<&'a str>> {
     (0..1 << features.len()).map(|bits| subset(bits).collect()).collect()
 }
 
-/// Checks the packages in a workspace of their own, whose `Cargo.lock` has the lowest versions of direct dependencies.
+/// Checks each package, in a workspace of its own whose `Cargo.lock` has the lowest versions of direct dependencies.
 fn minimal_versions(target: &Path) -> Result<()> {
     let place = target.join("minimal-versions");
-    if place.join("Cargo.toml").exists() {
-        for entry in fs::read_dir(&place)?.flatten().filter(|entry| entry.file_name() != "target") {
-            let path = entry.path();
-            if path.is_dir() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
-        }
-    }
     fs::create_dir_all(&place)?;
-    let mut manifest = "[workspace]\nresolver = \"3\"\nmembers = [\"backwater-*\"]\n\n[patch.crates-io]\n".to_owned();
+    let mut patch = "\n[workspace]\n\n[patch.crates-io]\n".to_owned();
     for name in LIBRARIES {
         let package = unpack(target, &place, name)?;
         // The versions of the package's own lock are not the ones to check.
-        let _ = fs::remove_file(place.join(&package).join("Cargo.lock"));
-        manifest += &format!("{name} = {{ path = \"{}\" }}\n", package.display());
+        let _ = fs::remove_file(package.join("Cargo.lock"));
+        let manifest = package.join("Cargo.toml");
+        fs::write(&manifest, fs::read_to_string(&manifest)? + &patch)?;
+        let mut lock = cargo(&package);
+        // The option is unstable, and the compiler in use knows it.
+        lock.args(["generate-lockfile", "--quiet", "-Zdirect-minimal-versions"]).env("RUSTC_BOOTSTRAP", "1");
+        succeed(&mut lock)?;
+        let mut check = cargo(&package);
+        check.args(["check", "--quiet", "--locked", "--lib", "--all-features", "--target-dir"]);
+        succeed(check.arg(place.join("target")))?;
+        // A library may depend on those before it.
+        patch += &format!("{name} = {{ path = {:?} }}\n", package.display().to_string());
     }
-    fs::write(place.join("Cargo.toml"), manifest)?;
-    // The option is unstable, and the toolchain that is in use knows it.
-    let mut lock = cargo(&place);
-    lock.args(["generate-lockfile", "--quiet", "-Zdirect-minimal-versions"]).env("RUSTC_BOOTSTRAP", "1");
-    succeed(&mut lock)?;
-    let mut check = cargo(&place);
-    check.args(["check", "--quiet", "--locked", "--workspace", "--lib", "--all-features", "--target-dir"]);
-    succeed(check.arg(place.join("target")))
+    Ok(())
 }
 
-/// Unpacks the package of a library, and returns the name of its directory.
+/// Unpacks the package of a library anew, and returns its directory.
 fn unpack(target: &Path, place: &Path, name: &str) -> Result<PathBuf> {
     let packages = fs::read_dir(target.join("package"))?.flatten().map(|entry| entry.path());
     let is_package = |path: &PathBuf| {
@@ -92,8 +89,12 @@ fn unpack(target: &Path, place: &Path, name: &str) -> Result<PathBuf> {
         file.strip_prefix(name).is_some_and(|rest| rest.starts_with('-') && rest.ends_with(".crate"))
     };
     let package = packages.filter(is_package).max().with_context(|| format!("{name} has not been packed"))?;
+    let directory = place.join(package.file_stem().context("a package without a name")?);
+    if directory.exists() {
+        fs::remove_dir_all(&directory)?;
+    }
     succeed(Command::new("tar").arg("-xf").arg(&package).arg("-C").arg(place))?;
-    Ok(package.file_stem().context("a package without a name")?.into())
+    Ok(directory)
 }
 
 fn succeed(command: &mut Command) -> Result<()> {
