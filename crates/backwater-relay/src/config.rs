@@ -200,6 +200,15 @@ impl Arguments {
         Ok(arguments)
     }
 
+    /// Reads the text of a configuration file, without a command line and an environment; mistakes are in `name`.
+    ///
+    /// # Errors
+    /// That it is no TOML.
+    pub(crate) fn from_toml(name: &str, text: &str) -> Result<Self, Vec<ConfigError>> {
+        let (values, errors) = file::parse(name, text)?;
+        Ok(Self { values, file: None, errors })
+    }
+
     fn of_file(file: ConfigFile) -> Self {
         let mut values = file.values.clone();
         values.extend(file.instead.clone());

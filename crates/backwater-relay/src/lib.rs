@@ -8,6 +8,7 @@
 mod admin;
 pub mod commands;
 mod config;
+mod coturn;
 mod counters;
 mod endpoint;
 mod fields;
@@ -19,5 +20,6 @@ mod runs;
 mod worker;
 
 pub use config::{Arguments, Config, ConfigError, FirstRun};
+pub use coturn::{Import, Note, import};
 pub use counters::{Counter, Counters};
 pub use relay::{Relay, StartError};

@@ -5,7 +5,7 @@
 use std::{io::Write, process::ExitCode, time::Duration};
 
 use backwater_ops::{Logs, Signal, Signals, hide_memory};
-use backwater_relay::{Arguments, Config, Relay, commands};
+use backwater_relay::{Arguments, Config, Import, Relay, commands};
 use backwater_turn::server::DropReason;
 use tracing::{error, info, warn};
 
@@ -14,6 +14,9 @@ const BAD_CONFIGURATION: u8 = 2;
 
 /// The system does not let it start.
 const CANNOT_START: u8 = 1;
+
+/// Something essential of coturn's configuration has no counterpart.
+const NOT_IMPORTED: u8 = 1;
 
 /// A part of the relay has failed.
 const FAILED: u8 = 3;
@@ -26,6 +29,12 @@ fn main() -> ExitCode {
     };
     if let Some(("hash-password", command)) = matches.subcommand() {
         return print(commands::hash_password(command));
+    }
+    if let Some(("import", command)) = matches.subcommand() {
+        return match commands::import(command) {
+            Ok((name, import)) => imported(&name, import),
+            Err(error) => fail(BAD_CONFIGURATION, error),
+        };
     }
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
@@ -116,6 +125,16 @@ fn raise_descriptor_limit() {
 
 #[cfg(not(unix))]
 fn raise_descriptor_limit() {}
+
+/// Prints what coturn's configuration is here.
+fn imported(name: &str, Import { config, notes }: Import) -> ExitCode {
+    for note in &notes {
+        let separator = if note.place.is_some() { ", " } else { ": " };
+        eprintln!("{name}{separator}{note}");
+    }
+    let printed = print(Ok(config.trim_end().to_owned()));
+    if notes.iter().any(|note| note.is_essential) { ExitCode::from(NOT_IMPORTED) } else { printed }
+}
 
 /// Prints what a command was run for.
 fn print(result: Result<String, String>) -> ExitCode {

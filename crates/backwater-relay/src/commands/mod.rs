@@ -5,17 +5,19 @@ use clap::{Arg, ArgMatches, Command};
 mod check_config;
 mod credentials;
 mod hash_password;
+mod import;
 
 pub use check_config::check_config;
 pub use credentials::credentials;
 pub use hash_password::hash_password;
+pub use import::import;
 
 /// The name of the argument that stands for `--config` in a command.
 pub(crate) const FILE: &str = "file";
 
 /// Returns the grammar of each command.
-pub(crate) fn commands() -> [Command; 3] {
-    [check_config::command(), credentials::command(), hash_password::command()]
+pub(crate) fn commands() -> [Command; 4] {
+    [check_config::command(), credentials::command(), hash_password::command(), import::command()]
 }
 
 /// Returns the configuration file that a command has as its argument.

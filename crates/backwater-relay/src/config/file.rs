@@ -115,9 +115,9 @@ impl Stamp {
 }
 
 /// The values, and what is wrong with them.
-type Parsed = (HashMap<&'static str, Given>, Vec<ConfigError>);
+pub(super) type Parsed = (HashMap<&'static str, Given>, Vec<ConfigError>);
 
-fn parse(name: &str, text: &str) -> Result<Parsed, Vec<ConfigError>> {
+pub(super) fn parse(name: &str, text: &str) -> Result<Parsed, Vec<ConfigError>> {
     let error = |key: String, problem: String| vec![ConfigError { key, problem }];
     // One of coturn's keys alone may be a slip, where all else is TOML.
     if let Some(problem) = suggest::coturn(text, 2) {

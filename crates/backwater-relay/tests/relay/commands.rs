@@ -10,8 +10,9 @@ use backwater_turn::time_limited_password;
 use serde_json::Value;
 
 use crate::{
-    client::Client,
+    client::{Client, channel_data},
     program::{Program, command},
+    support::{in_namespace, installed, ip, skip},
 };
 
 /// Runs the program: exit code, stdout, stderr.
@@ -192,4 +193,132 @@ fn a_hashed_user_gets_an_allocation_and_only_algorithms_that_all_users_have() {
     {
         assert!(err.contains(part), "{part}: {err}");
     }
+}
+
+/// coturn's example configuration, as its package has it.
+const EXAMPLE: &str = "/usr/share/doc/coturn/examples/etc/turnserver.conf";
+
+/// Lines of the example that are comments, made lines of the configuration. The addresses are the example's own.
+const UNCOMMENTED: [&str; 20] = [
+    "listening-port=3478",
+    "listening-ip=172.17.19.101",
+    "relay-ip=172.17.19.105",
+    "external-ip=60.70.80.91",
+    "relay-threads=0",
+    "min-port=49152",
+    "max-port=65535",
+    "verbose",
+    "fingerprint",
+    "lt-cred-mech",
+    "user=username1:password1",
+    "user=ninefingers:0xbc807ee29df3c9ffa736523fb2c4e8ee",
+    "realm=mycompany.org",
+    "total-quota=0",
+    "stale-nonce=600",
+    "no-tls",
+    "no-multicast-peers",
+    "mobility",
+    "no-cli",
+    "pidfile=\"/var/run/turnserver.pid\"",
+];
+
+/// The text of the example with these lines active.
+fn example() -> Option<String> {
+    if !installed("turnserver") {
+        skip("turnserver is not installed (package coturn)");
+        return None;
+    }
+    let mut text = std::fs::read_to_string(EXAMPLE).unwrap();
+    for line in UNCOMMENTED {
+        let comment = format!("\n#{line}\n");
+        assert!(text.contains(&comment), "the example has no {line:?}");
+        text = text.replacen(&comment, &format!("\n{line}\n"), 1);
+    }
+    // Its hashed user is of another realm.
+    Some(text.replace("realm=mycompany.org", "realm=north.gov"))
+}
+
+#[test]
+fn coturns_example_configuration_is_imported_and_serves_a_client() {
+    let Some(text) = example() else { return };
+    in_namespace("commands::coturns_example_configuration_is_imported_and_serves_a_client", || {
+        for address in ["172.17.19.101", "172.17.19.105", "60.70.80.92"] {
+            ip(&format!("addr add {address}/32 dev lo"));
+        }
+        let theirs = File::new(&text);
+        let (code, config, notes) = run(&["import", theirs.path()]);
+        assert_eq!(code, Some(0), "{notes}");
+        for key in ["fingerprint", "stale-nonce", "pidfile", "syslog", "no-rfc5780"] {
+            let is_named = |line: &str| {
+                line.starts_with(&format!("{}, line ", theirs.path())) && line.contains(&format!(": {key}: "))
+            };
+            assert!(notes.lines().any(is_named), "{key}: {notes}");
+        }
+        let ours = File::new(&config);
+        let (code, out, err) = run(&["check-config", ours.path()]);
+        assert_eq!((code, &*err), (Some(0), ""), "{config}");
+        assert!(out.contains("172.17.19.105 → 60.70.80.91") && out.contains("users 2"), "{out}");
+        let (relay, addr) = start(&ours);
+        for (user, password) in [("username1", "password1"), ("ninefingers", "youhavetoberealistic")] {
+            let mut client = Client::at("172.17.19.101:0".parse().unwrap(), addr, user, password, "north.gov");
+            assert_eq!(client.allocate().ip().to_string(), "60.70.80.91");
+            let peer = std::net::UdpSocket::bind("60.70.80.92:0").unwrap();
+            let peer_addr = peer.local_addr().unwrap();
+            client.bind_channel(0x4000, peer_addr).unwrap();
+            client.socket.send(&channel_data(0x4000, b"through")).unwrap();
+            let mut buffer = [0; 20];
+            let (len, from) = peer.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..len], from.ip().to_string()), (&b"through"[..], "172.17.19.105".to_owned()));
+        }
+        assert_eq!(relay.terminate(), Some(0));
+    });
+}
+
+/// Those that are comments too: each is named or translated, none is unknown.
+#[test]
+fn every_key_of_coturns_example_is_known() {
+    let Some(text) = example() else { return };
+    let key = |line: &str| {
+        let line = line.strip_prefix('#').unwrap_or(line).trim_start();
+        let key: String = line.chars().take_while(|c| c.is_ascii_alphanumeric() || "-_".contains(*c)).collect();
+        // A line of prose has blanks behind its first word.
+        let is_key = !key.is_empty() && (line.len() == key.len() || line[key.len()..].starts_with('='));
+        is_key.then_some(key)
+    };
+    let keys: Vec<_> = text.lines().filter_map(key).collect();
+    assert!(keys.len() > 100, "{}", keys.len());
+    let file = File::new(&keys.iter().map(|key| format!("{key}=1\n")).collect::<String>());
+    let (_, _, notes) = run(&["import", file.path()]);
+    let unknown: Vec<_> = notes.lines().filter(|line| line.contains("coturn is not known to have")).collect();
+    assert!(unknown.iter().all(|line| line.contains(": OR: ") || line.contains(": Example: ")), "{unknown:#?}");
+}
+
+#[test]
+fn a_configuration_with_something_essential_missing_is_exit_1_with_the_rest_printed() {
+    let file = File::new("listening-ip=192.0.2.10\nuser=alice:secret\nno-auth\n");
+    let (code, config, notes) = run(&["import", file.path()]);
+    assert_eq!(code, Some(1), "{notes}");
+    assert!(config.contains("listen = [\"192.0.2.10:3478\"]"), "{config}");
+    assert!(
+        notes.lines().any(|line| line.starts_with(&format!("{}, line 3: no-auth: NOT POSSIBLE: ", file.path()))),
+        "{notes}"
+    );
+    let (code, out, err) = run(&["import", "/nonexistent.conf"]);
+    assert_eq!((code, &*out, err.lines().count()), (Some(2), "", 1), "{err}");
+    assert!(err.contains("/nonexistent.conf: cannot be read"), "{err}");
+}
+
+/// A WebRTC service's credentials by coturn's documented recipe go on working.
+#[test]
+fn a_secret_of_coturns_is_good_for_the_same_credentials() {
+    let theirs = File::new(
+        "listening-ip=127.0.0.1\nlistening-port=0\nuse-auth-secret\nstatic-auth-secret=north\nrealm=north.gov\n",
+    );
+    let (code, config, notes) = run(&["import", theirs.path()]);
+    assert_eq!(code, Some(0), "{notes}");
+    let ours = File::new(&config.replace("127.0.0.1:3478", "127.0.0.1:0"));
+    let (relay, addr) = start(&ours);
+    let user = "1893456000:alice";
+    Client::new(addr, user, &time_limited_password("north", user), "north.gov").allocate();
+    assert_eq!(relay.terminate(), Some(0));
 }
