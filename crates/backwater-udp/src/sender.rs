@@ -12,7 +12,7 @@ use crate::{
     UdpSocket,
     stats::{DropReason, Report},
     transmit::{OwnedTransmit, Transmit},
-    wait::core::Core,
+    wait::core::SenderCore,
 };
 
 /// Sends on a [`UdpSocket`]; one for each task that sends.
@@ -20,28 +20,28 @@ use crate::{
 /// It is small, and has no descriptor and no timer of its own until it has to wait for the first time; it gives them back
 /// when it has not had to for some seconds.
 #[derive(Debug)]
-pub struct Sender(Core<UdpSocket>);
+pub struct Sender(SenderCore<UdpSocket>);
 
 impl Sender {
     pub(crate) fn new(socket: UdpSocket) -> Self {
-        Self(Core::new(socket))
+        Self(SenderCore::new(socket))
     }
 
     /// The socket it sends on.
     pub fn socket(&self) -> &UdpSocket {
-        self.0.io()
+        self.0.core().io()
     }
 
     /// Whether the system has taken nothing of what this sender offered for five seconds (Apple's systems: 30, since their
     /// flow control may take 20 on a slow link): the owner may want to [`rebind`](UdpSocket::rebind) the socket. Any datagram that is taken ends it. True
     /// under either policy; [`try_send`](Self::try_send) alone never makes it true.
     pub fn is_stuck(&self) -> bool {
-        self.0.is_stuck()
+        self.0.core().is_stuck()
     }
 
     /// How long the system has taken nothing of what this sender offered; `None` if it took the last.
     pub fn blocked_for(&self) -> Option<Duration> {
-        self.0.blocked_for()
+        self.0.core().blocked_for()
     }
 
     /// Sends what is left of `t`, or drops it for a reason, or holds it: `Pending` until there is room.

@@ -22,8 +22,9 @@ mod run;
 
 /// The crate, and what of it is mutated: the loop and what it decides by. A file, and the type in it if it is not all of it.
 const CRATE: &str = "crates/backwater-udp";
-const FILES: [(&str, &str); 14] = [
+const FILES: [(&str, &str); 15] = [
     ("src/wait/core.rs", ""),
+    ("src/wait/core/sender.rs", ""),
     ("src/wait/core/wait.rs", ""),
     ("src/wait/core/attempt.rs", ""),
     ("src/wait/core/queue.rs", ""),

@@ -15,7 +15,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
-    task::Waker,
+    task::{Context, Poll, Waker},
 };
 
 use tokio::{runtime::Runtime, sync::Notify, time::sleep_until};
@@ -31,7 +31,7 @@ mod xnu;
 
 use super::*;
 use crate::{
-    Backpressure, Stats,
+    Backpressure, Policy, Stats,
     io::Drained,
     sys::{Outgoing, Segmentation},
     wait::{
@@ -555,7 +555,7 @@ async fn schedule(row: Row, seed: u64) {
     let policy = if random.below(8) == 0 { Policy::Drop } else { Policy::Wait { deadline } };
     let model = model(row, seed, policy);
     let sending = async {
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let payload = vec![0; 640];
         for _ in 0..1 + random.below(5) {
             if random.below(2) == 0 {
@@ -707,7 +707,7 @@ fn registering_anew_brings_readiness_back() {
         let model = model(Row::Latched, 1, Policy::Wait { deadline: Duration::from_secs(1) });
         let now = Instant::now();
         model.world.borrow_mut().episodes = vec![(now, now + Duration::from_millis(60))];
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let slices = [IoSlice::new(b"x")];
         let mut t = Transmit::new(TO, &slices);
         tokio::select! {
@@ -730,7 +730,7 @@ fn lost_edges_under_load(row: Row, seconds: u64, lost: bool) -> u64 {
         let every = (0..seconds * 16).map(|i| begin + ms * 61 * i as u32);
         model.world.borrow_mut().episodes = every.map(|start| (start, start + ms * 40)).collect();
         let sending = async {
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             let slices = [IoSlice::new(b"x")];
             while begin.elapsed() < Duration::from_secs(seconds) {
                 let mut t = Transmit::new(TO, &slices);
@@ -769,7 +769,7 @@ fn a_switch_of_the_policy_releases_a_sender_at_once() {
             tokio::time::sleep(Duration::from_millis(10)).await;
             handle.set(Policy::Drop);
         });
-        let mut core = Core::new(model);
+        let mut core = SenderCore::new(model);
         let slices = [IoSlice::new(b"x")];
         let mut t = Transmit::new(TO, &slices);
         let report = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
@@ -805,9 +805,9 @@ fn ten_thousand_waits_are_a_handful_of_lines() {
     runtime().block_on(async {
         let model = model(Row::FreeBsd, 1, Policy::Wait { deadline: Duration::from_millis(1) });
         model.world.borrow_mut().episodes = vec![(Instant::now(), Instant::now() + NEVER)];
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let slices = [IoSlice::new(b"x")];
-        let send = async |core: &mut Core<Model>| {
+        let send = async |core: &mut SenderCore<Model>| {
             let mut t = Transmit::new(TO, &slices);
             poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap()
         };
@@ -844,7 +844,7 @@ fn naive(row: Row, seed: u64) -> Naive {
         let model = Model { naive: true, ..model(row, seed, Policy::Wait { deadline: NEVER }) };
         let now = Instant::now();
         model.world.borrow_mut().episodes = vec![(now, now + Duration::from_millis(20))];
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let slices = [IoSlice::new(b"x")];
         let mut t = Transmit::new(TO, &slices);
         let mut send = pin!(poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))));

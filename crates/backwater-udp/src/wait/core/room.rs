@@ -10,7 +10,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Attempt, Core, Left, Load,
+    Attempt, Left, Load, SenderCore,
     wait::{Retry, Wait},
 };
 use crate::{io::Io, stats::DropReason, transmit::Transmit, wait::backoff::Class};
@@ -18,20 +18,20 @@ use crate::{io::Io, stats::DropReason, transmit::Transmit, wait::backoff::Class}
 /// A wait in which the owner tries, after it was told that there may be room.
 struct Room;
 
-impl<I: Io> Core<I> {
+impl<I: Io> SenderCore<I> {
     /// Ready when the next `try_send` may find room: at once, unless the last one was refused.
     pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.cancel_held();
-        if !self.is_parked() {
-            let Some((class, path)) = self.wait.as_mut().and_then(|wait| wait.refused.take()) else {
+        if !self.core.is_parked() {
+            let Some((class, path)) = self.core.wait.as_mut().and_then(|wait| wait.refused.take()) else {
                 return Poll::Ready(Ok(()));
             };
-            self.name();
-            self.park(false, class, path, false);
+            self.core.name();
+            self.core.park(false, class, path, false);
         }
-        let Some(mut wait) = self.wait.take() else { return Poll::Ready(Ok(())) };
-        let ended = self.poll_parked(cx, &mut wait, &mut Room);
-        self.wait = Some(wait);
+        let Some(mut wait) = self.core.wait.take() else { return Poll::Ready(Ok(())) };
+        let ended = self.core.poll_parked(cx, &mut wait, &mut Room);
+        self.core.wait = Some(wait);
         // It stays parked until the owner has tried: the back-off goes on if that is refused.
         ended.map(|ended| match ended {
             Attempt::Fatal(e) => Err(e),
@@ -47,15 +47,15 @@ impl<I: Io> Core<I> {
             Attempt::Done | Attempt::Paused | Attempt::Fatal(_) => None,
         };
         let is_news = |wait: &Wait<I::Registration>| wait.parked.is_some() || wait.refused.is_some();
-        if self.held > 0 || refused.is_none() && !self.wait.as_deref().is_some_and(is_news) {
+        if self.held > 0 || refused.is_none() && !self.core.wait.as_deref().is_some_and(is_news) {
             return;
         }
         let now = Instant::now();
-        self.wait_mut(now);
-        let Some(mut wait) = self.wait.take() else { return };
+        self.core.wait_mut(now);
+        let Some(mut wait) = self.core.wait.take() else { return };
         let Some(parked) = &mut wait.parked else {
             wait.refused = refused;
-            self.wait = Some(wait);
+            self.core.wait = Some(wait);
             return;
         };
         let (was, by) = (parked.class, wait.by);
@@ -63,14 +63,14 @@ impl<I: Io> Core<I> {
             parked.since = now;
         }
         if progress {
-            self.recovered(&mut wait, was, by, now);
+            self.core.recovered(&mut wait, was, by, now);
         }
         if let Some((class, path)) = refused {
-            self.wait_on(&mut wait, Retry { class, by, path, longest: None }, now);
+            self.core.wait_on(&mut wait, Retry { class, by, path, longest: None }, now);
         }
-        self.wait = Some(wait);
+        self.core.wait = Some(wait);
         if refused.is_none() {
-            self.unpark();
+            self.core.unpark();
         }
     }
 }

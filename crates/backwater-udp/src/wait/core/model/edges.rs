@@ -17,18 +17,18 @@ fn edge(model: &Model) {
     world.deliver_due(Instant::now());
 }
 
-fn poll(core: &mut Core<Model>, ts: &mut [Transmit<'_>]) -> Poll<io::Result<Report>> {
+fn poll(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Poll<io::Result<Report>> {
     core.poll_send_batch(&mut Context::from_waker(Waker::noop()), ts)
 }
 
-async fn send(model: &Model, core: &mut Core<Model>, ts: &mut [Transmit<'_>]) -> io::Result<Report> {
+async fn send(model: &Model, core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> io::Result<Report> {
     tokio::select! {
         report = poll_fn(|cx| core.poll_send_batch(cx, ts)) => report,
         () = reactor(model) => unreachable!(),
     }
 }
 
-async fn send_one(model: &Model, core: &mut Core<Model>) -> u32 {
+async fn send_one(model: &Model, core: &mut SenderCore<Model>) -> u32 {
     let slices = [IoSlice::new(b"x")];
     send(model, core, &mut [Transmit::new(TO, &slices)]).await.unwrap().sent
 }
@@ -38,17 +38,17 @@ fn lost(model: &Model) -> u64 {
 }
 
 /// A sender whose timer has found room right now, though the promised event has not come. No event comes by itself.
-async fn suspicious() -> (Model, Core<Model>) {
+async fn suspicious() -> (Model, SenderCore<Model>) {
     let model = Model { lossy: true, ..model(Row::SendBuffer, 1, WAIT) };
     block(&model, 20 * MS);
-    let mut core = Core::new(model.clone());
+    let mut core = SenderCore::new(model.clone());
     assert_eq!(send_one(&model, &mut core).await, 1);
     assert_eq!(model.stats.snapshot().advised.wakes.timer, 1);
     (model, core)
 }
 
 /// Polls a datagram that the system refuses so often, with the event after the first poll; then gives it up.
-fn waits_in_vain(model: &Model, core: &mut Core<Model>, polls: u32) {
+fn waits_in_vain(model: &Model, core: &mut SenderCore<Model>, polls: u32) {
     let slices = [IoSlice::new(b"x")];
     let mut ts = [Transmit::new(TO, &slices)];
     for number in 0..polls {
@@ -121,7 +121,7 @@ fn an_event_that_comes_during_the_next_wait_is_not_lost() {
 fn a_sender_registers_anew_only_where_readiness_was_worthless() {
     runtime().block_on(async {
         let model = model(Row::SendBuffer, 1, WAIT);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         // An event from before the first wait, and refusals without a promise.
         block(&model, 5 * MS);
         assert_eq!(send_one(&model, &mut core).await, 1);
@@ -148,7 +148,7 @@ fn a_reactor_that_fails_fails_the_sender_and_any_other_error_leaves_it_the_timer
                 block(&model, 20 * MS);
                 let fails = if fails_to_register { &model.registering_fails } else { &model.polling_fails };
                 fails.set(Some(errno));
-                let mut core = Core::new(model.clone());
+                let mut core = SenderCore::new(model.clone());
                 let ended = send(&model, &mut core, &mut [Transmit::new(TO, &slices).segment_size(1)]).await;
                 let counted = model.stats.snapshot();
                 if errno == libc::EBADF {

@@ -5,6 +5,7 @@ use tokio::task::LocalSet;
 use super::*;
 use crate::wait::{
     backoff::By,
+    core::sender::remaining,
     fairness::{Bottleneck, Refused},
 };
 
@@ -45,7 +46,7 @@ fn waiting<R>(senders: usize, queues: usize, test: impl AsyncFnOnce(&Model) -> R
         for sender in 0..senders {
             let model = model.clone();
             tokio::task::spawn_local(async move {
-                let mut core = Core::new(model);
+                let mut core = SenderCore::new(model);
                 let slices = [IoSlice::new(b"x")];
                 let mut t = Transmit::new(to(sender % queues.max(1)), &slices);
                 poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
@@ -131,7 +132,7 @@ fn what_fits_does_not_wait_for_what_never_fits() {
         for _ in 0..3 {
             let model = model.clone();
             tokio::task::spawn_local(async move {
-                let mut core = Core::new(model);
+                let mut core = SenderCore::new(model);
                 let slices = [IoSlice::new(b"x")];
                 let mut t = Transmit::new(to(0), &slices);
                 poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
@@ -156,13 +157,13 @@ fn probers_that_do_not_come_hold_up_nobody_for_long() {
     runtime().block_on(LocalSet::new().run_until(async {
         let model = socket(WAIT, &[full()]);
         let slices = [IoSlice::new(b"x")];
-        let mut gone = [(); 3].map(|()| Core::new(model.clone()));
+        let mut gone = [(); 3].map(|()| SenderCore::new(model.clone()));
         for core in &mut gone {
             let mut t = Transmit::new(to(0), &slices);
             let polled = core.poll_send_batch(&mut Context::from_waker(Waker::noop()), std::slice::from_mut(&mut t));
             assert!(polled.is_pending());
         }
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let others = tokio::task::spawn_local(async move {
             let slices = [IoSlice::new(b"x")];
             let mut t = Transmit::new(to(0), &slices);
@@ -215,7 +216,7 @@ impl Schedule {
     async fn send(&self, index: usize, mut random: Random, destinations: u64, sleeps: bool) {
         let payload = [0; 64];
         let slices = [IoSlice::new(&payload)];
-        let mut core = Core::new(self.model.clone());
+        let mut core = SenderCore::new(self.model.clone());
         for _ in 0..1 + random.below(8) {
             if random.below(2) == 0 {
                 tokio::time::sleep(random.ms(0, 20)).await;
@@ -237,7 +238,7 @@ impl Schedule {
                     assert!(began.elapsed() <= bound + SLACK, "ended after {:?}", began.elapsed());
                 }
                 None if random.below(2) == 0 => core.give_up(&mut ts),
-                None => core = Core::new(self.model.clone()),
+                None => core = SenderCore::new(self.model.clone()),
             }
         }
     }
@@ -246,17 +247,17 @@ impl Schedule {
     async fn offer(
         &self,
         index: usize,
-        core: &mut Core<Model>,
+        core: &mut SenderCore<Model>,
         ts: &mut [Transmit<'_>],
         give_up: Duration,
         sleeps: (Duration, Duration),
     ) -> Option<Report> {
         let began = Instant::now();
         let mut send = poll_fn(|cx| {
-            let fits = !core.is_parked() && self.fits(&left(ts));
+            let fits = !core.core.is_parked() && self.fits(&left(ts));
             let polled = core.poll_send_batch(cx, ts);
             // It may yield to one that was called.
-            assert!(!fits || !core.is_parked() || polled.is_ready(), "there was room for all of it");
+            assert!(!fits || !core.core.is_parked() || polled.is_ready(), "there was room for all of it");
             let held = &mut self.held.borrow_mut()[index];
             if polled.is_pending() {
                 let left = left(ts);
@@ -408,23 +409,27 @@ fn bottlenecks_differ_by_what_was_refused() {
     runtime().block_on(async {
         let model = socket(WAIT, &[full(), full()]);
         let slices = [IoSlice::new(b"x")];
-        let poll = |core: &mut Core<Model>, ts: &mut [Transmit<'_>]| {
+        let poll = |core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]| {
             assert!(core.poll_send_batch(&mut Context::from_waker(Waker::noop()), ts).is_pending());
-            core.wait.as_ref().and_then(|wait| wait.parked.as_ref()).unwrap().bottleneck
+            core.core.wait.as_ref().and_then(|wait| wait.parked.as_ref()).unwrap().bottleneck
         };
         let path = |number| model.contention.path((to(number), None));
         let transmits =
             |to_which: &[usize]| to_which.iter().map(|n| Transmit::new(to(*n), &slices)).collect::<Vec<_>>();
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         assert_eq!(poll(&mut core, &mut transmits(&[0])), path(0));
         assert_eq!(poll(&mut core, &mut transmits(&[1, 1, 1])), path(1));
-        assert_eq!(poll(&mut core, &mut transmits(&[1, 0])), Bottleneck::Sender(core.id));
+        assert_eq!(poll(&mut core, &mut transmits(&[1, 0])), Bottleneck::Sender(core.core.id));
         // What goes does not count; what has gone since does not either.
         open(&model, 0);
         assert_eq!(poll(&mut core, &mut transmits(&[0, 1])), path(1));
         model.failures.borrow_mut().extend([libc::EWOULDBLOCK; 2]);
         assert_eq!(poll(&mut core, &mut transmits(&[0, 1])), Bottleneck::Socket);
         model.failures.borrow_mut().extend([libc::ECONNREFUSED; 20]);
-        assert_eq!(poll(&mut core, &mut transmits(&[0])), Bottleneck::Sender(core.id), "a flood of others' errors");
+        assert_eq!(
+            poll(&mut core, &mut transmits(&[0])),
+            Bottleneck::Sender(core.core.id),
+            "a flood of others' errors"
+        );
     });
 }

@@ -9,11 +9,11 @@ fn blocked(row: Row, policy: Policy) -> Model {
     model
 }
 
-fn poll(core: &mut Core<Model>, ts: &mut [Transmit<'_>]) -> Poll<Report> {
+fn poll(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Poll<Report> {
     core.poll_send_batch(&mut Context::from_waker(Waker::noop()), ts).map(Result::unwrap)
 }
 
-fn poll_one(core: &mut Core<Model>, t: &mut Transmit<'_>) -> Poll<Report> {
+fn poll_one(core: &mut SenderCore<Model>, t: &mut Transmit<'_>) -> Poll<Report> {
     poll(core, std::slice::from_mut(t))
 }
 
@@ -25,7 +25,7 @@ fn a_transmit_that_another_sender_holds_is_sent_when_it_is_offered_here() {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"12345678")];
         let mut t = Transmit::new(TO, &slices).segment_size(1);
-        let (mut a, mut b) = (Core::new(model.clone()), Core::new(model.clone()));
+        let (mut a, mut b) = (SenderCore::new(model.clone()), SenderCore::new(model.clone()));
         assert!(poll_one(&mut a, &mut t).is_pending());
         model.world.borrow_mut().episodes.clear();
         let Poll::Ready(report) = poll_one(&mut b, &mut t) else { panic!("there is room") };
@@ -44,7 +44,7 @@ fn transmits_that_are_offered_by_turns_are_accepted_anew_each_time() {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"12345")];
         let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices).segment_size(1));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         for (turn, accepted) in [(0, 5), (1, 10), (0, 15), (0, 15)] {
             assert!(poll_one(&mut core, &mut ts[turn]).is_pending());
             let counted = model.stats.snapshot();
@@ -66,7 +66,7 @@ fn what_is_left_out_of_a_batch_is_given_up() {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"12345")];
         let mut ts = [(); 3].map(|()| Transmit::new(TO, &slices).segment_size(1));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         assert!(poll(&mut core, &mut ts).is_pending());
         assert!(poll(&mut core, &mut ts[..1]).is_pending());
         let counted = model.stats.snapshot();
@@ -85,7 +85,7 @@ fn a_transmit_that_is_offered_instead_of_another_has_a_deadline_of_its_own() {
         let slices = [IoSlice::new(b"x")];
         let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices));
         let [first, second] = &mut ts;
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         assert!(poll_one(&mut core, first).is_pending());
         tokio::time::sleep(60 * ms).await;
         let began = Instant::now();
@@ -99,13 +99,13 @@ fn a_transmit_that_goes_at_once_instead_of_one_that_is_held_ends_the_wait() {
     runtime().block_on(async {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"x")];
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         assert!(poll_one(&mut core, &mut Transmit::new(TO, &slices)).is_pending());
         model.world.borrow_mut().episodes.clear();
         assert!(poll_one(&mut core, &mut Transmit::new(TO, &slices)).is_ready());
         let counted = model.stats.snapshot();
         assert_eq!((counted.sent, counted.drops.cancelled, counted.held), (1, 1, 0));
-        assert!(!core.is_parked() && core.blocked_for().is_none());
+        assert!(!core.core.is_parked() && core.core.blocked_for().is_none());
     });
 }
 
@@ -118,7 +118,7 @@ fn a_copy_of_a_transmit_that_is_held_is_accepted_as_far_as_the_other_has_gone() 
         let slices = [IoSlice::new(&payload)];
         let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices).segment_size(1));
         let [held, copy] = &mut ts;
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         assert!(poll_one(&mut core, held).is_pending());
         copy.cursor = held.cursor;
         model.world.borrow_mut().episodes.clear();
@@ -139,7 +139,7 @@ fn a_sender_yields_before_it_tries_again_each_time_that_it_begins_to_wait() {
     runtime().block_on(async {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"x")];
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         for attempts in 1..4 {
             let mut t = Transmit::new(TO, &slices);
             assert!(poll_one(&mut core, &mut t).is_pending());
@@ -161,7 +161,7 @@ fn whatever_is_offered_to_whom_the_books_add_up() {
             let model = model(row, seed, policy);
             let payload = [0; 60];
             let slices = [IoSlice::new(&payload)];
-            let mut cores: Vec<_> = (0..3).map(|_| Core::new(model.clone())).collect();
+            let mut cores: Vec<_> = (0..3).map(|_| SenderCore::new(model.clone())).collect();
             let fresh = |random: &mut Random| Transmit::new(TO, &slices).segment_size(1 + random.below(60) as usize);
             let mut ts: Vec<_> = (0..5).map(|_| fresh(&mut random)).collect();
             for _ in 0..60 {
@@ -171,7 +171,7 @@ fn whatever_is_offered_to_whom_the_books_add_up() {
                 match random.below(10) {
                     0..5 => drop(poll(&mut cores[core], &mut ts[from..to])),
                     5 => drop(cores[core].try_send(&mut ts[from])),
-                    6 => cores[core] = Core::new(model.clone()),
+                    6 => cores[core] = SenderCore::new(model.clone()),
                     7 => cores[core].give_up(&mut ts[from..to]),
                     8 => ts[from] = fresh(&mut random),
                     _ => tokio::time::sleep(random.ms(1, 40)).await,
@@ -196,7 +196,7 @@ fn a_sender_that_was_called_and_does_not_come_is_not_waited_for() {
     runtime().block_on(async {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"x")];
-        let [mut gone, mut waits, mut core] = [(); 3].map(|()| Core::new(model.clone()));
+        let [mut gone, mut waits, mut core] = [(); 3].map(|()| SenderCore::new(model.clone()));
         let mut waiting = Transmit::new(TO, &slices);
         assert!(poll_one(&mut gone, &mut Transmit::new(TO, &slices)).is_pending());
         assert!(poll_one(&mut waits, &mut waiting).is_pending());
@@ -225,7 +225,7 @@ fn the_sender_that_was_called_goes_first() {
         let model = blocked(Row::FreeBsd, WAIT);
         let slices = [IoSlice::new(b"x")];
         let mut ts = [(); 3].map(|()| Transmit::new(TO, &slices));
-        let [mut a, mut b, mut c] = [(); 3].map(|()| Core::new(model.clone()));
+        let [mut a, mut b, mut c] = [(); 3].map(|()| SenderCore::new(model.clone()));
         let [ta, tb, tc] = &mut ts;
         assert!(poll_one(&mut a, ta).is_pending() && poll_one(&mut b, tb).is_pending());
         model.world.borrow_mut().episodes.clear();

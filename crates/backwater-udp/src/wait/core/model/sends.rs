@@ -8,7 +8,7 @@ fn a_try_counts_as_accepted_what_it_sends_before_the_next_call_and_nothing_else(
         let model = model(Row::SendBuffer, 1, Policy::default());
         let now = Instant::now();
         model.world.borrow_mut().episodes = Vec::new();
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let payload = [0; 300];
         let slices = [IoSlice::new(&payload)];
         // Three calls.
@@ -30,7 +30,7 @@ fn failing_with(errno: i32) -> (io::Result<Report>, u64) {
         model.failures.borrow_mut().extend([errno; 2]);
         let slices = [IoSlice::new(b"x")];
         let mut ts: [_; 5] = std::array::from_fn(|_| Transmit::new(TO, &slices));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let sent = poll_fn(|cx| core.poll_send_batch(cx, &mut ts)).await;
         let counted = model.stats.snapshot();
         assert_eq!((counted.accepted, counted.held), (5, 0));
@@ -59,7 +59,7 @@ fn a_datagram_of_too_many_pieces_is_dropped_and_the_others_go() {
     runtime().block_on(async {
         let model = model(Row::SendBuffer, 1, Policy::default());
         model.world.borrow_mut().episodes = Vec::new();
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         // Two of one piece, two of 300; and more datagrams than one call takes, so that they go in parts.
         let long = [0; 300];
         let mut slices = vec![IoSlice::new(&long); 2];
@@ -83,7 +83,7 @@ fn a_batch_that_was_refused_is_taken_apart_whatever_has_changed_meanwhile() {
         let payload = [0; 600];
         let slices = [IoSlice::new(&payload)];
         let mut t = Transmit::new(TO, &slices).segment_size(100);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let sent = poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
         assert_eq!((sent.sent, model.world.borrow().delivered), (6, 6));
     });
@@ -98,7 +98,7 @@ fn a_destination_whose_device_refuses_batches_costs_no_other_its_batches() {
         runtime().block_on(async {
             let model = model(Row::SendBuffer, seed, Policy::Wait { deadline: Duration::from_secs(1) });
             model.refusing.set(Some(TO));
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             let payload = [0; 6];
             let slices = [IoSlice::new(&payload)];
             for round in 0..20 {

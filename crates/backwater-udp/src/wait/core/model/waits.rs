@@ -4,11 +4,11 @@ use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
-async fn send(core: &mut Core<Model>, ts: &mut [Transmit<'_>]) -> Report {
+async fn send(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Report {
     poll_fn(|cx| core.poll_send_batch(cx, ts)).await.unwrap()
 }
 
-async fn send_one(core: &mut Core<Model>) -> Report {
+async fn send_one(core: &mut SenderCore<Model>) -> Report {
     let slices = [IoSlice::new(b"x")];
     send(core, &mut [Transmit::new(TO, &slices)]).await
 }
@@ -26,7 +26,7 @@ fn block(model: &Model, time: Duration) {
 fn a_sender_is_stuck_only_while_nothing_is_taken() {
     runtime().block_on(async {
         let model = model(Row::FreeBsd, 1, wait(10));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let second = Duration::from_secs(1);
         // Two drops that are six seconds apart, and datagrams that go at once between them.
         for _ in 0..2 {
@@ -38,22 +38,22 @@ fn a_sender_is_stuck_only_while_nothing_is_taken() {
                 tokio::time::sleep(second).await;
             }
         }
-        assert!(!core.is_stuck() && core.blocked_for().is_none());
+        assert!(!core.core.is_stuck() && core.core.blocked_for().is_none());
 
         block(&model, second * 8);
         let began = Instant::now();
         while began.elapsed() < second * 4 {
             send_one(&mut core).await;
         }
-        assert!(!core.is_stuck());
-        assert!((3..=4).contains(&core.blocked_for().unwrap().as_secs()));
+        assert!(!core.core.is_stuck());
+        assert!((3..=4).contains(&core.core.blocked_for().unwrap().as_secs()));
         while began.elapsed() < second * 6 {
             send_one(&mut core).await;
         }
-        assert!(core.is_stuck());
+        assert!(core.core.is_stuck());
         sleep_until(began + second * 9).await;
         assert_eq!(send_one(&mut core).await.sent, 1);
-        assert!(!core.is_stuck() && core.blocked_for().is_none(), "it went at once");
+        assert!(!core.core.is_stuck() && core.core.blocked_for().is_none(), "it went at once");
         assert_eq!(model.stats.snapshot().stuck, 1);
     });
 }
@@ -64,7 +64,7 @@ fn a_sender_goes_on_at_once_when_the_socket_is_replaced_and_is_stuck_no_more() {
     runtime().block_on(async {
         for (row, seconds) in [(Row::SendBuffer, 5), (Row::Permanent, 5), (Row::XnuAdvised, 30)] {
             let model = model(row, 1, wait(3_600_000));
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             block(&model, NEVER);
             let slices = [IoSlice::new(b"x")];
             let mut ts = [Transmit::new(TO, &slices)];
@@ -72,13 +72,13 @@ fn a_sender_goes_on_at_once_when_the_socket_is_replaced_and_is_stuck_no_more() {
                 // It is noticed when the system is tried.
                 let stuck = Duration::from_secs(seconds) + LAST_BACKSTOP;
                 assert!(tokio::time::timeout(stuck, send(&mut core, &mut ts)).await.is_err());
-                assert!(core.is_stuck() && core.blocked_for().unwrap() >= stuck - LAST_BACKSTOP, "{row:?}");
+                assert!(core.core.is_stuck() && core.core.blocked_for().unwrap() >= stuck - LAST_BACKSTOP, "{row:?}");
                 assert_eq!(model.stats.snapshot().stuck, times);
                 model.contention.socket_replaced();
-                assert!(!core.is_stuck() && core.blocked_for().is_none(), "{row:?}");
+                assert!(!core.core.is_stuck() && core.core.blocked_for().is_none(), "{row:?}");
                 // The next one takes nothing either.
                 assert!(tokio::time::timeout(Duration::ZERO, send(&mut core, &mut ts)).await.is_err());
-                assert!(core.blocked_for().unwrap() < MS);
+                assert!(core.core.blocked_for().unwrap() < MS);
             }
             model.world.borrow_mut().episodes.clear();
             model.contention.socket_replaced();
@@ -95,16 +95,16 @@ fn a_sender_that_drops_is_stuck_too() {
     runtime().block_on(async {
         for (row, seconds) in [(Row::FreeBsd, 5), (Row::LinuxQueue, 5), (Row::XnuAdvised, 30)] {
             let model = model(row, 1, Policy::Drop);
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             block(&model, NEVER);
             for second in 0..seconds + 2 {
                 assert_eq!(send_one(&mut core).await.dropped.get(DropReason::NoBuffers), 1);
-                assert_eq!(core.is_stuck(), second >= seconds, "{row:?} {second}");
+                assert_eq!(core.core.is_stuck(), second >= seconds, "{row:?} {second}");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             model.world.borrow_mut().episodes.clear();
             assert_eq!(send_one(&mut core).await.sent, 1);
-            assert!(!core.is_stuck());
+            assert!(!core.core.is_stuck());
         }
     });
 }
@@ -120,7 +120,7 @@ fn a_poll_makes_a_bounded_number_of_system_calls() {
         for ts in [&mut one[..], &mut several[..]] {
             let model = model(Row::SendBuffer, 1, Policy::default());
             model.world.borrow_mut().episodes.clear();
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             let (all, mut calls) = (20_000 * ts.len() as u64, 0);
             let mut polls = 0;
             poll_fn(|cx| {
@@ -147,7 +147,7 @@ fn a_queue_that_is_smaller_than_a_batch_keeps_the_link_busy() {
         runtime().block_on(async {
             let model = model(Row::FreeBsd, 1, wait(100));
             model.link.set(Some(Link::new(each, limit)));
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             let payload = vec![0; train];
             let slices = [IoSlice::new(&payload)];
             let began = Instant::now();
@@ -175,7 +175,7 @@ fn a_batch_keeps_the_order_within_a_destination() {
             let model = model(Row::SendBuffer, 1, Policy::default());
             model.world.borrow_mut().episodes.clear();
             model.failures.borrow_mut().push_back(errno);
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             let bytes: Vec<_> = (0..6u8).map(|i| [i]).collect();
             let slices: Vec<_> = bytes.iter().map(|b| [IoSlice::new(b)]).collect();
             let to = [TO, TO, other, TO, other, TO];
@@ -197,7 +197,7 @@ fn a_batch_keeps_the_order_within_a_destination() {
 fn a_sender_without_a_descriptor_waits_by_the_timer() {
     runtime().block_on(async {
         let model = model(Row::SendBuffer, 1, wait(100));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         for _ in 0..2 {
             // Once it has none to begin with, and once it loses the one that it has.
             model.registering_fails.set(Some(libc::EMFILE));
@@ -230,7 +230,7 @@ fn short_outages_are_over_soon_and_long_ones_cost_few_calls() {
             let (began, ms) = (Instant::now(), Duration::from_millis(1));
             let at = |i| began + ms * 100 * i;
             model.world.borrow_mut().episodes = (0..100).map(|i| (at(i), at(i) + ms * outage)).collect();
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             while began.elapsed() < ms * 10_000 {
                 send_one(&mut core).await;
                 tokio::time::sleep(ms).await;
@@ -251,7 +251,7 @@ fn a_policy_drops_what_finds_no_room_after_a_flood_of_others_errors() {
         let model = model(Row::FreeBsd, 1, Policy::Drop);
         block(&model, NEVER);
         model.failures.borrow_mut().extend([libc::ECONNREFUSED; 4]);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let began = Instant::now();
         assert_eq!(send_one(&mut core).await.dropped.get(DropReason::NoBuffers), 1);
         assert!(began.elapsed() <= SLACK, "{:?}", began.elapsed());
@@ -264,7 +264,7 @@ fn what_has_room_at_its_deadline_is_sent() {
     runtime().block_on(async {
         let model = Model { lossy: true, ..model(Row::SendBuffer, 1, wait(10)) };
         block(&model, Duration::from_millis(5));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         assert_eq!(send_one(&mut core).await.sent, 1);
         let wakes = model.stats.snapshot().advised.wakes;
         assert_eq!((wakes.timer, wakes.policy), (1, 0));
@@ -276,7 +276,7 @@ fn what_has_room_when_the_policy_is_switched_is_sent() {
     runtime().block_on(async {
         let model = Model { lossy: true, ..model(Row::SendBuffer, 1, wait(1000)) };
         block(&model, Duration::from_millis(5));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let switch = async {
             tokio::time::sleep(Duration::from_millis(10)).await;
             model.backpressure.set(Policy::Drop);
@@ -293,13 +293,13 @@ fn a_sender_is_stuck_whose_datagrams_are_dropped_before_it_tries_again() {
     runtime().block_on(async {
         let model = model(Row::Permanent, 1, wait(10));
         block(&model, NEVER);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(5000) {
-            assert!(!core.is_stuck(), "{:?}", began.elapsed());
+            assert!(!core.core.is_stuck(), "{:?}", began.elapsed());
             assert_eq!(send_one(&mut core).await.dropped.get(DropReason::Deadline), 1);
         }
-        assert!(core.is_stuck());
+        assert!(core.core.is_stuck());
     });
 }
 
@@ -315,7 +315,7 @@ fn a_sender_of_which_a_part_has_gone_is_blocked_from_then_on() {
             let model = model(Row::SendBuffer, 1, wait(deadline));
             block(&model, 20 * ms);
             model.queues.borrow_mut().insert(TO, Rc::new(Cell::new(Link::new(NEVER, 64))));
-            let mut core = Core::new(model.clone());
+            let mut core = SenderCore::new(model.clone());
             let mut t = [Transmit::new(TO, &slices).segment_size(1)];
             let began = Instant::now();
             tokio::select! {
@@ -326,7 +326,7 @@ fn a_sender_of_which_a_part_has_gone_is_blocked_from_then_on() {
                 () = reactor(&model) => {}
                 () = sleep_until(began + 6020 * ms) => {}
             }
-            assert_eq!((core.blocked_for(), core.is_stuck()), (blocked_for, stuck), "{deadline}");
+            assert_eq!((core.core.blocked_for(), core.core.is_stuck()), (blocked_for, stuck), "{deadline}");
             assert_eq!(model.stats.snapshot().sent, 64);
         });
     }
@@ -337,7 +337,7 @@ fn a_socket_that_fails_while_a_sender_waits_ends_the_wait() {
     runtime().block_on(async {
         let model = model(Row::FreeBsd, 1, wait(1000));
         block(&model, NEVER);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let slices = [IoSlice::new(b"123")];
         let mut ts = [Transmit::new(TO, &slices).segment_size(1)];
         let fail = async {
@@ -356,7 +356,7 @@ fn a_long_transmit_that_has_waited_goes_on_as_soon_as_others_have_run() {
     runtime().block_on(async {
         let model = model(Row::FreeBsd, 1, wait(1000));
         block(&model, Duration::from_millis(20));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let payload = vec![0; 20_000];
         let slices = [IoSlice::new(&payload)];
         let mut ts = [Transmit::new(TO, &slices).segment_size(1)];
@@ -364,7 +364,7 @@ fn a_long_transmit_that_has_waited_goes_on_as_soon_as_others_have_run() {
         let report = poll_fn(|cx| {
             let polled = core.poll_send_batch(cx, &mut ts);
             polls += u32::from(model.stats.snapshot().sent > 0);
-            assert!(polls == 0 || core.blocked_for().is_none() && !core.is_parked());
+            assert!(polls == 0 || core.core.blocked_for().is_none() && !core.core.is_parked());
             polled
         });
         let began = Instant::now();

@@ -280,7 +280,7 @@ struct Run {
 fn overload(how: How, policy: Policy, seconds: u64) -> Run {
     runtime().block_on(async {
         let xnu = Xnu::new(how, policy);
-        let mut core = Core::new(xnu.clone());
+        let mut core = SenderCore::new(xnu.clone());
         let (begin, mut longest, mut was_stuck) = (Instant::now(), Duration::ZERO, false);
         let sending = async {
             let mut number = 0u64;
@@ -291,7 +291,7 @@ fn overload(how: How, policy: Policy, seconds: u64) -> Run {
                     let mut t = Transmit::new(TO, &slices);
                     poll_fn(|cx| core.poll_send_batch(cx, std::slice::from_mut(&mut t))).await.unwrap();
                     longest = longest.max(since.elapsed());
-                    was_stuck |= core.is_stuck();
+                    was_stuck |= core.core.is_stuck();
                     number += 1;
                 }
                 tokio::time::sleep(LINK).await;
@@ -429,7 +429,7 @@ fn the_naive_loop_hangs_where_no_edge_comes() {
         runtime().block_on(async {
             let xnu = Xnu::new(how, Policy::Wait { deadline: NEVER });
             xnu.flow.borrow_mut().naive = true;
-            let mut core = Core::new(xnu.clone());
+            let mut core = SenderCore::new(xnu.clone());
             let sending = async {
                 for number in 0..2000u64 {
                     let bytes = number.to_be_bytes();

@@ -20,7 +20,7 @@ use crate::{
     Backpressure, Stats,
     io::{Drained, SendBuffer},
     sys::Outgoing,
-    wait::{decision::Os, fairness::Contention},
+    wait::{core::SenderCore, decision::Os, fairness::Contention},
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -540,7 +540,7 @@ async fn a_batch_goes_on_at_each_event() {
     let train = vec![0; 256_000];
     let slices = [IoSlice::new(&train)];
     let mut ts = [Transmit::new(to(1), &slices).segment_size(100)];
-    let mut core = Core::new(paths.clone());
+    let mut core = SenderCore::new(paths.clone());
     let began = Instant::now();
     assert_eq!(poll_fn(|cx| core.poll_send_batch(cx, &mut ts)).await.unwrap().sent, 2560);
     let counted = paths.stats.snapshot();

@@ -28,7 +28,7 @@ async fn what_a_sender_holds_is_counted_once_more_when_the_queue_drops_it() {
     let bytes = [7; BIG];
     let slices = [IoSlice::new(&bytes)];
     let mut t = Transmit::new(to(1), &slices);
-    let mut sender = Core::new(paths.clone());
+    let mut sender = SenderCore::new(paths.clone());
     let mut cx = Context::from_waker(Waker::noop());
     assert!(sender.poll_send_batch(&mut cx, std::slice::from_mut(&mut t)).is_pending());
     queue.send(1, &mut t).unwrap();
