@@ -48,7 +48,7 @@ use crate::{UdpSocket, stats::Report, transmit::Transmit, wait::core::QueueCore}
 /// ```
 pub struct SendQueue<K: Copy + Ord = SocketAddr>(QueueCore<UdpSocket, K>);
 
-/// How much a [`SendQueue`] keeps, in bytes of payload; a transmit counts 512 at least, which is what one costs.
+/// How much a [`SendQueue`] keeps, in bytes of payload, 4 GiB at most; a transmit counts 512 at least, which is what one costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Of one key.
@@ -66,6 +66,9 @@ impl Default for Bounds {
         Self { of_a_key: 256 << 10, of_all: 4 << 20, send_only_sockets: 16 }
     }
 }
+
+/// A relay has one for each allocation: what is idle is small.
+const _: () = assert!(size_of::<SendQueue>() <= 64);
 
 impl<K: Copy + Ord> SendQueue<K> {
     /// A queue without anything in it.

@@ -21,43 +21,68 @@ mod lines;
 mod promotion;
 mod sides;
 
-use lines::Done;
-use lines::{LEAST, Line, Lines, Serving};
+use lines::{Done, LEAST, Line, Lines, Serving};
 use promotion::Promotion;
 use sides::Sides;
 
 /// Bytes that are sent between two looks at how full the send buffer is. A transmit counts [`LEAST_SEEN`] at least.
-const LOOK: usize = 256 << 10;
+const LOOK: u32 = 256 << 10;
 const LEAST_SEEN: usize = 2 << 10;
 
+/// There is one for each relayed socket of a relay: what is idle takes 64 bytes.
 pub(crate) struct QueueCore<I: Io, K: Copy + Ord> {
     core: Core<I>,
-    bounds: Bounds,
-    lines: Option<Box<Lines<K>>>,
     /// Of the task that empties the queue.
     waker: Option<Waker>,
-    sides: Option<Box<Sides<I, K>>>,
-    /// Where busy keys get connected sockets.
-    promotion: Option<Box<Promotion<K>>>,
+    busy: Option<Box<Busy<I, K>>>,
+    bounds: Limits,
     /// Bytes that were sent since the last look at the send buffer.
-    unseen: usize,
+    unseen: u32,
+}
+
+/// What there is only while something waits, or a key may have a socket of its own.
+struct Busy<I: Io, K: Copy + Ord> {
+    lines: Lines<K>,
+    sides: Option<Sides<I, K>>,
+    /// Where busy keys get connected sockets, as long as there is the queue.
+    promotion: Option<Promotion<K>>,
+}
+
+/// [`Bounds`] in less space: 4 GiB are the most.
+#[derive(Clone, Copy)]
+struct Limits {
+    of_a_key: u32,
+    of_all: u32,
+    sides: u8,
     is_side: bool,
+}
+
+impl From<Bounds> for Limits {
+    fn from(bounds: Bounds) -> Self {
+        let bytes = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self {
+            of_a_key: bytes(bounds.of_a_key),
+            of_all: bytes(bounds.of_all),
+            sides: bounds.send_only_sockets.min(sides::MOST) as u8,
+            is_side: false,
+        }
+    }
+}
+
+impl Limits {
+    fn of_a_side(self) -> Self {
+        Self { of_all: self.of_a_key, sides: 0, is_side: true, ..self }
+    }
 }
 
 impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     pub(crate) fn new(io: I, bounds: Bounds) -> Self {
         let promotes = io.promotes() && !io.is_connected() && bounds.send_only_sockets > 0;
-        let promotion = promotes.then(|| Box::new(Promotion::new()));
-        Self {
-            core: Core::new(io),
-            bounds,
-            lines: None,
-            waker: None,
-            sides: None,
-            promotion,
-            unseen: 0,
-            is_side: false,
+        let mut queue = Self { core: Core::new(io), waker: None, busy: None, bounds: bounds.into(), unseen: 0 };
+        if promotes {
+            queue.busy().promotion = Some(Promotion::new());
         }
+        queue
     }
 
     pub(crate) fn core(&self) -> &Core<I> {
@@ -65,19 +90,40 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     pub(crate) fn held(&self) -> usize {
-        let held = self.lines.as_ref().map_or(0, |lines| lines.datagrams);
-        held + self.sides.as_ref().map_or(0, |sides| sides.held())
+        let held = self.lines().map_or(0, |lines| lines.datagrams);
+        held + self.sides().map_or(0, Sides::held)
     }
 
     pub(crate) fn held_bytes(&self, key: K) -> usize {
-        let bytes = self.lines.as_ref().map_or(0, |lines| lines.bytes_of(key));
-        bytes + self.sides.as_ref().map_or(0, |sides| sides.held_bytes(key))
+        let bytes = self.lines().map_or(0, |lines| lines.bytes_of(key));
+        bytes + self.sides().map_or(0, |sides| sides.held_bytes(key))
     }
 
     /// Bytes that wait.
     fn bytes(&self) -> usize {
-        let bytes = self.lines.as_ref().map_or(0, |lines| lines.bytes);
-        bytes + self.sides.as_ref().map_or(0, |sides| sides.bytes())
+        let bytes = self.lines().map_or(0, |lines| lines.bytes);
+        bytes + self.sides().map_or(0, Sides::bytes)
+    }
+
+    fn lines(&self) -> Option<&Lines<K>> {
+        self.busy.as_ref().map(|busy| &busy.lines)
+    }
+
+    fn sides(&self) -> Option<&Sides<I, K>> {
+        self.busy.as_ref()?.sides.as_ref()
+    }
+
+    fn promotion(&mut self) -> Option<&mut Promotion<K>> {
+        self.busy.as_mut()?.promotion.as_mut()
+    }
+
+    fn promotes(&self) -> bool {
+        self.busy.as_ref().is_some_and(|busy| busy.promotion.is_some())
+    }
+
+    fn busy(&mut self) -> &mut Busy<I, K> {
+        let new = || Busy { lines: Lines::new(self.bounds.is_side), sides: None, promotion: None };
+        self.busy.get_or_insert_with(|| Box::new(new()))
     }
 
     /// Inlined into its callers, with what it calls: the system call leaves nothing of what predicts a return.
@@ -127,11 +173,11 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// The side of a key. One that has none gets one when the send buffer is found to be more than half full.
     #[inline]
     fn side(&mut self, key: Option<K>, t: &mut Transmit<'_>) -> Option<&mut Self> {
-        if self.promotion.is_some() {
+        if self.promotes() {
             return self.connected_side(key?, t);
         }
         if !self.has_side(key) {
-            self.unseen += t.cursor.bytes_left.max(LEAST_SEEN);
+            self.unseen += t.cursor.bytes_left.clamp(LEAST_SEEN, LOOK as usize) as u32;
             if self.unseen < LOOK || !self.is_crowded() || self.open_side(key).is_none() {
                 return None;
             }
@@ -141,13 +187,13 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     fn has_side(&mut self, key: Option<K>) -> bool {
         self.close_sides_of_earlier_socket();
-        self.sides.as_ref().is_some_and(|sides| sides.has(key))
+        self.sides().is_some_and(|sides| sides.has(key))
     }
 
     /// The sides send from the port of a socket that another one has replaced.
     #[inline]
     fn close_sides_of_earlier_socket(&mut self) {
-        if let Some(sides) = &self.sides
+        if let Some(sides) = self.sides()
             && sides.replaced != self.core.io.contention().replaced()
         {
             self.close_sides();
@@ -157,7 +203,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// What waits on them goes on here.
     #[cold]
     fn close_sides(&mut self) {
-        let Some(mut sides) = self.sides.take() else { return };
+        let Some(mut sides) = self.busy.as_mut().and_then(|busy| busy.sides.take()) else { return };
         for (key, line) in sides.take_lines() {
             self.adopt(key, line);
         }
@@ -166,7 +212,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// What waits on it goes on here. If it has failed, that says nothing about the socket that all keys share.
     #[cold]
     fn close_side(&mut self, key: Option<K>) {
-        if let Some((key, line)) = self.sides.as_mut().and_then(|sides| sides.close(key)) {
+        if let Some((key, line)) = self.busy.as_mut().and_then(|busy| busy.sides.as_mut()?.close(key)) {
             self.adopt(key, line);
         }
     }
@@ -174,33 +220,32 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     #[cold]
     fn is_crowded(&mut self) -> bool {
         self.unseen = 0;
-        !self.is_side
-            && self.bounds.send_only_sockets > 0
-            && self.core.io.send_buffer().is_some_and(|buffer| buffer.used > buffer.size / 2)
+        self.bounds.sides > 0 && self.core.io.send_buffer().is_some_and(|buffer| buffer.used > buffer.size / 2)
     }
 
     /// Opens a side for a key. What waits under the key goes with it.
     #[cold]
     fn open_side(&mut self, key: Option<K>) -> Option<()> {
-        if self.is_side || self.promotion.is_some() || self.bounds.send_only_sockets == 0 {
+        if self.bounds.sides == 0 || self.promotes() {
             return None;
         }
-        let most = self.bounds.send_only_sockets;
         let replaced = self.core.io.contention().replaced();
-        let side = self.sides.get_or_insert_with(|| Box::new(Sides::new(replaced))).open(&self.core.io, key, most)?;
-        side.waker.clone_from(&self.waker);
-        side.bounds = Bounds { of_all: self.bounds.of_a_key, ..self.bounds };
+        self.busy();
+        let Self { core, waker, busy: Some(busy), bounds, .. } = self else { return None };
+        let Busy { lines, sides, .. } = &mut **busy;
+        let side = sides.get_or_insert_with(|| Sides::new(replaced)).open(&core.io, key, bounds.sides.into())?;
+        side.waker.clone_from(waker);
+        side.bounds = bounds.of_a_side();
         if let Some(key) = key
-            && let Some(lines) = &mut self.lines
             && let Some(mut line) = lines.take(key)
         {
             for transmit in line.transmits() {
-                transmit.header = self.core.io.header_for_a_side(transmit.header);
+                transmit.header = core.io.header_for_a_side(transmit.header);
             }
             side.adopt(key, line);
             if lines.datagrams == 0 {
                 lines.clear();
-                self.core.unpark();
+                core.unpark();
             }
         }
         Some(())
@@ -210,11 +255,11 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     #[inline(never)]
     fn connected_side(&mut self, key: K, t: &mut Transmit<'_>) -> Option<&mut Self> {
         if self.has_side(Some(key)) {
-            if self.sides.as_ref()?.path(key) != Some(t.path()) {
+            if self.sides()?.path(key) != Some(t.path()) {
                 return None;
             }
         } else {
-            let is_busy = self.promotion.as_mut()?.is_busy(key, t.path(), t.remaining(), Instant::now());
+            let is_busy = self.promotion()?.is_busy(key, t.path(), t.remaining(), Instant::now());
             // What waits here would be overtaken.
             if !is_busy || self.held_bytes(key) > 0 {
                 return None;
@@ -226,15 +271,15 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     #[cold]
     fn connect_side(&mut self, key: K, path: promotion::Path) -> Option<()> {
-        let most = self.bounds.send_only_sockets;
-        let replaced = self.core.io.contention().replaced();
-        let sides = self.sides.get_or_insert_with(|| Box::new(Sides::new(replaced)));
-        let side = sides.connect(&self.core.io, key, path, most)?;
-        side.waker.clone_from(&self.waker);
-        side.bounds = Bounds { of_all: self.bounds.of_a_key, ..self.bounds };
-        self.promotion.as_mut()?.promoted(key);
+        let Self { core, waker, busy: Some(busy), bounds, .. } = self else { return None };
+        let replaced = core.io.contention().replaced();
+        let sides = busy.sides.get_or_insert_with(|| Sides::new(replaced));
+        let side = sides.connect(&core.io, key, path, bounds.sides.into())?;
+        side.waker.clone_from(waker);
+        side.bounds = bounds.of_a_side();
+        busy.promotion.as_mut()?.promoted(key);
         // It looks for idle ones from now on.
-        if let Some(waker) = &self.waker {
+        if let Some(waker) = waker {
             waker.wake_by_ref();
         }
         Some(())
@@ -245,7 +290,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     #[inline]
     fn look_at_destination(&mut self, key: K, t: &Transmit<'_>, report: Report) -> Report {
         const FAILURES: [DropReason; 3] = [DropReason::Unreachable, DropReason::Invalid, DropReason::Other];
-        if let Some(promotion) = &mut self.promotion
+        if let Some(promotion) = self.promotion()
             && FAILURES.iter().any(|reason| report.dropped.get(*reason) > 0)
         {
             promotion.demoted(key, t.path(), Instant::now());
@@ -257,9 +302,10 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// The side of a key, ready for this transmit.
     fn of_side(&mut self, key: Option<K>, t: &mut Transmit<'_>) -> Option<&mut Self> {
         let bytes = self.bytes();
-        let Self { core, bounds, sides: Some(sides), .. } = self else { return None };
-        let side = sides.of(key)?;
-        side.bounds.of_all = bounds.of_a_key.min(bounds.of_all.saturating_sub(bytes - side.bytes()));
+        let Self { core, bounds, busy: Some(busy), .. } = self else { return None };
+        let side = busy.sides.as_mut()?.of(key)?;
+        let of_others = u32::try_from(bytes - side.bytes()).unwrap_or(u32::MAX);
+        side.bounds.of_all = bounds.of_a_key.min(bounds.of_all.saturating_sub(of_others));
         t.header = core.io.header_for_a_side(t.header);
         Some(side)
     }
@@ -269,7 +315,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         if line.is_empty() {
             return;
         }
-        self.lines.get_or_insert_with(|| Lines::new(self.is_side)).put(key, line);
+        self.busy().lines.put(key, line);
         self.core.name();
         if !self.core.is_parked() {
             self.core.park(false, Class::Silent, None, false);
@@ -282,7 +328,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// Offers it to the system, unless it is known that there is no room. `Some` says that there is none for the rest.
     #[inline]
     fn offer(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Option<Class>> {
-        if let Some(lines) = &self.lines
+        if let Some(lines) = self.lines()
             && lines.datagrams > 0
         {
             let is_full = self.core.parked_class() == Some(Class::Advised);
@@ -293,12 +339,16 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
                 return Ok(Some(class).filter(|_| !t.is_done()));
             }
         }
+        if t.is_accepted() {
+            // By a sender, as above.
+            t.cursor.hold = Hold::default();
+        }
         match self.core.offer(t) {
             Attempt::Done => Ok(None),
             Attempt::Refused(class) => Ok(Some(class)),
             Attempt::Crowded | Attempt::Paused => Ok(Some(Class::Silent)),
             Attempt::Fatal(e) => {
-                if !self.is_side {
+                if !self.bounds.is_side {
                     drop_rest(&self.core.io, std::slice::from_mut(t), DropReason::Socket);
                 }
                 Err(e)
@@ -317,14 +367,14 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     fn hold(&mut self, key: K, t: &mut Transmit<'_>, class: Class) {
         let bytes = t.cursor.bytes_left.max(LEAST);
-        if self.held_bytes(key) + bytes > self.bounds.of_a_key || self.bytes() + bytes > self.bounds.of_all {
+        let Limits { of_a_key, of_all, .. } = self.bounds;
+        if self.held_bytes(key) + bytes > of_a_key as usize || self.bytes() + bytes > of_all as usize {
             return self.refuse(t, class, DropReason::QueueFull);
         }
-        let lines = self.lines.get_or_insert_with(|| Lines::new(self.is_side));
         self.core.name();
         self.core.io.stats().accept(t.remaining());
         t.cursor.hold = Hold { sender: self.core.id, generation: 0 };
-        lines.push(key, OwnedTransmit::from(&*t), Instant::now());
+        self.busy().lines.push(key, OwnedTransmit::from(&*t), Instant::now());
         t.let_go();
         if self.core.is_parked() {
             self.core.refused(class);
@@ -339,13 +389,21 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, done: Done<'_, K>) -> Poll<io::Result<()>> {
         self.close_sides_of_earlier_socket();
         let flushed = self.poll_lines(cx, done);
-        let Some(sides) = &mut self.sides else { return flushed };
-        let mut failed = Vec::new();
-        let of_sides = sides.poll(cx, done, &mut failed);
-        let is_pending = of_sides.is_pending() || !failed.is_empty();
+        let Some(busy) = &mut self.busy else { return flushed };
+        let (mut is_pending, mut failed) = (false, Vec::new());
+        if let Some(sides) = &mut busy.sides {
+            is_pending = sides.poll(cx, done, &mut failed).is_pending() || !failed.is_empty();
+            if sides.is_unused() {
+                busy.sides = None;
+            }
+        }
         for (key, line) in failed {
             self.adopt(key, line);
         }
+        let is_idle = |busy: &mut Box<Busy<I, K>>| {
+            flushed.is_ready() && busy.lines.datagrams == 0 && busy.sides.is_none() && busy.promotion.is_none()
+        };
+        self.busy.take_if(is_idle);
         if is_pending && matches!(flushed, Poll::Ready(Ok(()))) { Poll::Pending } else { flushed }
     }
 
@@ -354,11 +412,11 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
             Some(waker) => waker.clone_from(cx.waker()),
             waker @ None => *waker = Some(cx.waker().clone()),
         }
-        let Some(lines) = &mut self.lines else { return Poll::Ready(Ok(())) };
-        if lines.datagrams == 0 {
+        let Some(busy) = self.busy.as_mut().filter(|busy| busy.lines.datagrams > 0) else {
+            self.core.look_after();
             return Poll::Ready(Ok(()));
-        }
-        let mut serving = Serving { lines, done };
+        };
+        let mut serving = Serving { lines: &mut busy.lines, done };
         let ended = match self.core.wait.take() {
             Some(mut wait) if wait.parked.is_some() => {
                 let ended = self.core.poll_parked(cx, &mut wait, &mut serving);
@@ -393,7 +451,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
                 Poll::Ready(Ok(()))
             }
             Attempt::Fatal(e) => {
-                if !self.is_side {
+                if !self.bounds.is_side {
                     serving.drop_all(&self.core.io, DropReason::Socket);
                 }
                 Poll::Ready(Err(e))
@@ -402,23 +460,24 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     pub(crate) fn redirect(&mut self, key: K, destination: SocketAddr, source: Option<IpAddr>) {
-        if self.promotion.is_some() {
+        if self.promotes() {
             // It is connected to the former destination.
             self.close_side(Some(key));
-        } else if let Some(sides) = &mut self.sides {
-            sides.redirect(key, destination, source);
         }
-        if let Some(lines) = &mut self.lines {
-            lines.redirect(key, destination, source);
+        let Some(busy) = &mut self.busy else { return };
+        busy.lines.redirect(key, destination, source);
+        if let Some(sides) = &mut busy.sides {
+            sides.redirect(key, destination, source);
         }
     }
 
     /// What waits under this key is given up.
     pub(crate) fn cancel(&mut self, key: K) {
-        if let Some(sides) = &mut self.sides {
+        let Some(busy) = &mut self.busy else { return };
+        if let Some(sides) = &mut busy.sides {
             sides.cancel(key);
         }
-        let Some(lines) = &mut self.lines else { return };
+        let lines = &mut busy.lines;
         let datagrams = lines.cancel(key);
         self.core.io.stats().dropped(DropReason::Cancelled, datagrams);
         if lines.datagrams == 0 {
@@ -431,7 +490,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 impl<I: Io, K: Copy + Ord> Drop for QueueCore<I, K> {
     fn drop(&mut self) {
         // Those of the sides are counted by them.
-        let held = self.lines.as_ref().map_or(0, |lines| lines.datagrams);
+        let held = self.lines().map_or(0, |lines| lines.datagrams);
         self.core.io.stats().dropped(DropReason::Cancelled, held);
     }
 }

@@ -15,11 +15,11 @@ fn blocked(row: Row, seed: u64, time: Duration) -> Model {
     model
 }
 
-async fn room(core: &mut Core<Model>) {
+async fn room(core: &mut SenderCore<Model>) {
     poll_fn(|cx| core.poll_room(cx)).await.unwrap();
 }
 
-fn try_one(core: &mut Core<Model>) -> bool {
+fn try_one(core: &mut SenderCore<Model>) -> bool {
     let slices = [IoSlice::new(b"x")];
     match core.try_send(&mut Transmit::new(TO, &slices)) {
         Ok(report) => report.sent == 1,
@@ -31,7 +31,7 @@ fn try_one(core: &mut Core<Model>) -> bool {
 }
 
 /// Offers one until it is sent.
-async fn send_by_trying(core: &mut Core<Model>) {
+async fn send_by_trying(core: &mut SenderCore<Model>) {
     loop {
         room(core).await;
         if try_one(core) {
@@ -48,14 +48,14 @@ fn who_tries_is_told_of_room_soon_and_tries_seldom_in_every_row() {
             let time = Duration::from_millis(1 + 7 * seed);
             let model = blocked(row, seed, time);
             let sending = async {
-                let mut core = Core::new(model.clone());
+                let mut core = SenderCore::new(model.clone());
                 let began = Instant::now();
                 for _ in 0..5 {
                     send_by_trying(&mut core).await;
                 }
                 // The longest backstop, if an edge was lost.
                 assert!(began.elapsed() <= time + 2 * LAST_BACKSTOP, "{row:?} {seed}: {:?}", began.elapsed());
-                assert!(!core.is_parked() && core.blocked_for().is_none(), "{row:?} {seed}");
+                assert!(!core.core.is_parked() && core.core.blocked_for().is_none(), "{row:?} {seed}");
             };
             tokio::select! {
                 () = sending => {}
@@ -74,16 +74,16 @@ fn who_tries_is_told_of_room_soon_and_tries_seldom_in_every_row() {
 fn nothing_is_waited_for_that_was_not_refused() {
     runtime().block_on(async {
         let model = blocked(Row::FreeBsd, 1, 10 * MS);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let began = Instant::now();
         room(&mut core).await;
         assert!(!try_one(&mut core));
         room(&mut core).await;
-        assert!(!try_one(&mut core) && core.blocked_for().is_some());
+        assert!(!try_one(&mut core) && core.core.blocked_for().is_some());
         while !try_one(&mut core) {
             room(&mut core).await;
         }
-        assert!(began.elapsed() >= 10 * MS && !core.is_parked() && core.blocked_for().is_none());
+        assert!(began.elapsed() >= 10 * MS && !core.core.is_parked() && core.core.blocked_for().is_none());
         room(&mut core).await;
         room(&mut core).await;
         assert!(began.elapsed() <= 14 * MS, "{:?}", began.elapsed());
@@ -95,7 +95,7 @@ fn nothing_is_waited_for_that_was_not_refused() {
 fn the_owner_decides_when_the_deadline_is_over_and_under_a_policy_to_drop() {
     runtime().block_on(async {
         let model = blocked(Row::SendBuffer, 1, NEVER);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         for (policy, least, most) in [
             (Policy::Wait { deadline: 30 * MS }, 30 * MS, 32 * MS),
             (Policy::Wait { deadline: 50 * MS }, 50 * MS, 52 * MS),
@@ -116,7 +116,7 @@ fn the_owner_decides_when_the_deadline_is_over_and_under_a_policy_to_drop() {
 fn what_is_held_is_given_up_by_who_waits_without_it() {
     runtime().block_on(async {
         let model = blocked(Row::FreeBsd, 1, NEVER);
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let slices = [IoSlice::new(b"x")];
         let mut ts = [Transmit::new(TO, &slices)];
         let sending = poll_fn(|cx| core.poll_send_batch(cx, &mut ts));
@@ -124,7 +124,7 @@ fn what_is_held_is_given_up_by_who_waits_without_it() {
         room(&mut core).await;
         let stats = model.stats.snapshot();
         assert_eq!((stats.accepted, stats.dropped(DropReason::Cancelled), stats.held), (1, 1, 0));
-        assert!(!core.is_parked());
+        assert!(!core.core.is_parked());
     });
 }
 
@@ -134,7 +134,7 @@ fn a_transmit_that_is_sent_in_parts_is_waited_for_in_parts() {
     runtime().block_on(async {
         let model = blocked(Row::FreeBsd, 1, Duration::ZERO);
         model.link.set(Some(Link::new(2 * MS, 10)));
-        let mut core = Core::new(model.clone());
+        let mut core = SenderCore::new(model.clone());
         let payload = [0; 60];
         let slices = [IoSlice::new(&payload)];
         let mut t = Transmit::new(TO, &slices).segment_size(1);

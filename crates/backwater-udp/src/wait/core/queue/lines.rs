@@ -257,8 +257,8 @@ impl<K: Copy + Ord> Serving<'_, K> {
 }
 
 impl<K: Copy + Ord> Lines<K> {
-    pub(super) fn new(of_side: bool) -> Box<Self> {
-        Box::new(Self::with(0, if of_side { sides::CALLS } else { Budget::OF_A_POLL }))
+    pub(super) fn new(of_side: bool) -> Self {
+        Self::with(0, if of_side { sides::CALLS } else { Budget::OF_A_POLL })
     }
 
     fn with(sent: u64, calls: u32) -> Self {

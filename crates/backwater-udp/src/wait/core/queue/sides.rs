@@ -20,7 +20,7 @@ use super::{Done, Line, QueueCore, promotion::Path};
 use crate::{io::Io, send_queue::Bounds, wait::core::timer::Timer};
 
 /// Of one queue.
-const MOST: usize = 16;
+pub(super) const MOST: usize = 16;
 
 /// Of the process: each is a descriptor, or two while it waits.
 const MOST_OF_ALL: usize = 256;
@@ -184,6 +184,11 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
         if pending { Poll::Pending } else { Poll::Ready(()) }
     }
 
+    /// Whether there is none, and one may be looked for again.
+    pub(super) fn is_unused(&self) -> bool {
+        self.all.is_empty() && self.not_before.is_none_or(|at| at <= Instant::now())
+    }
+
     /// What waits on them.
     pub(super) fn take_lines(&mut self) -> Vec<(K, Line)> {
         self.all.drain(..).filter_map(Side::into_line).collect()
@@ -203,7 +208,7 @@ impl<I: Io, K: Copy + Ord> Side<I, K> {
     }
 
     fn into_line(mut self) -> Option<(K, Line)> {
-        Some((self.key?, self.queue.lines.as_mut()?.take(self.key?)?))
+        Some((self.key?, self.queue.busy.as_mut()?.lines.take(self.key?)?))
     }
 
     fn connected(main: &I, key: K, path: Path) -> Option<Self> {
@@ -213,8 +218,7 @@ impl<I: Io, K: Copy + Ord> Side<I, K> {
     }
 
     fn with(io: I, key: Option<K>, path: Option<Path>, counted: Counted) -> Self {
-        let mut queue = QueueCore::new(io, Bounds::default());
-        queue.is_side = true;
+        let queue = QueueCore::new(io, Bounds::default());
         Self { key, path, queue, used: Instant::now(), _counted: counted }
     }
 

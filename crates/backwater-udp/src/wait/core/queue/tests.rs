@@ -507,7 +507,7 @@ async fn one_that_waits_long_beside_many_that_go_costs_no_memory() {
         run(&mut queue, 10 * MS).await;
     }
     assert_eq!((paths.world.borrow().numbers(101).len(), queue.held()), (10_000, 1));
-    assert!(queue.lines.as_ref().unwrap().ages.len() < 100);
+    assert!(queue.lines().unwrap().ages.len() < 100);
     assert_balance(&queue, &paths);
 }
 
@@ -600,6 +600,24 @@ async fn a_send_buffer_that_fills_up_while_others_wait_is_not_tried_for_each_dat
     assert!(paths.stats.snapshot().advised.wakes.readiness > 0);
     run(&mut queue, 300 * MS).await;
     assert_eq!(queue.held(), 1);
+    assert_balance(&queue, &paths);
+}
+
+/// What it takes to wait is there only while something waits, or shortly before.
+#[tokio::test(start_paused = true)]
+async fn an_idle_queue_has_given_back_what_waiting_took() {
+    let paths = paths(&SLOW_AND_FAST, PATIENT);
+    let mut queue = queue(&paths);
+    send(&mut queue, 7, BIG, 0..10);
+    assert!(queue.busy.is_some());
+    flush(&mut queue).await;
+    assert!(queue.busy.is_none() && queue.core.wait.is_some(), "the back-off is remembered for some seconds");
+    tokio::time::sleep(11_000 * MS).await;
+    flush(&mut queue).await;
+    assert!(queue.core.wait.is_none());
+    send(&mut queue, 7, BIG, 10..20);
+    flush(&mut queue).await;
+    assert_eq!(paths.world.borrow().numbers(7), (0..20).collect::<Vec<_>>());
     assert_balance(&queue, &paths);
 }
 

@@ -47,7 +47,7 @@ async fn ever_new_destinations_cost_no_more_than_what_waits() {
         }
         run(&mut queue, MS).await;
     }
-    let lines = queue.lines.as_ref().unwrap();
+    let lines = queue.lines().unwrap();
     assert!(lines.transmits <= 40 * 110, "{}", lines.transmits);
     let (known, turns) = (lines.lines.len(), lines.turns.len());
     assert!(known.max(turns) <= 2 * lines.transmits + 64, "{known} lines, {turns} turns, {} wait", lines.transmits);
@@ -238,7 +238,7 @@ async fn a_poll_drops_a_bounded_number_of_datagrams_and_wakes_itself_for_more() 
 async fn a_poll_forgets_a_bounded_number_of_lines_without_datagrams() {
     let (paths, mut queue) = crowd(5000, PATIENT);
     (0..4999).for_each(|key| queue.cancel(key));
-    let known = |queue: &QueueCore<Paths, u16>| queue.lines.as_ref().map_or(0, |lines| lines.lines.len());
+    let known = |queue: &QueueCore<Paths, u16>| queue.lines().map_or(0, |lines| lines.lines.len());
     assert_eq!(known(&queue), 5000);
     let began = Instant::now();
     while known(&queue) > 1 {

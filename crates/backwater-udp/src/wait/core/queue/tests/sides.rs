@@ -116,7 +116,7 @@ async fn a_line_that_waits_moves_to_a_socket_of_its_own() {
     }
     run(&mut queue, 20 * MS).await;
     send(&mut queue, 207, BIG, 5..6);
-    let lines = queue.lines.as_ref().map_or(0, |lines| lines.datagrams);
+    let lines = queue.lines().map_or(0, |lines| lines.datagrams);
     assert!(lines + 4 <= queue.held() && queue.held_bytes(207) == 4 * BIG);
     assert_balance(&queue, &paths);
     run(&mut queue, 6100 * MS).await;
@@ -142,7 +142,7 @@ async fn what_waits_on_sockets_of_their_own_goes_on_with_the_socket_that_is_ther
     assert!(held > 100 && opened >= 2, "{held} {opened}");
     paths.contention.socket_replaced();
     let _ = timeout(Duration::ZERO, flush(&mut queue)).await;
-    let lines = queue.lines.as_ref().unwrap();
+    let lines = queue.lines().unwrap();
     assert_eq!(
         (open(&paths), lines.datagrams, queue.held_bytes(7) + queue.held_bytes(8)),
         (0, queue.held(), queue.bytes())
