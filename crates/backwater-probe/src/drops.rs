@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_column_of_the_right_lines() {
+    fn drops_are_the_last_column_of_the_socket_lines() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
   109: 0100007F:0D96 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 7 2 0000000000000000 12
   110: 0100007F:0D97 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 8 2 0000000000000000 34

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_held_up_for_long_is_not_caught_up() {
+    fn long_delay_is_not_caught_up() {
         let mut budget = Budget { rate: 1000.0, offered: 0.0 };
         let taken = std::iter::from_fn(|| budget.take(Duration::from_secs(5)).ok()).count();
         assert!((100..=102).contains(&taken), "{taken}");

@@ -137,7 +137,7 @@ fn refusals_are_reported_and_the_others_served() {
 }
 
 #[test]
-fn silence_is_an_error() {
+fn silent_server_is_an_error() {
     let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
     let error = runtime().block_on(async {
         let mut clients = Clients::new(nobody.local_addr().unwrap(), 2).unwrap();

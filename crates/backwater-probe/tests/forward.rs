@@ -158,7 +158,7 @@ fn the_forwarder_forwards_byte_for_byte() {
 }
 
 #[test]
-fn what_nobody_forwards_is_an_error_or_lost() {
+fn datagrams_without_a_forwarder_are_lost_or_an_error() {
     runtime().block_on(async {
         for direction in DIRECTIONS {
             let via = Via::Forwarder(free());
@@ -177,7 +177,7 @@ fn what_nobody_forwards_is_an_error_or_lost() {
 }
 
 #[test]
-fn a_load_that_cannot_be_is_refused() {
+fn invalid_load_is_refused() {
     runtime().block_on(async {
         let mut session = Session::open(&nothing_between(1)).await.unwrap();
         for bad in [load(7, 1, 1.0), load(100, 0, 1.0), load(65_504, 1, 1.0)] {
@@ -193,8 +193,8 @@ fn a_load_that_cannot_be_is_refused() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn what_the_system_has_no_room_for_is_refused_and_no_error() {
-    support::in_namespace("what_the_system_has_no_room_for_is_refused_and_no_error", || {
+fn refused_datagrams_are_counted_and_no_error() {
+    support::in_namespace("refused_datagrams_are_counted_and_no_error", || {
         support::tc("qdisc add dev lo root tbf rate 1mbit burst 70k limit 80k");
         runtime().block_on(async {
             let mut session = Session::open(&nothing_between(1)).await.unwrap();

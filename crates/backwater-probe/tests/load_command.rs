@@ -136,8 +136,8 @@ fn a_server_that_is_silent_is_told_from_a_port_that_nobody_listens_on() {
 /// In a network without a route.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_server_without_a_route_is_said_so() {
-    support::in_namespace("a_server_without_a_route_is_said_so", || {
+fn server_without_a_route_is_reported() {
+    support::in_namespace("server_without_a_route_is_reported", || {
         let (said, code) = error(&["--server", "192.0.2.1", "--user", "alice:secret"]);
         assert_eq!(code, Some(1));
         assert!(said.ends_with("this host has sent nothing to 192.0.2.1:3478: it has no route there"), "{said}");

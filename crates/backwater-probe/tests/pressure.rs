@@ -43,7 +43,7 @@ fn a_rate_is_not_exceeded_and_everything_is_accounted_for() {
 }
 
 #[test]
-fn it_says_what_it_will_do_and_shows_no_progress_where_nobody_looks() {
+fn plan_is_printed_and_no_progress_without_a_terminal() {
     let out = pressure("127.0.0.1 --seconds 0.1 --rate 100 --policies wait,naive --connected no");
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert_eq!(stderr, "sends datagrams of 1200 bytes to 127.0.0.1:9, 100 per second, for 0.2 s\n");

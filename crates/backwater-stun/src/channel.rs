@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_are_no_channels() {
+    fn channel_numbers_of_other_protocols_are_refused() {
         // RTP's first byte, taken for a channel by a codec that only looked at the top bits.
         for number in [0x0000, 0x3FFF, 0x8000, 0xFFFF_u16] {
             let [a, b] = number.to_be_bytes();

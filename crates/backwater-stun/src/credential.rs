@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_notices_bidding_down() {
+    fn client_detects_bid_down() {
         let promise = BOTH.nonce_cookie();
         let (promise, silence) = (Nonce(&promise), Nonce(b"1234"));
         assert_eq!(PasswordAlgorithms::choose(&promise, None), Err(ChallengeError::BidDown));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_takes_its_own_offer_or_an_old_client() {
+    fn server_accepts_its_own_offer_or_none() {
         let offer = PasswordAlgorithms::SHA256;
         let (md5, sha256) = (PasswordAlgorithm::MD5, PasswordAlgorithm::SHA256);
         assert_eq!(offer.accept(None, None), Ok(md5));

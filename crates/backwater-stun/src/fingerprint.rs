@@ -27,7 +27,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_crc_of_the_definition_at_every_length() {
+    fn fingerprint_is_crc32_at_every_length() {
         assert_eq!(slow(b"123456789") ^ XOR, 0xCBF4_3926);
         let message: std::vec::Vec<u8> = (0..200_u32).map(|i| (i * 37 + 11) as u8).collect();
         for end in 0..message.len() {

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn every_class_and_method_survives_the_interleaving() {
+    fn every_class_and_method_round_trips() {
         let classes = [Class::Request, Class::Indication, Class::SuccessResponse, Class::ErrorResponse];
         for class in classes {
             for number in 0..=0xFFF {
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_types_that_everyone_knows() {
+    fn well_known_message_types_have_their_numbers() {
         assert_eq!(encode_type(Class::Request, Method::BINDING), 0x0001);
         assert_eq!(encode_type(Class::SuccessResponse, Method::BINDING), 0x0101);
         assert_eq!(encode_type(Class::ErrorResponse, Method::ALLOCATE), 0x0113);

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_long_term_key_of_the_rfc() {
+    fn long_term_key_matches_the_example_of_the_rfc() {
         // RFC 8489 §9.2.2 gives this one.
         let key = LongTermKey::md5("user", "realm", "pass");
         let expected = [0x84, 0x93, 0xFB, 0xC5, 0x3B, 0xA5, 0x82, 0xFB, 0x4C, 0x04, 0x4C, 0x45, 0x6B, 0xDC, 0x40, 0xEB];
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_104_bytes_and_shows_nothing() {
+    fn key_is_104_bytes_and_debug_hides_it() {
         assert_eq!(size_of::<HmacKey>(), 104);
         assert_eq!(std::format!("{:?}", HmacKey::new(b"secret")), "HmacKey(..)");
     }

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_byte_tells_the_protocol() {
+    fn first_byte_identifies_the_protocol() {
         for (bytes, protocol) in [
             (0..=3, Protocol::Stun),
             (4..=15, Protocol::Unassigned),

@@ -78,7 +78,7 @@ mod tests {
     use crate::attribute::Data;
 
     #[test]
-    fn the_parts_are_what_the_writer_writes() {
+    fn prefix_and_padding_match_the_writer() {
         for peer in ["192.0.2.1:4321", "[2001:db8::1]:4321"] {
             let peer: SocketAddr = peer.parse().unwrap();
             for payload in [&b""[..], b"1", b"12", b"123", b"1234", b"12345"] {
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_no_message_can_hold_is_refused() {
+    fn payload_that_exceeds_a_message_is_refused() {
         let peer = SocketAddr::from(([192, 0, 2, 1], 4321));
         let id = TransactionId([7; 12]);
         // 65,532 bytes of attributes, less 12 for the address and 4 for DATA's header.

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_is_known_from_four_bytes() {
+    fn frame_length_is_known_after_four_bytes() {
         for (start, needed) in [
             (&[][..], 4),
             (&[0x00, 0x01, 0xFF], 4),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_has_lost_its_frames_says_so_at_once() {
+    fn lost_framing_is_an_error_at_once() {
         for start in [
             &[0x80][..],
             &[0x80, 0x00],

@@ -226,7 +226,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_parsed_is_printed_and_parsed_the_same(
+        fn uri_round_trips(
             text in r"(stun|turn|TURN)s?:[a-z0-9.%:\[\]é]{0,12}(:[0-9]{0,6})?(\?transport=[a-z]{0,4})?",
             noise: String,
         ) {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_rfcs() {
+    fn uris_of_the_rfcs_parse() {
         // RFC 7064 appendix B and RFC 7065 appendix B.
         for text in [
             "stun:example.org",
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn either_case_and_default_ports() {
+    fn case_is_ignored_and_ports_have_defaults() {
         let uri = Uri::parse("TURNS:[::1]?Transport=UDP").unwrap();
         assert_eq!(uri.to_string(), "turns:[::1]?transport=udp");
         assert_eq!(uri.port_or_default(), 5349);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_uri() {
+    fn malformed_uri_is_refused() {
         for (text, error) in [
             ("", UriError::Scheme),
             ("example.org", UriError::Scheme),

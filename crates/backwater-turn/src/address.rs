@@ -27,37 +27,37 @@ address!(
     ClientAddr
 );
 address!(
-    /// The address of someone whom a client exchanges data with through the relay.
+    /// The transport address of a peer.
     PeerAddr
 );
 address!(
-    /// A relayed transport address: where peers reach a client.
+    /// A relayed transport address: peers reach a client there.
     RelayedAddr
 );
 
-/// What tells a client's allocation from all others (RFC 8656, section 2), its protocol being UDP.
+/// The 5-tuple that identifies an allocation (RFC 8656 §2), without the protocol, which is UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FiveTuple {
     /// The client.
     pub client: ClientAddr,
-    /// The server's transport address that it uses.
+    /// The transport address of the server's listener.
     pub server: SocketAddr,
 }
 
-/// One thing for IPv4 and one for IPv6.
+/// A value for IPv4 and one for IPv6.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PerFamily<T> {
-    /// IPv4's.
+    /// For IPv4.
     pub v4: T,
-    /// IPv6's.
+    /// For IPv6.
     pub v6: T,
 }
 
-/// Some of the address families, or both, or none.
+/// A set of address families.
 pub type Families = PerFamily<bool>;
 
 impl<T> PerFamily<T> {
-    /// That of a family.
+    /// Returns the value for a family.
     #[inline]
     pub fn get(&self, family: AddressFamily) -> &T {
         match family {
@@ -66,7 +66,7 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// That of a family, to be changed.
+    /// Returns the value for a family, to change it.
     #[inline]
     pub fn get_mut(&mut self, family: AddressFamily) -> &mut T {
         match family {
@@ -75,30 +75,30 @@ impl<T> PerFamily<T> {
         }
     }
 
-    /// What `f` makes of each.
+    /// Applies `f` to both values.
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> PerFamily<U> {
         PerFamily { v4: f(self.v4), v6: f(self.v6) }
     }
 }
 
 impl Families {
-    /// One family.
+    /// Returns the set of one family.
     pub fn only(family: AddressFamily) -> Self {
         Self { v4: family == AddressFamily::Ipv4, v6: family == AddressFamily::Ipv6 }
     }
 
-    /// Those that are in both.
+    /// Returns the families that are in both sets.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { v4: self.v4 && other.v4, v6: self.v6 && other.v6 }
     }
 
-    /// Whether there is any.
+    /// Returns whether the set has a family.
     pub fn any(self) -> bool {
         self.v4 || self.v6
     }
 
-    /// Those that are in it.
+    /// Returns the families in the set.
     pub fn iter(self) -> impl Iterator<Item = AddressFamily> {
         [AddressFamily::Ipv4, AddressFamily::Ipv6].into_iter().filter(move |family| *self.get(*family))
     }

@@ -1,4 +1,4 @@
-//! Who may use the server: long-term credentials and the nonces that go with them.
+//! Long-term credentials, and the nonces that go with them.
 
 use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -19,9 +19,9 @@ pub use hashed::HashedPassword;
 
 /// Static users, and shared secrets for time-limited credentials.
 ///
-/// A time-limited username is `expiry`, `expiry:name`, `name:expiry` or `:expiry`, the expiry in seconds since 1970-01-01 UTC;
-/// its password is the base64 of HMAC-SHA1(secret, username) or of HMAC-SHA256(secret, username): what is known as the TURN REST API. A new allocation needs one that has
-/// not expired; an allocation that exists goes on.
+/// A time-limited username is `expiry`, `expiry:name`, `name:expiry` or `:expiry`, with the expiry in seconds since 1970-01-01 UTC.
+/// Its password is the base64 of HMAC-SHA1(secret, username) or of HMAC-SHA256(secret, username), as in the TURN REST API
+/// (draft-uberti-behave-turn-rest). A new allocation needs a username that has not expired; an existing allocation continues.
 #[derive(Clone)]
 pub struct Credentials {
     realm: String,
@@ -40,11 +40,11 @@ struct Secret {
     value: String,
 }
 
-/// A user, and the key that one password algorithm makes: what a request is verified with. Shared by all that the user has.
+/// A user, and the key by one password algorithm, which verifies the user's requests. The user's allocations share it.
 pub(crate) struct Identity {
     pub(crate) name: Box<str>,
     pub(crate) algorithm: Algorithm,
-    /// The secret that the password was made with, by its place.
+    /// The index of the secret that made the password.
     secret: Option<u16>,
     pub(crate) key: HmacKey,
 }
@@ -55,7 +55,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// How a password becomes a key (RFC 8489, section 18.5).
+/// How a password becomes a key (RFC 8489 §18.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     Md5,
@@ -65,11 +65,11 @@ pub(crate) enum Algorithm {
 /// A request with a valid nonce that has not authenticated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthFailure {
-    /// The user name as it was sent, which may be anything; empty for a hash that is no user's.
+    /// The user name of the request, which may be anything; empty for an unknown USERHASH.
     pub user: Box<str>,
-    /// What was wrong.
+    /// The reason.
     pub reason: AuthFailureReason,
-    /// The length of the reply, unless the source has had its share of answers.
+    /// The length of the reply. `None`: the source has reached the limit of replies, and gets none.
     pub reply: Option<usize>,
 }
 
@@ -81,17 +81,17 @@ pub enum AuthFailureReason {
     WrongPassword,
     /// There is no such user.
     UnknownUser,
-    /// The time-limited user name is no longer good.
+    /// The time-limited user name has expired.
     Expired,
-    /// The realm is another one.
+    /// The realm is not the server's.
     WrongRealm,
 }
 
 impl AuthFailureReason {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in the order of their numbers.
     pub const ALL: &'static [Self] = &[Self::WrongPassword, Self::UnknownUser, Self::Expired, Self::WrongRealm];
 
-    /// The name in metrics and logs.
+    /// Returns the name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::WrongPassword => "wrong_password",
@@ -102,21 +102,21 @@ impl AuthFailureReason {
     }
 }
 
-/// What cannot be a credential.
+/// Why a credential cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialsError {
-    /// The server needs one, and it is in each 401: longer ones would make that more than 4.5 times as long as the request
-    /// that it answers.
+    /// The realm is empty, too long, or has forbidden characters. Each 401 carries the realm: a longer one would make the response
+    /// more than 4.5 times as long as the request.
     #[error("a realm has 1 to 48 bytes, and no quotation marks or control characters")]
     Realm,
-    /// RFC 8489, section 14.3: a username has fewer than 509 bytes; a colon would be ambiguous in the key.
+    /// The user name is not one: it has at most 508 bytes (RFC 8489 §14.3), and no colon, which would be ambiguous in the key.
     #[error("a user name has 1 to 508 bytes, and neither a colon nor control characters")]
     Username,
-    /// OpaqueString (RFC 8265) does not allow it.
+    /// OpaqueString (RFC 8265) does not allow the password.
     #[error("a password has no control characters and nothing else that RFC 8265 forbids")]
     Password,
-    /// Nothing would be secret.
+    /// The password or the secret is empty.
     #[error("it is empty")]
     Empty,
     /// It is no [`HashedPassword`].
@@ -132,11 +132,11 @@ pub enum CredentialsError {
     NoSecret,
 }
 
-/// Of a realm, in bytes: the shortest Allocate that a client sends has 28 bytes, and a 401 with this realm 124.
+/// Bytes of a realm at most. The shortest Allocate request has 28 bytes, and a 401 with such a realm 124.
 const MAX_REALM: usize = 48;
 
 impl Credentials {
-    /// Nobody, in this realm.
+    /// Makes credentials without a user, in this realm.
     ///
     /// # Errors
     /// [`CredentialsError::Realm`].
@@ -239,27 +239,27 @@ impl Credentials {
         Ok((username, password))
     }
 
-    /// Whether there is neither a user nor a secret, so that nobody can get in.
+    /// Returns whether there is neither a user nor a secret, so that every request is refused.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty() && self.secrets.is_empty()
     }
 
-    /// How many static users there are.
+    /// Returns the number of static users.
     pub fn users(&self) -> usize {
         self.users.len()
     }
 
-    /// How many shared secrets there are.
+    /// Returns the number of shared secrets.
     pub fn secrets(&self) -> usize {
         self.secrets.len()
     }
 
-    /// The realm.
+    /// Returns the realm.
     pub fn realm(&self) -> &str {
         &self.realm
     }
 
-    /// Who a request with this name may come from: nobody for a user who is unknown or expired.
+    /// Returns the identities that a request with this user name may have: none for a user that is unknown or expired.
     pub(crate) fn identities(
         &self,
         username: &str,
@@ -286,12 +286,12 @@ impl Credentials {
         }
     }
 
-    /// The name of a static user. A time-limited one cannot be found by its hash.
+    /// Returns the name of a static user. A time-limited user cannot be found by its hash.
     pub(crate) fn by_hash(&self, Userhash(hash): &Userhash) -> Option<&str> {
         self.hashes.get(hash).map(|name| &**name)
     }
 
-    /// What is offered to clients, best first.
+    /// Returns the password algorithms that are offered to clients, the best first.
     pub(crate) fn algorithms(&self) -> PasswordAlgorithms<'static> {
         if self.md5_only { PasswordAlgorithms::MD5 } else { PasswordAlgorithms::SHA256_MD5 }
     }
@@ -317,7 +317,7 @@ impl Identity {
         self.secret.map_or(0, |_| size_of::<Self>() + self.name.len())
     }
 
-    /// Whether it is the same user with the same key.
+    /// Returns whether both are the same user with the same key.
     pub(crate) fn is(&self, other: &Self) -> bool {
         (&self.name, self.algorithm, self.secret) == (&other.name, other.algorithm, other.secret)
     }
@@ -335,7 +335,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Returns until when a time-limited user name is good, in seconds since 1970-01-01 UTC, and the name in it, which may be empty.
+/// Returns the expiry of a time-limited user name, in seconds since 1970-01-01 UTC, and the name in it, which may be empty.
 pub(crate) fn time_limit(username: &str) -> Option<(u64, &str)> {
     let expiry = |text: &str| text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
     let (first, after) = username.split_once(':').unwrap_or((username, ""));
@@ -351,41 +351,41 @@ pub fn time_limited_password(secret: &str, username: &str) -> String {
     BASE64_STANDARD.encode(mac.chain_update(username).finalize().into_bytes())
 }
 
-/// Returns the same of HMAC-SHA256.
+/// Returns the same with HMAC-SHA256.
 pub(crate) fn time_limited_password_sha256(secret: &str, username: &str) -> String {
     let Ok(mac) = <Hmac<Sha256> as KeyInit>::new_from_slice(secret.as_bytes()) else { return String::new() };
     BASE64_STANDARD.encode(mac.chain_update(username).finalize().into_bytes())
 }
 
-/// Nonces that need not be remembered: what RFC 8489 has in front of them, the time, and a keyed code over both and the
+/// Makes and checks nonces without a table. A nonce is the cookie of RFC 8489 §9.2, the time, and a keyed code over both and the
 /// client's address.
 pub(crate) struct Nonces {
     key: Hmac<Sha256>,
     cookie: [u8; COOKIE_LEN],
 }
 
-/// What a nonce is worth.
+/// The result of checking a nonce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NonceCheck {
     Valid,
-    /// Not one of ours, another client's, or too old: the client gets a new one (RFC 8489, section 9.2.4).
+    /// Another server's, another client's, or too old. The client gets a new one (RFC 8489 §9.2.4).
     Stale,
 }
 
 const COOKIE_LEN: usize = 13;
 
-/// The last two bytes of the time in seconds: which 18 hours it was is found by the code.
+/// Bytes of the time in seconds: its last two. The code tells which 18 hours it was.
 const STAMP_LEN: usize = 2;
 
-/// Bytes of the code that are kept: guessing one takes 2^71 attempts, each of them a datagram. More would not fit into
-/// a 401 that is at most 4.5 times as long as what it answers.
+/// Bytes of the code in a nonce. Guessing one takes 2^71 datagrams. More bytes would not fit into a 401 that is at most 4.5 times
+/// as long as its request.
 const CODE_LEN: usize = 9;
 
 /// The length of a nonce in characters.
 pub(crate) const NONCE_LEN: usize = COOKIE_LEN + ((STAMP_LEN + CODE_LEN) * 8).div_ceil(6);
 
 impl Nonces {
-    /// How long a nonce is good for (RFC 8656, section 5 suggests an hour).
+    /// How long a nonce is valid (RFC 8656 §5 suggests an hour).
     const LIFETIME: Duration = Duration::from_secs(3600);
 
     pub(crate) fn new(key: &[u8; 64], features: SecurityFeatures) -> Self {
@@ -399,7 +399,7 @@ impl Nonces {
         bytes[STAMP_LEN..].copy_from_slice(&self.code(seconds, client));
         let mut nonce = [0; NONCE_LEN];
         nonce[..COOKIE_LEN].copy_from_slice(&self.cookie);
-        // It has room for exactly that.
+        // The buffer has exactly this length.
         let _ = BASE64_URL_SAFE_NO_PAD.encode_slice(bytes, &mut nonce[COOKIE_LEN..]);
         nonce
     }
@@ -414,10 +414,10 @@ impl Nonces {
         let (stamp, code) = bytes.split_at(STAMP_LEN);
         let stamp = u16::from_be_bytes(stamp.try_into().unwrap_or_default());
         let now = unix.as_secs();
-        // A clock that is set back a little must not make fresh nonces stale.
+        // Fresh nonces stay valid when the clock is set back a little.
         let age = i64::from((now as u16).wrapping_sub(stamp) as i16);
         let fresh = age.unsigned_abs() <= Self::LIFETIME.as_secs();
-        // Nobody gains by timing this: a valid code is given to anyone who asks.
+        // The comparison need not take constant time: anyone who asks gets a valid code.
         let valid = fresh && code == self.code(now.wrapping_add_signed(-age), client);
         if valid { NonceCheck::Valid } else { NonceCheck::Stale }
     }

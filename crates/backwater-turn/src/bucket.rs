@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A token bucket in one word, for all threads: the time at which it will be full again (GCRA).
+/// A token bucket in one word, which all threads share: the time at which it will be full again (GCRA).
 #[derive(Debug, Default)]
 pub(crate) struct Bucket(AtomicU64);
 
-/// The clock that buckets are read with: nanoseconds since it was made.
+/// The clock of the buckets: nanoseconds since it was made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticks(Instant);
 
@@ -80,12 +80,12 @@ impl Ticks {
 }
 
 impl Rate {
-    /// So many tokens a second, a second's worth of them at once, or `least`.
+    /// Refills `per_second` tokens per second. The bucket holds a second's worth of tokens, and at least `least`.
     pub(crate) fn new(per_second: u64, least: u64) -> Self {
         Self::per(per_second, Duration::from_secs(1), least)
     }
 
-    /// So many tokens a minute, and as many at once.
+    /// Refills and holds so many tokens per minute.
     pub(crate) fn per_minute(tokens: u64) -> Self {
         Self::per(tokens, Duration::from_secs(60), 0)
     }
@@ -104,7 +104,7 @@ impl Rate {
 }
 
 impl Bucket {
-    /// Takes tokens, or none if there are not enough.
+    /// Takes `n` tokens, or none of them. Returns whether it took them.
     pub(crate) fn take(&self, now: u64, rate: Rate, tokens: u64) -> bool {
         let cost = rate.nanos(tokens);
         let taken = self.0.fetch_update(Relaxed, Relaxed, |full| {
@@ -114,12 +114,12 @@ impl Bucket {
         taken.is_ok()
     }
 
-    /// Whether there are so many tokens.
+    /// Returns whether the bucket has `n` tokens.
     pub(crate) fn has(&self, now: u64, rate: Rate, tokens: u64) -> bool {
         self.0.load(Relaxed).max(now) + rate.nanos(tokens) <= now + rate.depth
     }
 
-    /// Whether nothing of it was taken lately.
+    /// Returns whether the bucket is full.
     pub(crate) fn is_full(&self, now: u64) -> bool {
         self.0.load(Relaxed) <= now
     }
@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_and_then_the_rate() {
+    fn bucket_allows_a_burst_and_then_the_rate() {
         let (bucket, rate) = (Bucket::default(), Rate::new(10, 0));
         let mut now = 5_000_000_000;
         assert_eq!((0..100).filter(|_| bucket.take(now, rate, 1)).count(), 10);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_bucket_holds_what_comes_at_once() {
+    fn slow_bucket_holds_a_whole_batch() {
         let (bucket, rate) = (Bucket::default(), Rate::new(1000, 65_536));
         assert!(bucket.take(0, rate, 65_536) && !bucket.take(0, rate, 1));
         assert!(bucket.take(1_000_000_000, rate, 1000));

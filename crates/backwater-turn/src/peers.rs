@@ -17,13 +17,13 @@ use crate::PeerAddr;
 /// host (`0.0.0.0/8`, `::`), and the relay's own listeners.
 #[derive(Clone, Debug)]
 pub struct PeerRules {
-    /// Allowed although refused by default.
+    /// Allowed prefixes among those that are refused by default.
     pub allow: Vec<IpNet>,
-    /// Refused.
+    /// Refused prefixes.
     pub deny: Vec<IpNet>,
     /// NAT64 prefixes beside `64:ff9b::/96`, of 32, 40, 48, 56, 64 or 96 bits.
     pub nat64: Vec<Ipv6Net>,
-    /// The relay's own listeners. Their ports are out of bounds at every address of this host and of `relayed`.
+    /// The relay's own listeners. Their ports are refused at every address of this host and of `relayed`.
     pub listeners: Vec<SocketAddr>,
     /// The addresses of relayed ports, and the external addresses that peers see instead. The wildcard stands for every
     /// address of this host.
@@ -32,7 +32,7 @@ pub struct PeerRules {
     pub is_local: fn(IpAddr) -> bool,
 }
 
-/// Nothing is allowed or denied beyond the default, and the relay has no listener.
+/// The default rules, for a relay without a listener.
 impl Default for PeerRules {
     fn default() -> Self {
         Self { allow: vec![], deny: vec![], nat64: vec![], listeners: vec![], relayed: vec![], is_local: |_| false }
@@ -43,34 +43,34 @@ impl Default for PeerRules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerRefused {
-    /// A prefix of [`PeerRules::deny`].
+    /// The address is in a prefix of [`PeerRules::deny`].
     #[error("{subject} is in the denied prefix {net}")]
     Denied {
-        /// The peer or what it stands for.
+        /// The address that the rule is about.
         subject: Subject,
         /// The rule.
         net: IpNet,
     },
-    /// A range that is refused unless it is allowed.
+    /// The address is in a range that is refused unless it is allowed.
     #[error("{subject} is in {net} ({range}), which is refused unless allowed")]
     Default {
-        /// The peer or what it stands for.
+        /// The address that the rule is about.
         subject: Subject,
         /// The range.
         net: IpNet,
-        /// What it is for.
+        /// The purpose of the range.
         range: &'static str,
     },
-    /// An address that stands for the sending host.
+    /// The address stands for the host that sends to it.
     #[error("{subject} stands for this host itself")]
     ThisHost {
-        /// The peer or what it stands for.
+        /// The address that the rule is about.
         subject: Subject,
     },
-    /// One of the relay's own listeners.
+    /// The address is one of the relay's own listeners.
     #[error("it is a listener of this relay")]
     Listener,
-    /// An IPv4 address in the clothes of an IPv6 one, which no peer has.
+    /// The address is an IPv4-mapped IPv6 address, which no peer has.
     #[error("it is an IPv4 address mapped into IPv6")]
     Mapped,
 }
@@ -78,7 +78,7 @@ pub enum PeerRefused {
 /// Which address a rule is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
-    /// The peer's own.
+    /// The peer's address itself.
     Peer,
     /// The IPv4 address that the peer's IPv6 address stands for.
     StandsFor(Ipv4Addr),
@@ -94,7 +94,7 @@ impl fmt::Display for Subject {
 }
 
 impl PeerRefused {
-    /// What an operator changes to allow it.
+    /// Returns what an operator changes to allow the peer.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Denied { .. } => "take the prefix out of deny-peer",
@@ -170,10 +170,10 @@ const REACHABLE: [Range; 10] = [
 const MAX_EMBEDDED: usize = 8;
 
 impl PeerRules {
-    /// Whether peers at this address are allowed.
+    /// Checks whether peers at this address are allowed.
     ///
     /// # Errors
-    /// Why not.
+    /// Why they are refused.
     pub fn check_ip(&self, ip: IpAddr) -> Result<(), PeerRefused> {
         let all = self.subjects(ip);
         for &(subject, ip) in &all {
@@ -186,7 +186,7 @@ impl PeerRules {
         }
         let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
         for &(subject, ip) in &all {
-            // What a mapped address stands for says more than that it is mapped.
+            // The IPv4 address that a mapped address stands for explains more than that it is mapped.
             let judged = !(mapped && subject == Subject::Peer);
             if let Some((net, range)) = refused_by_default(ip)
                 && judged
@@ -198,10 +198,10 @@ impl PeerRules {
         if mapped { Err(PeerRefused::Mapped) } else { Ok(()) }
     }
 
-    /// Whether this peer is allowed.
+    /// Checks whether this peer is allowed.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it is refused.
     pub fn check(&self, peer: PeerAddr) -> Result<(), PeerRefused> {
         self.check_ip(peer.0.ip())?;
         if self.is_listener_port(peer.0.port()) && self.is_own(peer.0.ip()) {
@@ -210,7 +210,7 @@ impl PeerRules {
         Ok(())
     }
 
-    /// Whether a listener has this port. At an address that [is the relay's own](Self::is_own) it is that listener.
+    /// Returns whether a listener has this port. At an [own address](Self::is_own) of the relay, the port is that listener's.
     #[inline]
     pub(crate) fn is_listener_port(&self, port: u16) -> bool {
         self.listeners.iter().any(|listener| listener.port() == port)
@@ -233,7 +233,7 @@ impl PeerRules {
         self.relayed.contains(&ip) || (self.relayed.iter().any(wildcard) && (self.is_local)(ip))
     }
 
-    /// A peer's address, and what it stands for.
+    /// Returns a peer's address, and the addresses that it stands for.
     fn subjects(&self, ip: IpAddr) -> ArrayVec<(Subject, IpAddr), { MAX_EMBEDDED + 1 }> {
         let mut all = ArrayVec::new();
         all.push((Subject::Peer, ip));
@@ -243,7 +243,7 @@ impl PeerRules {
         all
     }
 
-    /// The IPv4 addresses that an IPv6 address stands for: where a datagram to it may come out.
+    /// Returns the IPv4 addresses that an IPv6 address stands for: a datagram to it may arrive there.
     fn embedded(&self, ip: Ipv6Addr) -> ArrayVec<Ipv4Addr, MAX_EMBEDDED> {
         let octets = ip.octets();
         let at = |start: usize| octets.get(start..).and_then(<[u8]>::first_chunk).map(|b: &[u8; 4]| Ipv4Addr::from(*b));

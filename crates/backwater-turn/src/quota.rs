@@ -16,7 +16,7 @@ use crate::{
     server::PortRequest,
 };
 
-/// What there may be of everything, of one user's or of all users' together. The default has no limit.
+/// Limits for one user, or for all users together. The default has no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Allocations.
@@ -25,15 +25,15 @@ pub struct Limits {
     pub permissions: usize,
     /// Channels, in all allocations.
     pub channels: usize,
-    /// Payload bytes a second, both ways together; a second's worth of them at once, and no less than 64 KiB.
+    /// Payload bytes per second, of both directions together. A burst may have a second's worth, and at least 64 KiB.
     pub bytes_per_second: Option<u64>,
 }
 
-/// Who has how much. Shared by all threads of a relay.
+/// Counts what each user has. All threads of a relay share it.
 ///
-/// A user is identified by the user name; a time-limited one by the name beside the expiry, or by the whole user name if that
-/// part is missing, so that credentials without a name do not share one quota. The table has users with an allocation or a
-/// reserved port only.
+/// A user is identified by the user name; a time-limited user by the name beside the expiry, or by the whole user name without such
+/// a name, so that credentials without a name do not share one quota. The table holds only users with an allocation or a reserved
+/// port.
 pub struct Quotas {
     user: Limits,
     total: Limits,
@@ -50,7 +50,7 @@ struct Known {
     reserved: HashMap<[u8; 8], Reservation>,
 }
 
-/// A port that was set aside for a user (RFC 8656, section 7.2). It counts as an allocation.
+/// A port that is reserved for a user (RFC 8656 §7.2). It counts as an allocation.
 struct Reservation {
     account: Arc<Account>,
     until: Instant,
@@ -65,7 +65,7 @@ struct Usage {
 /// A user with an allocation.
 struct User {
     account: Arc<Account>,
-    /// The last one that an allocation was made with: the next ones share it.
+    /// The identity of the user's last allocation. The next ones share it.
     identity: Arc<Identity>,
 }
 
@@ -74,7 +74,7 @@ struct Account {
     used: Usage,
 }
 
-/// What is counted.
+/// The resources that are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Allocations,
@@ -82,16 +82,16 @@ pub(crate) enum Kind {
     Channels,
 }
 
-/// A request that was refused since a limit is reached.
+/// A request that was refused because a limit is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OverQuota {
-    /// Who has made it.
+    /// The user name of the request.
     pub user: Box<str>,
-    /// Which limit.
+    /// The limit.
     pub reason: QuotaReason,
 }
 
-/// The limit that a request was refused for.
+/// The limit that a request has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum QuotaReason {
@@ -106,11 +106,11 @@ pub enum QuotaReason {
 }
 
 impl QuotaReason {
-    /// All of them, in the order of their numbers.
+    /// All reasons, in the order of their numbers.
     pub const ALL: &'static [Self] =
         &[Self::UserAllocations, Self::TotalAllocations, Self::Permissions, Self::Channels];
 
-    /// The name in metrics and logs.
+    /// Returns the name in metrics and logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::UserAllocations => "user_allocations",
@@ -120,7 +120,7 @@ impl QuotaReason {
         }
     }
 
-    /// The error code that it is answered with (RFC 8656, section 19).
+    /// Returns the error code of the response (RFC 8656 §19).
     pub fn code(self) -> Code {
         match self {
             Self::UserAllocations => Code::ALLOCATION_QUOTA_REACHED,
@@ -129,23 +129,22 @@ impl QuotaReason {
     }
 }
 
-/// Why there is no more.
+/// Whose limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuotaReached {
     User,
     Total,
 }
 
-/// An allocation's place in the accounts. Gives back the allocation when it is dropped; what else was taken is the owner's to give
-/// back.
+/// The share of an allocation in the counts. Dropping it gives back the allocation; its owner gives back permissions and channels.
 pub(crate) struct Claim {
     quotas: Arc<Quotas>,
     account: Arc<Account>,
-    /// Whether it has the place of the next port too, which is to be reserved.
+    /// Whether the claim counts the next port too, which is to be reserved.
     pair: bool,
 }
 
-/// The longest train: a bucket that could not hold it would stop it for ever.
+/// The largest GSO batch. A bucket that cannot hold one would never let it pass.
 const LEAST_BURST: u64 = 64 * 1024;
 
 impl Default for Limits {
@@ -169,20 +168,20 @@ impl Limits {
 }
 
 impl Quotas {
-    /// Nobody has anything yet.
+    /// Makes empty counts.
     pub fn new(user: Limits, total: Limits, now: Instant) -> Arc<Self> {
         let [user_rate, total_rate] = [user, total].map(|limits| limits.rate());
         let (used, known) = (Usage::default(), Mutex::default());
         Arc::new(Self { user, total, user_rate, total_rate, used, known, ticks: Ticks::new(now) })
     }
 
-    /// Whether bytes are counted.
+    /// Returns whether a limit of bytes per second is set.
     pub(crate) fn is_metered(&self) -> bool {
         self.user_rate.is_some() || self.total_rate.is_some()
     }
 
-    /// A place for an allocation of this user on such a port, and the user as the others of the same user have it. With the
-    /// next port reserved it takes two places; on a port that the same user had reserved, it takes over that one's.
+    /// Counts an allocation of this user, and returns the identity that the user's allocations share. An allocation that reserves
+    /// the next port counts twice. An allocation on a port that the same user has reserved takes over the count of the port.
     pub(crate) fn claim(
         self: &Arc<Self>,
         user: Arc<Identity>,
@@ -209,7 +208,7 @@ impl Quotas {
                 known.reserved.remove(&token);
             }
             PortRequest::Even { reserve_next: true } => {
-                // No more ports set aside than in use: there are not many places for them.
+                // A user may reserve no more ports than the user has in use, since a relay has few of them.
                 let reserved = known.reserved.values().filter(|reservation| own(reservation)).count();
                 if account.used.get(Kind::Allocations) < 2 * reserved {
                     return Err(QuotaReached::User);
@@ -259,19 +258,19 @@ impl Usage {
         self.counts.get(kind as usize).map_or(0, |count| count.load(Relaxed))
     }
 
-    /// Returns whether nothing is left.
+    /// Returns whether the count is zero now.
     fn give_back(&self, kind: Kind, n: usize) -> bool {
         self.counts.get(kind as usize).is_some_and(|count| count.fetch_sub(n, Relaxed) == n)
     }
 }
 
 impl Claim {
-    /// Takes so many more, or none.
+    /// Counts `n` more, or none of them.
     pub(crate) fn take(&self, kind: Kind, n: usize) -> Result<(), QuotaReached> {
         self.quotas.take(&self.account, kind, n)
     }
 
-    /// The next port is reserved under this token, or not at all.
+    /// Keeps the count of the next port for this token; gives it back without a token.
     pub(crate) fn reserved(&mut self, token: Option<[u8; 8]>, until: Instant) {
         if !std::mem::take(&mut self.pair) {
             return;
@@ -292,7 +291,7 @@ impl Claim {
         self.quotas.used.give_back(kind, n);
     }
 
-    /// Whether so many bytes may pass now, which count then.
+    /// Returns whether so many bytes may pass now, and counts them.
     pub(crate) fn spend(&self, now: Instant, bytes: usize) -> bool {
         let Quotas { user_rate, total_rate, used, ticks, .. } = &*self.quotas;
         let (now, bytes) = (ticks.at(now), bytes as u64);
@@ -324,7 +323,7 @@ impl fmt::Debug for Quotas {
     }
 }
 
-/// Returns whose a user name is: of `expiry:name` and `name:expiry`, the name.
+/// Returns the name that a user is counted by: of `expiry:name` and `name:expiry`, the name.
 pub(crate) fn account_name(user: &str) -> &str {
     time_limit(user).map(|(_, name)| name).filter(|name| !name.is_empty()).unwrap_or(user)
 }
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn allocations_of_a_user_and_of_all() {
+    fn allocation_limits_of_a_user_and_of_all_users_hold() {
         let limits = |allocations| Limits { allocations, ..Limits::default() };
         let quotas = Quotas::new(limits(2), limits(3), Instant::now());
         let claim = |name: &str| quotas.claim(user(name), PortRequest::Any, Instant::now()).map(|(claim, _)| claim);
@@ -419,7 +418,7 @@ mod tests {
 
     /// Credentials without a name are users of their own: there is nothing else to tell them by.
     #[test]
-    fn users_without_a_name_share_nothing() {
+    fn time_limited_users_without_a_name_share_no_quota() {
         let limits = Limits { allocations: 1, ..Limits::default() };
         let quotas = Quotas::new(limits, Limits::default(), Instant::now());
         let names = ["1900000000", "1900000000:", "1900000001", "1900000001:", "1900000000:a"];
@@ -432,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_is_given_back() {
+    fn dropped_allocation_gives_back_its_quota() {
         let limits = Limits { permissions: 5, ..Limits::default() };
         let quotas = Quotas::new(Limits { permissions: 4, ..limits }, limits, Instant::now());
         let (alice, _) = quotas.claim(user("alice"), PortRequest::Any, Instant::now()).unwrap();
@@ -447,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_a_user_and_of_all() {
+    fn byte_limits_of_a_user_and_of_all_users_hold() {
         let now = Instant::now();
         let limits = |bytes| Limits { bytes_per_second: Some(bytes), ..Limits::default() };
         let quotas = Quotas::new(limits(100_000), limits(150_000), now);

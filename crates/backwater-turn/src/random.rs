@@ -6,12 +6,12 @@ use chacha20::{
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Transaction ids that nobody can predict, nor count by (RFC 8489, section 5): the key stream of ChaCha12, which costs a few
-/// nanoseconds an id.
+/// Makes unpredictable transaction ids (RFC 8489 §5) from the key stream of ChaCha12, in a few nanoseconds each. An id does not tell
+/// how many came before it.
 pub(crate) struct TransactionIds(ChaCha12Rng);
 
 impl TransactionIds {
-    /// Of one thread. The key is that of the nonces, which all threads share.
+    /// Makes the generator of one thread. All threads share the key, which is that of the nonces.
     pub(crate) fn new(key: &[u8; 64], thread: u16) -> Self {
         let mac: Hmac<Sha256> = KeyInit::new(&(*key).into());
         let seed = mac.chain_update("transaction ids").chain_update(thread.to_be_bytes()).finalize();

@@ -8,9 +8,9 @@ use backwater_stun::AddressFamily;
 
 use crate::{PerFamily, RelayedAddr};
 
-/// The ports of all relayed addresses that exist now, for each address family. All threads share the table, which has 16 KiB.
+/// The ports of all relayed addresses that exist now, by address family. All threads share the table, which takes 16 KiB.
 ///
-/// A request that comes to a listener from one of these ports has passed the relay already. The server drops it.
+/// The server drops a request from one of these ports, since the relay itself has forwarded it.
 pub struct RelayedPorts(PerFamily<Box<[AtomicU64; 1024]>>);
 
 impl Default for RelayedPorts {
@@ -21,21 +21,21 @@ impl Default for RelayedPorts {
 }
 
 impl RelayedPorts {
-    /// Adds a port, before anything is sent from it.
+    /// Adds a port. Call it before a datagram is sent from the port.
     pub fn insert(&self, RelayedAddr(addr): RelayedAddr) {
         if let Some((word, bit)) = self.place(addr) {
             word.fetch_or(bit, Relaxed);
         }
     }
 
-    /// Takes a port out, when its socket is closed.
+    /// Removes a port, when its socket is closed.
     pub fn remove(&self, RelayedAddr(addr): RelayedAddr) {
         if let Some((word, bit)) = self.place(addr) {
             word.fetch_and(!bit, Relaxed);
         }
     }
 
-    /// Whether the port of this address is one of them, in the address's family.
+    /// Returns whether the table has the port of this address, in the address's family.
     pub fn contains(&self, addr: SocketAddr) -> bool {
         self.place(addr).is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0)
     }

@@ -2,11 +2,11 @@ use std::{net::IpAddr, time::Instant};
 
 use crate::bucket::{Buckets, Rate, Ticks, network};
 
-/// How many answers a source gets that has not authenticated: what a forged source can have sent to somebody else.
+/// Limits the responses to a source that has not authenticated, so that a forged source cannot direct a flood at somebody else.
 ///
-/// A source is an IPv4 address or an IPv6 network of 64 bits. Nothing is remembered for each: there is a table of fixed size
-/// (512 KiB), and a keyed hash of the source says which two of its buckets count. A source has an answer as long as one of
-/// them has. Shared by all threads. Loopback is not limited, which no network can forge.
+/// A source is an IPv4 address or an IPv6 network of 64 bits. The table has a fixed size (512 KiB). A keyed hash maps a source to
+/// two of its buckets; the source gets a response while one of them has a token. All threads share the table. Loopback is not
+/// limited, since no network can forge it.
 #[derive(Debug)]
 pub struct ReplyLimit {
     rate: Rate,
@@ -15,12 +15,12 @@ pub struct ReplyLimit {
 }
 
 impl ReplyLimit {
-    /// So many answers a second, and as many at once.
+    /// Allows `per_second` responses per second to a source, and as many at once.
     pub fn new(per_second: u32, now: Instant) -> Self {
         Self { rate: Rate::new(per_second.into(), 0), ticks: Ticks::new(now), sources: Buckets::new() }
     }
 
-    /// Whether a source gets an answer, which counts then.
+    /// Returns whether a source gets a response, and counts it.
     pub(crate) fn allows(&self, ip: IpAddr, now: Instant) -> bool {
         let ip = ip.to_canonical();
         let source = (ip.is_ipv4(), network(ip));

@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_watchdog_sees_that_nobody_wakes_it() {
+    fn watchdog_detects_a_missing_wake_up() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let outcome = runtime.block_on(async {
             let sink = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_sums_up_its_wakers() {
+    fn class_sums_its_wakers() {
         let mut stats = ClassSnapshot::default();
         (stats.enobufs.unconnected, stats.enobufs.connected) = (3, 2);
         (stats.wakes.timer, stats.wakes.readiness) = (30, 20);

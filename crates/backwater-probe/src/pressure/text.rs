@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_report_says_what_was_found() {
+    fn report_lists_every_finding() {
         let buckets = [(Some(0.0005), 0), (Some(0.001), 1), (Some(0.002), 0), (Some(0.005), 99), (None, 1), (None, 0)];
         let class = Class {
             class: "silent",

@@ -122,7 +122,7 @@ fn every_attribute_has_the_bytes_of_its_definition() {
 }
 
 #[test]
-fn no_length_is_accepted_that_the_table_does_not_allow() {
+fn length_outside_the_rule_is_refused() {
     for &attribute_type in AttributeType::REGISTERED {
         let rule = attribute_type.length_rule().unwrap();
         for len in (0..=40).chain([255, 256, 509, 510, 763, 764, 767, 768, 65_532, 65_535]) {
@@ -136,7 +136,7 @@ fn no_length_is_accepted_that_the_table_does_not_allow() {
 }
 
 #[test]
-fn values_that_are_wrong() {
+fn invalid_values_are_refused() {
     for (attribute_type, value, kind) in [
         (AttributeType::XOR_PEER_ADDRESS, &[0, 0, 0, 0, 1, 2, 3, 4][..], Family),
         (AttributeType::XOR_PEER_ADDRESS, &[0, 3, 0, 0, 1, 2, 3, 4], Family),
@@ -175,7 +175,7 @@ fn reserved_bits_are_ignored() {
 }
 
 #[test]
-fn what_we_write_is_stricter_than_what_we_read() {
+fn written_lengths_are_stricter_than_read_ones() {
     let long = "x".repeat(600);
     let id = ID;
     let mut buffer = [0; 1000];
@@ -223,7 +223,7 @@ fn set_contains_exactly_its_members() {
 
 proptest! {
     #[test]
-    fn what_decodes_encodes_to_what_decodes_the_same(
+    fn attribute_round_trips(
         attribute_type in prop::sample::select(AttributeType::REGISTERED),
         value in prop::collection::vec(any::<u8>(), 0..48),
         id: [u8; 12],

@@ -35,7 +35,7 @@ fn key() -> HmacKey {
 }
 
 #[test]
-fn what_is_no_message() {
+fn malformed_message_is_refused() {
     let good = message(&[]);
     assert!(Message::parse(&good).is_ok());
     for len in 0..20 {
@@ -71,7 +71,7 @@ fn unknown_attributes_are_kept_and_reported() {
 }
 
 #[test]
-fn the_first_of_two_counts_even_if_it_cannot_be_read() {
+fn first_of_two_attributes_counts_even_if_unreadable() {
     let bytes = message(&[(0x000D, &[0, 0, 0, 1]), (0x000D, &[0, 0, 0, 2]), (0x0006, b"\xFF"), (0x0006, b"user")]);
     let parsed = Message::parse(&bytes).unwrap();
     assert_eq!(parsed.get(), Ok(Some(Lifetime(1))));
@@ -102,7 +102,7 @@ fn the_first_data_counts_and_none_after_the_integrity() {
 }
 
 #[test]
-fn the_payload_is_found_where_it_lies() {
+fn value_range_is_the_payload() {
     let mut buffer = [0; 100];
     let mut writer = Writer::new(&mut buffer, Class::Indication, Method::SEND, ID).unwrap();
     let peer = SocketAddr::from(([192, 0, 2, 1], 7));
@@ -114,7 +114,7 @@ fn the_payload_is_found_where_it_lies() {
 }
 
 #[test]
-fn sha256_counts_before_sha1() {
+fn sha256_integrity_takes_precedence() {
     let mut buffer = [0; 200];
     let mut writer = Writer::new(&mut buffer, Class::Request, Method::BINDING, ID).unwrap();
     writer.attribute(&Username("user")).unwrap();
@@ -130,7 +130,7 @@ fn sha256_counts_before_sha1() {
 }
 
 #[test]
-fn truncation_only_as_far_as_the_caller_says() {
+fn mac_shorter_than_the_caller_allows_is_refused() {
     for sent in [16, 20, 24, 28, 32] {
         let mut buffer = [0; 100];
         let writer = Writer::new(&mut buffer, Class::Request, Method::BINDING, ID).unwrap();
@@ -154,7 +154,7 @@ fn truncation_only_as_far_as_the_caller_says() {
 }
 
 #[test]
-fn integrity_that_is_missing_or_of_a_wrong_length() {
+fn missing_or_malformed_integrity_is_an_error() {
     let bytes = message(&[(0x0006, b"user")]);
     assert_eq!(Message::parse(&bytes).unwrap().verify(&key()).err(), Some(IntegrityError::Missing));
     for len in [0, 19, 21, 32] {
@@ -357,7 +357,7 @@ impl Random {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read(random in random()) {
+    fn written_message_is_read_back(random in random()) {
         let bytes = random.write();
         let parsed = Message::parse(&bytes).unwrap();
         prop_assert_eq!((parsed.class(), parsed.method()), (random.class, random.method));
@@ -381,7 +381,7 @@ proptest! {
     }
 
     #[test]
-    fn a_part_is_no_message_and_more_is_none_either(random in random(), extra in 1_usize..30) {
+    fn truncated_or_extended_message_is_refused(random in random(), extra in 1_usize..30) {
         let bytes = random.write();
         for len in 0..bytes.len() {
             prop_assert!(Message::parse(&bytes[..len]).is_err());
@@ -391,7 +391,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_is_noticed(random in random(), bit: prop::sample::Index) {
+    fn flipped_bit_is_detected(random in random(), bit: prop::sample::Index) {
         let bytes = random.write();
         let mut flipped = bytes.clone();
         let bit = bit.index(bytes.len() * 8);
@@ -411,7 +411,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_cause_no_panic_in_the_parser(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut framed = message(&[]);
         framed.extend(&bytes[..bytes.len() & !3]);
         set_length(&mut framed);

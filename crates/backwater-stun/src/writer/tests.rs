@@ -14,7 +14,7 @@ fn write(buffer: &mut [u8]) -> Result<&[u8], WriteError> {
 }
 
 #[test]
-fn the_size_is_known_before_and_nothing_is_written_beyond_it() {
+fn message_has_the_computed_size() {
     let size = HEADER_LEN
         + attribute_len(&Username("user"))
         + attribute_len(&Software("12345"))
@@ -62,7 +62,7 @@ fn a_message_ends_where_its_length_field_does() {
 }
 
 #[test]
-fn without_attributes_it_is_a_header() {
+fn message_without_attributes_is_a_header() {
     let mut buffer = [0xEE; 20];
     let writer = Writer::new(&mut buffer, Class::SuccessResponse, Method::REFRESH, ID).unwrap();
     assert_eq!(writer.finish(), b"\x01\x04\0\0\x21\x12\xA4\x42\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09");

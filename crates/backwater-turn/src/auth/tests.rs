@@ -38,7 +38,7 @@ fn a_nonce_is_good_for_its_client_and_its_hour() {
 }
 
 #[test]
-fn time_limited_users_have_what_the_secret_makes() {
+fn time_limited_password_is_made_from_the_secret() {
     let mut c = Credentials::new("example.org").unwrap();
     c.add_secret("north").unwrap();
     c.add_secret("south").unwrap();

@@ -1,4 +1,4 @@
-//! The Allocate request (RFC 8656, section 7.2).
+//! The Allocate request (RFC 8656 §7.2).
 
 use std::time::Instant;
 
@@ -16,15 +16,14 @@ use super::{
 };
 use crate::{Families, FiveTuple, PerFamily, QuotaReason, quota::QuotaReached};
 
-/// What coturn and its client have for ADDITIONAL-ADDRESS-FAMILY: the number of a draft of RFC 8656.
+/// ADDITIONAL-ADDRESS-FAMILY in a draft of RFC 8656. coturn and its client use this number.
 const DRAFT_ADDITIONAL_ADDRESS_FAMILY: AttributeType = AttributeType(0x8032);
 
 impl Server {
-    /// Tells what came of [`Action::Bind`], and writes the answer into `reply`: a success if there is any socket, else
-    /// 508, and the allocation is gone.
+    /// Takes the outcome of [`Action::Bind`], and writes the response into `reply`: a success if any socket is bound; else 508,
+    /// and the allocation ends.
     ///
-    /// The answer is [`Action::Reply`], or [`Action::Drop`] if there is no such allocation any more: close the sockets
-    /// then.
+    /// Returns [`Action::Reply`], or [`Action::Drop`] if the allocation has ended meanwhile: the caller then closes the sockets.
     pub fn bound(&mut self, now: Instant, id: AllocationId, bound: Bound, reply: &mut [u8]) -> Action {
         let Some(allocation) = self.allocation_mut(id) else {
             return Action::Drop(DropReason::NoAllocation);
@@ -33,14 +32,14 @@ impl Server {
         let any = bound.relayed.v4.is_some() || bound.relayed.v6.is_some();
         allocation.claim.reserved(bound.token.filter(|_| any), now + RESERVED_FOR);
         let action = self.bound_or_not(id, bound, &answer, reply);
-        // An allocation has all of its answer as long as it exists, but for the ticket, which changes.
+        // An allocation keeps its own response while it exists. With a ticket, which changes, the response is kept apart.
         if self.allocation(id).is_none_or(|allocation| allocation.mobile) {
             self.remember(now, client, &answer, &action, reply);
         }
         action
     }
 
-    /// Answers a copy of the Allocate request that made the client's allocation, whatever has become of the nonce.
+    /// Answers a copy of the Allocate request that created the client's allocation, even if the nonce is stale by now.
     pub(super) fn answer_copy(&self, from: &FiveTuple, message: &Message<'_>, reply: &mut [u8]) -> Option<Action> {
         let &id = self.clients.get(from)?;
         let allocation = self.allocation(id).filter(|a| !a.mobile && a.is_bound())?;
@@ -48,7 +47,7 @@ impl Server {
         (is_copy && message.verify(&allocation.user.key).is_ok()).then(|| self.allocated(id, reply))
     }
 
-    /// Remembers the answer to the Allocate request of an allocation that is about to be deleted.
+    /// Remembers the response to the Allocate request of an allocation that is about to be deleted.
     pub(super) fn remember_allocate(&mut self, now: Instant, id: AllocationId) {
         let mut reply = [0; MAX_REPLY];
         let action = self.allocated(id, &mut reply);
@@ -71,7 +70,7 @@ impl Server {
         if let Some(family) = missing(asked, found) {
             allocation.granted.refused = Some((family, Code::INSUFFICIENT_CAPACITY));
         }
-        // A reserved port brings its own family.
+        // A reserved port has its family already.
         let until = allocation.next_expiry();
         allocation.expires = found.map(|found| until.filter(|_| found));
         allocation.granted.relayed = bound.relayed;
@@ -108,7 +107,7 @@ impl Server {
         if !families.any() && !matches!(port, PortRequest::Reserved(_)) {
             return Err(Code::ADDRESS_FAMILY_NOT_SUPPORTED.into());
         }
-        // A ticket that is not empty belongs into a Refresh (RFC 8016).
+        // Only a Refresh request may have a ticket that is not empty (RFC 8016).
         let mobile = match message.get()? {
             Some(MobilityTicket([])) => true,
             Some(MobilityTicket([..])) => return Err(Code::BAD_REQUEST.into()),
@@ -141,7 +140,7 @@ impl Server {
         Ok(Action::Bind(Bind { id, families, port }))
     }
 
-    /// The success, the first time and for each retransmission of the request.
+    /// Writes the success response, the first time and for each retransmission of the request.
     fn allocated(&self, id: AllocationId, reply: &mut [u8]) -> Action {
         let Some(allocation) = self.allocation(id) else {
             return Action::Drop(DropReason::NoAllocation);
@@ -170,20 +169,20 @@ impl Server {
 }
 
 impl Allocation {
-    /// How its Allocate request is answered.
+    /// Returns how the allocation's Allocate request is answered.
     fn answer(&self) -> Answer {
         let Granted { transaction_id, integrity, fingerprint, .. } = self.granted;
         Answer { method: Method::ALLOCATE, transaction_id, user: Some((self.user.clone(), integrity)), fingerprint }
     }
 }
 
-/// The one of two families that is not among those found.
+/// Returns the family that was not found, if both were asked for.
 fn missing(asked: Families, found: Families) -> Option<AddressFamily> {
     let missing = asked.and(found.map(|found| !found));
     if asked.v4 && asked.v6 { missing.iter().next() } else { None }
 }
 
-/// Which families and which port a request asks for.
+/// Returns the families and the port that a request asks for.
 fn wishes(message: &Verified<'_>) -> Result<(Families, PortRequest), Refusal> {
     let family = message.get::<RequestedAddressFamily>()?.map(|RequestedAddressFamily(family)| family);
     let draft = || message.attributes().find(|raw| raw.attribute_type == DRAFT_ADDITIONAL_ADDRESS_FAMILY);
@@ -203,7 +202,7 @@ fn wishes(message: &Verified<'_>) -> Result<(Families, PortRequest), Refusal> {
     };
     let families = match (family, additional) {
         (family, None) => Families::only(family.unwrap_or(AddressFamily::Ipv4)),
-        // IPv4 comes first: what is additional is IPv6. The next port could not be reserved for both.
+        // The additional family is always IPv6. The next port cannot be reserved for both families.
         (None, Some(AddressFamily::Ipv6)) if port != (PortRequest::Even { reserve_next: true }) => {
             Families { v4: true, v6: true }
         }

@@ -1,4 +1,4 @@
-//! One allocation: who may send through it, and to whom.
+//! One allocation, with its permissions and channels.
 
 use std::{
     net::IpAddr,
@@ -15,43 +15,43 @@ use crate::{
     quota::{Claim, Kind},
 };
 
-/// RFC 8656, section 9: permissions last five minutes.
+/// The lifetime of a permission (RFC 8656 §9).
 const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 
-/// RFC 8656, section 12: channels last ten minutes.
+/// The lifetime of a channel (RFC 8656 §12).
 const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 
-/// Permissions and channels that one allocation may have, each: a bound on memory and on the time of a look-up.
+/// Permissions of one allocation at most, and channels at most. Bounds memory and the time of a look-up.
 pub const MAX_PEERS: usize = 256;
 
 pub(super) struct Allocation {
     pub(super) generation: u32,
     pub(super) five_tuple: FiveTuple,
     pub(super) user: Arc<Identity>,
-    /// The quotas that it counts against.
+    /// The allocation's share of the quotas.
     pub(super) claim: Claim,
-    /// Until when it has a relayed address of each family.
+    /// When the relayed address of each family expires.
     pub(super) expires: PerFamily<Option<Instant>>,
-    /// Whether its client may change its address.
+    /// Whether the client has asked for mobility (RFC 8016).
     pub(super) mobile: bool,
     /// The time of its entry in the server's queue of expiries. An entry with another time is outdated.
     pub(super) queued_for: Option<Instant>,
-    /// What the Allocate request was answered with, to answer its retransmissions alike.
+    /// The content of the response to the Allocate request, for its retransmissions.
     pub(super) granted: Granted,
     pub(super) traffic: Traffic,
-    /// By address.
+    /// Sorted by address.
     permissions: Vec<Permission>,
-    /// By number.
+    /// Sorted by number.
     channels: Vec<Channel>,
 }
 
-/// The answer to an Allocate request.
+/// The content of the response to an Allocate request.
 pub(super) struct Granted {
     pub(super) transaction_id: TransactionId,
     pub(super) integrity: Integrity,
     pub(super) fingerprint: bool,
     pub(super) lifetime: Duration,
-    /// Neither until the sockets are bound.
+    /// Empty until the sockets are bound.
     pub(super) relayed: PerFamily<Option<RelayedAddr>>,
     pub(super) token: Option<[u8; 8]>,
     /// Why the other of two families was not allocated.
@@ -60,7 +60,7 @@ pub(super) struct Granted {
 
 struct Permission {
     ip: IpAddr,
-    /// Whether it is an address of the relay itself, as it was found when the permission was installed.
+    /// Whether the address was one of the relay's own when the permission was installed.
     own: bool,
     expires: Instant,
 }
@@ -75,17 +75,17 @@ struct Channel {
 /// Why a channel was not bound.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BindError {
-    /// The number or the peer has another binding.
+    /// The channel number or the peer has another binding.
     Conflict,
     Full(QuotaReason),
 }
 
-/// All the places are taken.
+/// A limit is reached.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
 impl Allocation {
-    /// Without permissions, and without a place yet in the server.
+    /// Makes an allocation without permissions, which is not in a server yet.
     pub(super) fn new(
         five_tuple: FiveTuple,
         families: Families,
@@ -108,22 +108,22 @@ impl Allocation {
         }
     }
 
-    /// Whether its sockets are bound.
+    /// Returns whether the sockets are bound.
     pub(super) fn is_bound(&self) -> bool {
         self.granted.relayed.v4.is_some() || self.granted.relayed.v6.is_some()
     }
 
-    /// The families that it has a relayed address of.
+    /// Returns the families of the relayed addresses.
     pub(super) fn families(&self) -> Families {
         self.expires.map(|at| at.is_some())
     }
 
-    /// When the first of its relayed addresses expires.
+    /// Returns when the first relayed address expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.expires.v4.into_iter().chain(self.expires.v6).min()
     }
 
-    /// Takes these families from it, with their permissions and channels. Returns whether one is left.
+    /// Removes these families, with their permissions and channels. Returns whether a family is left.
     pub(super) fn close(&mut self, families: Families) -> bool {
         let stays = |ip: IpAddr| !if ip.is_ipv4() { families.v4 } else { families.v6 };
         self.retain(|p| stays(p.ip), |c| stays(c.peer.0.ip()));
@@ -133,7 +133,7 @@ impl Allocation {
         self.families().any()
     }
 
-    /// Whether data may be exchanged with a peer: it has a permission, and is no listener of the relay.
+    /// Checks whether data may be exchanged with a peer: it has a permission, and is not a listener of the relay.
     #[inline]
     pub(super) fn check_peer(
         &self,
@@ -149,26 +149,26 @@ impl Allocation {
         }
     }
 
-    /// The peer of a channel.
+    /// Returns the peer of a channel.
     #[inline]
     pub(super) fn channel_peer(&self, number: ChannelNumber, now: Instant) -> Option<&PeerAddr> {
         let at = self.channels.binary_search_by_key(&number, |c| c.number).ok()?;
         self.channels.get(at).filter(|c| c.expires > now).map(|c| &c.peer)
     }
 
-    /// The channel of a peer.
+    /// Returns the channel of a peer.
     #[inline]
     pub(super) fn peer_channel(&self, peer: PeerAddr, now: Instant) -> Option<ChannelNumber> {
         self.channels.iter().find(|c| c.peer == peer && c.expires > now).map(|c| c.number)
     }
 
-    /// Counts bytes that pass. Out of line: without a limit nothing of it is on the way of a datagram.
+    /// Counts payload bytes against the limit. It is not inlined, so that it costs nothing where there is no limit.
     #[cold]
     pub(super) fn spend(&self, now: Instant, bytes: usize) -> Result<(), DropReason> {
         if self.claim.spend(now, bytes) { Ok(()) } else { Err(DropReason::Bandwidth) }
     }
 
-    /// Installs or refreshes permissions, all of them or none.
+    /// Installs or refreshes all these permissions, or none.
     pub(super) fn permit(&mut self, peers: &[IpAddr], now: Instant, rules: &PeerRules) -> Result<(), Full> {
         let reserved = self.reserve_permissions(peers).or_else(|Full| {
             self.purge(now);
@@ -192,7 +192,7 @@ impl Allocation {
         Ok(())
     }
 
-    /// Binds or refreshes a channel, and with it the permission (RFC 8656, section 12.2).
+    /// Binds or refreshes a channel, and installs or refreshes its permission (RFC 8656 §12.2).
     pub(super) fn bind(
         &mut self,
         number: ChannelNumber,
@@ -224,12 +224,13 @@ impl Allocation {
         Ok(())
     }
 
-    /// Forgets what has expired.
+    /// Removes expired permissions and channels.
     pub(super) fn purge(&mut self, now: Instant) {
         self.retain(|p| p.expires > now, |c| c.expires > now);
     }
 
-    /// Returns how many: one that is there twice counts twice.
+    /// Counts the permissions that these addresses lack against the quota, and returns their number. An address that is listed twice
+    /// counts twice.
     fn reserve_permissions(&self, peers: &[IpAddr]) -> Result<usize, Full> {
         let new = peers.iter().filter(|ip| self.permissions.binary_search_by_key(ip, |p| &p.ip).is_err()).count();
         if self.permissions.len() + new > MAX_PEERS {
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_bounded_and_expired_ones_are_given_again() {
+    fn expired_permissions_and_channels_make_room() {
         let now = Instant::now();
         let mut a = allocation(now);
         let all: Vec<_> = (0..MAX_PEERS as u32).map(ip).collect();

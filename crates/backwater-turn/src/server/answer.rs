@@ -1,4 +1,4 @@
-//! How requests are answered.
+//! Writes responses.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use backwater_stun::{
 use super::{Action, DropReason, Server, answered::Transaction, requests::amplifies};
 use crate::{AuthFailure, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, QuotaReason, auth::Identity};
 
-/// Unknown attributes that a 420 lists; RFC 8489 does not demand all.
+/// Unknown attributes that a 420 lists at most. RFC 8489 does not require all.
 pub(super) const MAX_UNKNOWN: usize = 16;
 
-/// Why a request is not granted.
+/// Why a request is refused.
 pub(super) enum Refusal {
     Code(Code),
-    /// 401 or 438, with what the client needs to try again.
+    /// 401 or 438, with the nonce, realm and algorithms that the client needs for another attempt.
     Challenge(Code),
     Unknown(ArrayVec<AttributeType, MAX_UNKNOWN>),
     Forbidden(PeerAddr, PeerRefused),
@@ -74,7 +74,7 @@ impl Server {
                         w.attribute(&self.config.credentials.algorithms()).map(drop)
                     })
                 };
-                // Browsers print the phrase; but a forged source must not be sent much more than was sent in its name.
+                // Browsers print the phrase. It is left out where the response to a forged source would amplify.
                 match challenge(code.reason()) {
                     Ok(len) if amplifies(request, len) => challenge(""),
                     result => result,
@@ -99,23 +99,23 @@ impl Server {
     }
 }
 
-/// How a request is answered, whatever the answer is.
+/// What every response to a request has.
 pub(super) struct Answer {
     pub(super) method: Method,
     pub(super) transaction_id: TransactionId,
-    /// Present once the user is known: the request's integrity is the answer's too (RFC 8489, section 9.2.4).
+    /// Present once the user is known: the response has the integrity attribute of the request (RFC 8489 §9.2.4).
     pub(super) user: Option<(Arc<Identity>, Integrity)>,
-    /// Whether the request had a FINGERPRINT: the answer then has one too.
+    /// Whether the request had a FINGERPRINT. The response then has one too.
     pub(super) fingerprint: bool,
 }
 
 impl Answer {
-    /// Which request it answers.
+    /// Returns the transaction of the request.
     pub(super) fn transaction(&self, client: FiveTuple) -> Transaction {
         Transaction { client, method: self.method, id: self.transaction_id }
     }
 
-    /// Writes a success and returns its length.
+    /// Writes a success response and returns its length.
     pub(super) fn success(
         &self,
         reply: &mut [u8],
@@ -132,7 +132,7 @@ impl Answer {
         self.write(Class::ErrorResponse, reply, attributes).map_err(|_| DropReason::TooLong)
     }
 
-    /// Writes an error with its code and what else belongs to it, and returns its length.
+    /// Writes an error response with its code and the attributes of the code, and returns its length.
     pub(super) fn error(
         &self,
         reply: &mut [u8],

@@ -1,4 +1,4 @@
-//! The answers of the last 40 seconds, for copies of their requests.
+//! The responses of the last 40 seconds, for copies of their requests.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -10,7 +10,7 @@ use backwater_stun::{Message, Method, TransactionId};
 
 use crate::{FiveTuple, auth::Identity, quota::account_name};
 
-/// RFC 8489, section 6.3.1: how long a server answers copies of a request alike.
+/// How long a server gives copies of a request the same response (RFC 8489 §6.3.1).
 pub(super) const REMEMBERED: Duration = Duration::from_secs(40);
 
 /// Bytes that the answers of one server may take, with their keys and users. The server then forgets answers early.
@@ -25,7 +25,7 @@ const OVERHEAD: usize = 640;
 /// Bytes of the table entry of a user, beside its name (measured likewise).
 const USER: usize = 256;
 
-/// The answers to authenticated requests of the last 40 seconds (RFC 8656, section 5).
+/// The responses to authenticated requests of the last 40 seconds (RFC 8656 §5).
 ///
 /// A copy of a request that the network delivers late gets the same answer and changes nothing. Without it, a copy of the
 /// Refresh that deleted an allocation would delete the client's next one, and a copy of an Allocate would make an allocation

@@ -1,4 +1,4 @@
-//! The way of a datagram between a client and its peers.
+//! Forwarding between a client and its peers.
 
 use std::time::Instant;
 
@@ -11,10 +11,10 @@ use super::{Action, AllocationId, DropReason, Framing, Server, UNDERSTOOD, alloc
 use crate::{FiveTuple, PeerAddr};
 
 impl Server {
-    /// Where a peer's datagram goes, and how; the same for all of a train, of `bytes` together.
+    /// Handles a peer's datagram, or a GRO batch of `bytes` together, and returns the client and the framing.
     ///
     /// # Errors
-    /// Why it goes nowhere.
+    /// Why the caller must drop it.
     #[inline]
     pub fn handle_peer(
         &self,
@@ -31,7 +31,7 @@ impl Server {
         Ok((allocation.five_tuple, framing))
     }
 
-    /// What goes around a payload in a Data indication.
+    /// Returns the header and the padding of a Data indication around a payload.
     ///
     /// # Errors
     /// [`DropReason::TooLong`].
@@ -39,11 +39,11 @@ impl Server {
         DataPrefix::data(self.transaction_ids.next_id(), peer.0, payload_len).map_err(|_| DropReason::TooLong)
     }
 
-    /// What a client is told about an ICMP message that a datagram of its allocation gave rise to (RFC 8656, section 11.5):
-    /// where to, and how many bytes of `reply`, which has [`MAX_REPLY`](super::MAX_REPLY).
+    /// Writes the Data indication about an ICMP error that a datagram of the allocation caused (RFC 8656 §11.5). Returns the client
+    /// and the length in `reply`, which has [`MAX_REPLY`](super::MAX_REPLY) bytes.
     ///
     /// # Errors
-    /// [`DropReason::Icmp`] for a type that is none of a client's business, and why the peer is none.
+    /// [`DropReason::Icmp`] for a type that clients are not told about; else why the address is not a peer's.
     pub fn icmp_indication(
         &mut self,
         now: Instant,
@@ -54,7 +54,7 @@ impl Server {
     ) -> Result<(FiveTuple, usize), DropReason> {
         let allocation = self.allocation(via).ok_or(DropReason::NoAllocation)?;
         let client = allocation.five_tuple;
-        // Unreachable and time exceeded; for IPv6, packet too big too.
+        // Destination unreachable and time exceeded; for IPv6, packet too big as well.
         let told: &[u8] = if peer.0.is_ipv4() { &[3, 11] } else { &[1, 2, 3] };
         if !told.contains(&icmp.icmp_type) {
             return Err(DropReason::Icmp);

@@ -1,36 +1,36 @@
-//! What becomes of allocations, for a log.
+//! Events of allocations, for a log.
 
 use std::{cell::Cell, collections::VecDeque, time::Duration};
 
 use super::{Server, allocation::Allocation};
 use crate::{ClientAddr, PerFamily, RelayedAddr};
 
-/// Events that wait to be read; an owner that reads them after each call never has as many.
+/// Unread events that are kept. A caller that reads them after each call never has as many.
 const MAX_EVENTS: usize = 1024;
 
-/// Something that has become of an allocation.
+/// An event of an allocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What.
+    /// What happened.
     pub kind: EventKind,
-    /// The client's address now.
+    /// The client's current address.
     pub client: ClientAddr,
-    /// Its user.
+    /// The user name.
     pub user: Box<str>,
-    /// The relayed addresses that the allocation began with: one, or one of each family.
+    /// The relayed addresses that the allocation was created with: one, or one of each family.
     pub relayed: PerFamily<Option<RelayedAddr>>,
 }
 
-/// What has become of an allocation.
+/// What happened to an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// It was made, for so long.
+    /// The allocation was created, with this lifetime.
     Made(Duration),
-    /// It, or its part of one family, was refreshed for so long.
+    /// The allocation, or its part of one family, was refreshed, with this lifetime.
     Refreshed(Duration),
-    /// It is gone.
+    /// The allocation ended.
     Ended {
-        /// Why.
+        /// The reason.
         why: Ending,
         /// Payload bytes from the client.
         bytes_to_peers: u64,
@@ -44,14 +44,14 @@ pub enum EventKind {
 pub enum Ending {
     /// A Refresh request with a LIFETIME of zero.
     Deleted,
-    /// It was not refreshed in time.
+    /// The lifetime ended without a refresh.
     Expired,
     /// The server stopped.
     Stopped,
 }
 
 impl Ending {
-    /// The word in logs.
+    /// Returns the word for logs.
     pub fn name(self) -> &'static str {
         match self {
             Self::Deleted => "deleted",
@@ -80,7 +80,7 @@ impl Traffic {
     }
 }
 
-/// Events that the owner has not read yet.
+/// Events that the caller has not read yet.
 #[derive(Default)]
 pub(super) struct Events(VecDeque<Event>);
 
@@ -111,12 +111,12 @@ impl Event {
 }
 
 impl Server {
-    /// The next event, in their order. 1,024 are kept, the latest.
+    /// Returns the next unread event, the oldest first. The latest 1,024 are kept.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.0.pop_front()
     }
 
-    /// Ends all allocations, for an owner that stops and closes the sockets itself. Returns an event for each, in no order.
+    /// Ends all allocations, for a caller that closes all sockets itself. Returns an event for each, in no order.
     pub fn stop(&mut self) -> impl Iterator<Item = Event> {
         self.clients.clear();
         self.expiries.clear();

@@ -1,8 +1,8 @@
-//! A client that changes its address keeps its allocation (RFC 8016).
+//! Mobility (RFC 8016): a client that changes its address keeps its allocation.
 //!
-//! A ticket names an allocation and the thread that has it. Whoever arrives with one, on whatever thread, asks that thread
-//! for the allocation: it moves, as a whole, to where its client is now. From then on its peers' data goes there; the old
-//! address is forgotten at once, and so is the old ticket.
+//! A ticket names an allocation and the server (thread) that has it. A server that receives a ticket asks that server for the
+//! allocation, which is handed over as a whole. From then on its peers' data goes to the client's new address. The old address and
+//! the old ticket are invalid at once.
 
 use std::{sync::Arc, time::Instant};
 
@@ -19,20 +19,20 @@ use super::{
 };
 use crate::{FiveTuple, auth::Identity};
 
-/// Makes tickets and reads them. All threads of a relay have the same key.
+/// Seals and opens tickets. All servers of a relay have the same key.
 pub(super) struct Tickets {
     key: Hmac<Sha256>,
 }
 
-/// What a ticket says.
+/// The content of a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket {
     thread: u16,
-    /// A move gives the allocation another one, so that a ticket is good for one move.
+    /// A handover gives the allocation another id, so that a ticket is valid for one handover.
     id: AllocationId,
 }
 
-/// A request for an allocation that another thread may have: see [`Action::Handover`].
+/// A Refresh request for an allocation that another server may have: see [`Action::Handover`].
 #[derive(Debug)]
 pub struct HandoverRequest {
     ticket: Ticket,
@@ -44,7 +44,7 @@ pub struct HandoverRequest {
     refresh: Refresh,
 }
 
-/// The same request, or one that was sent again.
+/// Equal are a request and its retransmissions.
 impl PartialEq for HandoverRequest {
     fn eq(&self, other: &Self) -> bool {
         (self.ticket, self.to, self.transaction_id) == (other.ticket, other.to, other.transaction_id)
@@ -53,27 +53,27 @@ impl PartialEq for HandoverRequest {
 
 impl Eq for HandoverRequest {}
 
-/// An allocation on its way.
+/// An allocation between [`Server::detach`] and [`Server::attach`].
 pub struct DetachedAllocation(Box<Allocation>);
 
 const PLAIN_LEN: usize = 10;
 const TAG_LEN: usize = 16;
 
-/// A sealed ticket in characters. In bytes it would end at the first zero for coturn's client.
+/// The length of a sealed ticket in characters. Text, since coturn's client ends a ticket at the first zero byte.
 const TICKET_LEN: usize = ((PLAIN_LEN + TAG_LEN) * 8).div_ceil(6);
 
 impl HandoverRequest {
-    /// The thread that has it: [`Config::thread`](super::Config::thread).
+    /// Returns the number of the server that has the allocation: its [`Config::thread`](super::Config::thread).
     pub fn thread(&self) -> usize {
         self.ticket.thread.into()
     }
 
-    /// Its name there.
+    /// Returns the id of the allocation at that server.
     pub fn id(&self) -> AllocationId {
         self.ticket.id
     }
 
-    /// Where the answer goes.
+    /// Returns the client's new 5-tuple, which gets the response.
     pub fn to(&self) -> FiveTuple {
         self.to
     }
@@ -89,10 +89,10 @@ impl HandoverRequest {
 }
 
 impl Server {
-    /// Gives an allocation away; its sockets are the caller's to send along.
+    /// Detaches an allocation from this server. The caller hands over its sockets.
     ///
     /// # Errors
-    /// The code to answer with: nothing has changed then.
+    /// The error code of the response. The server is unchanged then.
     pub fn detach(&mut self, request: &HandoverRequest) -> Result<DetachedAllocation, Code> {
         let id = request.id();
         let may_move = |a: &&Allocation| a.is_bound() && a.mobile;
@@ -107,8 +107,8 @@ impl Server {
         Ok(DetachedAllocation(Box::new(allocation)))
     }
 
-    /// Takes an allocation, or learns why there is none, and writes the answer into `reply`. Open its sockets under the new
-    /// name before anything else; without a new name, close them.
+    /// Attaches an allocation to this server, or takes the error code instead, and writes the response into `reply`. Returns the
+    /// allocation's new id: the caller opens the sockets under it before the next call. Without a new id, it closes them.
     pub fn attach(
         &mut self,
         now: Instant,
@@ -131,7 +131,7 @@ impl Server {
         reply: &mut [u8],
     ) -> (Option<AllocationId>, Action) {
         let here = self.clients.get(&request.to).copied();
-        // A copy that was under way when the first one was answered.
+        // A retransmission that was on its way when the first copy was answered.
         if detached.is_err()
             && let Some(len) = self.answered.again(now, &answer.transaction(request.to), &request.user, reply)
         {
@@ -160,7 +160,7 @@ impl Server {
         (Some(id), action)
     }
 
-    /// A Refresh request with a ticket; `None` if it is for the allocation that the client has here.
+    /// Handles a Refresh request with a ticket. Returns `None` if the ticket is for the allocation that the client has here.
     pub(super) fn moves(
         &self,
         from: FiveTuple,
@@ -186,7 +186,7 @@ impl Server {
         }))))
     }
 
-    /// The ticket that is good for an allocation, sealed; `None` if it is not to move.
+    /// Returns the sealed ticket of an allocation; `None` for one without mobility.
     pub(super) fn sealed_ticket(&self, id: AllocationId) -> Option<[u8; TICKET_LEN]> {
         self.ticket(id).map(|ticket| self.tickets.seal(ticket))
     }
@@ -201,7 +201,7 @@ impl Tickets {
         Self { key: KeyInit::new(&(*key).into()) }
     }
 
-    /// The code over what it says, and what it says, hidden by a stream that the code begins.
+    /// Seals a ticket: a code over the content, then the content, encrypted with a key stream that the code selects.
     fn seal(&self, ticket: Ticket) -> [u8; TICKET_LEN] {
         let mut plain = [0; PLAIN_LEN];
         plain[..2].copy_from_slice(&ticket.thread.to_be_bytes());
@@ -213,7 +213,7 @@ impl Tickets {
         tag.copy_from_slice(&code[..TAG_LEN]);
         self.hide(tag, &plain, hidden);
         let mut text = [0; TICKET_LEN];
-        // It has room for exactly that.
+        // The buffer has exactly this length.
         let _ = BASE64_URL_SAFE_NO_PAD.encode_slice(sealed, &mut text);
         text
     }
@@ -246,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ticket_is_read_by_whom_it_was_made_by_and_by_nobody_else() {
+    fn ticket_opens_only_with_the_key_that_sealed_it() {
         let tickets = Tickets::new(&[1; 64]);
         let ticket = Ticket { thread: 3, id: AllocationId { index: 7, generation: 9 } };
         let sealed = tickets.seal(ticket);

@@ -1,4 +1,4 @@
-//! Requests and their answers.
+//! Requests and their responses.
 
 use std::{
     net::IpAddr,
@@ -23,21 +23,21 @@ use crate::{
     auth::{Algorithm, Identity, NonceCheck},
 };
 
-/// RFC 8656, section 3.2: the lifetime of an allocation unless the client asks for more.
+/// The lifetime of an allocation unless the client asks for more (RFC 8656 §3.2).
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
 
-/// A request that is known to come from a user.
+/// An authenticated request.
 pub(super) struct Authenticated<'a> {
     pub(super) message: Verified<'a>,
     pub(super) user: Arc<Identity>,
 }
 
-/// What a Refresh request asks for.
+/// The attributes of a Refresh request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refresh {
-    /// Zero deletes.
+    /// The lifetime; zero deletes the allocation.
     lifetime: Duration,
-    /// Only this one.
+    /// Refresh only this family.
     pub(super) family: Option<AddressFamily>,
     /// Whether the client wants a ticket.
     ticket: bool,
@@ -94,7 +94,7 @@ impl Server {
         action
     }
 
-    /// Counts wrong credentials, and challenges again.
+    /// Counts a failed authentication, and challenges the client again.
     fn unauthenticated(
         &self,
         now: Now,
@@ -105,7 +105,7 @@ impl Server {
         reply: &mut [u8],
     ) -> Action {
         if let Some(limit) = &self.config.failure_limit {
-            // Other failures cost no guess of the user's password, and the name may be anything.
+            // Other failures are no guesses of the user's password, and their name may be anything.
             let user = (failure.reason == AuthFailureReason::WrongPassword).then_some(&*failure.user);
             limit.failed(from.client.0.ip(), user, now.instant);
         }
@@ -119,7 +119,7 @@ impl Server {
         Action::Unauthenticated(failure)
     }
 
-    /// Remembers the answer to an authenticated request.
+    /// Remembers the response to an authenticated request.
     pub(super) fn remember(&mut self, now: Instant, client: FiveTuple, answer: &Answer, action: &Action, reply: &[u8]) {
         let (Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) | Action::OverQuota(len, _)) =
             *action
@@ -131,14 +131,14 @@ impl Server {
         }
     }
 
-    /// Whether to answer what is not authenticated. Who has an allocation is no stranger.
+    /// Returns whether an unauthenticated request gets a response. A client with an allocation always does.
     fn may_answer_stranger(&self, now: Instant, from: FiveTuple) -> Result<(), Refusal> {
         let allowed = |limit: &ReplyLimit| limit.allows(from.client.0.ip(), now) || self.clients.contains_key(&from);
         let limit = self.config.reply_limit.as_ref();
         if limit.is_none_or(|limit| allowed(limit)) { Ok(()) } else { Err(DropReason::ReplyLimit.into()) }
     }
 
-    /// RFC 8489, section 9.2.4. The nonce comes first: it costs least, and tells a spoofed source from a real one.
+    /// Authenticates a request (RFC 8489 §9.2.4). The nonce is checked first: this costs least, and rules out a spoofed source.
     fn authenticate<'a>(&self, now: Now, from: FiveTuple, message: &Message<'a>) -> Result<Authenticated<'a>, Refusal> {
         if !message.contains(AttributeType::MESSAGE_INTEGRITY)
             && !message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256)
@@ -172,7 +172,7 @@ impl Server {
             Err(IntegrityError::Mismatch) => None,
             Err(_) => Some(Err(Refusal::Code(Code::BAD_REQUEST))),
         };
-        // The user of this client's allocation comes before the limit: guesses of others behind the same address do not lock the
+        // The identity of this client's allocation is tried before the limit, so that guesses from the same address do not lock the
         // client out.
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
         let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm);
@@ -230,7 +230,7 @@ impl Server {
         Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
     }
 
-    /// RFC 8656, section 8.2.
+    /// Answers a Refresh request (RFC 8656 §8.2).
     pub(super) fn refresh(
         &mut self,
         now: Instant,
@@ -275,7 +275,7 @@ impl Server {
         Ok(Action::Reply(len))
     }
 
-    /// RFC 8656, section 10.2.
+    /// Answers a CreatePermission request (RFC 8656 §10.2).
     fn create_permission(&mut self, now: Instant, id: AllocationId, message: &Verified<'_>) -> Result<(), Refusal> {
         let mut peers = ArrayVec::<IpAddr, MAX_PEERS>::new();
         for peer in message.all::<XorPeerAddress>() {
@@ -290,7 +290,7 @@ impl Server {
         Ok(allocation.permit(&peers, now, rules).map_err(|Full| QuotaReason::Permissions)?)
     }
 
-    /// RFC 8656, section 12.2.
+    /// Answers a ChannelBind request (RFC 8656 §12.2).
     fn channel_bind(&mut self, now: Instant, id: AllocationId, message: &Verified<'_>) -> Result<(), Refusal> {
         let number = message.get::<ChannelNumber>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
         let peer = message.get::<XorPeerAddress>().map_err(|_| Code::BAD_REQUEST)?.ok_or(Code::BAD_REQUEST)?;
@@ -311,7 +311,7 @@ impl Server {
         Some((allocation, &self.config.peers))
     }
 
-    /// A peer that the allocation has a socket for.
+    /// Returns the peer's address if the allocation has a socket of its family.
     fn own_family(&self, id: AllocationId, XorPeerAddress(peer): XorPeerAddress) -> Result<PeerAddr, Refusal> {
         match self.allocation(id) {
             Some(a) if *a.families().get(AddressFamily::of(&peer)) => Ok(PeerAddr(peer)),
@@ -328,19 +328,19 @@ impl Server {
         })
     }
 
-    /// RFC 8656, section 7.2: between the default and the server's limit.
+    /// Returns the granted lifetime: between the default and the server's limit (RFC 8656 §7.2).
     pub(super) fn lifetime(&self, wanted: Option<Lifetime>) -> Duration {
         let wanted = wanted.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| Duration::from_secs(seconds.into()));
         wanted.min(self.config.max_lifetime).max(DEFAULT_LIFETIME)
     }
 }
 
-/// Returns whether an answer is more than 4.5 times as long as its request: the bound of what a forged source can redirect.
+/// Returns whether a response is more than 4.5 times as long as its request. A forged source can direct no more than that.
 pub(super) fn amplifies(request: &Message<'_>, answer: usize) -> bool {
     2 * answer > 9 * request.as_bytes().len()
 }
 
-/// RFC 8489, section 12: the server tells the client its address.
+/// Answers a Binding request with the client's address (RFC 8489 §12).
 fn binding(from: FiveTuple, message: &Message<'_>, answer: &Answer, reply: &mut [u8]) -> Result<Action, Refusal> {
     refuse_unknown(message)?;
     Ok(Action::Reply(answer.success(reply, |w| w.attribute(&XorMappedAddress(from.client.0)).map(drop))?))

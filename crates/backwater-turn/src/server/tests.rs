@@ -178,7 +178,7 @@ fn code(reply: &[u8], signed: bool) -> u16 {
 }
 
 #[test]
-fn binding_tells_the_address_and_amplifies_little() {
+fn binding_response_has_the_address_and_amplifies_little() {
     let mut b = Bench::new();
     for client in [CLIENT, "[2001:db8::1]:5"] {
         let request = plain(Class::Request, Method::BINDING, &|_| ());
@@ -199,7 +199,7 @@ fn binding_tells_the_address_and_amplifies_little() {
 
 /// Browsers print the reason phrase. It is left out where the answer would be over 4.5 times its request.
 #[test]
-fn a_challenge_has_a_reason_phrase_where_it_fits() {
+fn challenge_has_a_reason_phrase_unless_it_amplifies() {
     let mut b = Bench::new();
     let reason = |reply: &[u8]| {
         Message::parse(reply).unwrap().get::<ErrorCode<'_>>().unwrap().map(|e| e.reason.to_owned()).unwrap()
@@ -217,7 +217,7 @@ fn a_challenge_has_a_reason_phrase_where_it_fits() {
 }
 
 #[test]
-fn port_zero_is_no_peer() {
+fn peer_port_zero_is_refused() {
     let mut b = Bench::new();
     b.allocate(CLIENT);
     let (_, reply) = b.channel(CLIENT, 0x4000, "203.0.113.7:0");
@@ -225,7 +225,7 @@ fn port_zero_is_no_peer() {
 }
 
 #[test]
-fn a_stranger_is_challenged_and_leaves_nothing_behind() {
+fn unauthenticated_request_is_challenged_and_leaves_no_state() {
     let mut b = Bench::new();
     let request = plain(Class::Request, Method::ALLOCATE, &|_| ());
     let (_, reply) = b.bytes(CLIENT, &request);
@@ -256,7 +256,7 @@ fn a_stranger_is_challenged_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn integrity_without_a_user_is_a_bad_request() {
+fn integrity_without_a_user_name_is_400() {
     let mut b = Bench::new();
     let mut buffer = [0; 200];
     let w = Writer::new(&mut buffer, Class::Request, Method::ALLOCATE, TransactionId([1; 12])).unwrap();
@@ -265,7 +265,7 @@ fn integrity_without_a_user_is_a_bad_request() {
 }
 
 #[test]
-fn the_client_is_told_after_the_port_is_bound_and_again_when_it_asks_again() {
+fn allocate_is_answered_after_the_bind_and_again_for_a_retransmission() {
     let mut b = Bench::new();
     let request = b.signed(CLIENT, "alice", Method::ALLOCATE, &udp);
     let (action, _) = b.bytes(CLIENT, &request);
@@ -294,7 +294,7 @@ fn the_client_is_told_after_the_port_is_bound_and_again_when_it_asks_again() {
 }
 
 #[test]
-fn a_port_that_cannot_be_bound_is_508_for_that_client() {
+fn failed_bind_is_508_for_that_client_alone() {
     let mut b = Bench::new();
     let (action, _) = b.request(CLIENT, Method::ALLOCATE, &udp);
     let Action::Bind(bind) = action else { panic!("{action:?}") };
@@ -312,7 +312,7 @@ fn a_port_that_cannot_be_bound_is_508_for_that_client() {
 }
 
 #[test]
-fn what_an_allocate_may_ask_for() {
+fn allocate_with_an_unsupported_attribute_is_refused() {
     let mut b = Bench::new();
     let ask = |b: &mut Bench, fill: Fill<'_>| b.request(CLIENT, Method::ALLOCATE, fill);
     assert_eq!(code(&ask(&mut b, &|_| ()).1, true), 400, "no transport");
@@ -354,7 +354,7 @@ fn what_an_allocate_may_ask_for() {
 }
 
 #[test]
-fn allocations_are_bounded() {
+fn allocations_over_the_limit_are_refused() {
     let mut b = Bench::new();
     for port in 1..=3 {
         b.allocate(&format!("192.0.2.1:{port}"));
@@ -363,7 +363,7 @@ fn allocations_are_bounded() {
 }
 
 #[test]
-fn an_allocation_lives_as_long_as_it_is_refreshed() {
+fn allocation_ends_without_a_refresh() {
     let mut b = Bench::new();
     let id = b.allocate(CLIENT);
     let lifetime = |seconds| move |w: &mut Writer<'_>| put(w, &Lifetime(seconds));
@@ -407,7 +407,7 @@ fn a_second_deletion_is_remembered_too() {
 }
 
 #[test]
-fn an_allocation_belongs_to_its_user() {
+fn another_user_cannot_use_an_allocation() {
     let mut b = Bench::new();
     b.allocate(CLIENT);
     let request = b.signed(CLIENT, "bob", Method::REFRESH, &|_| ());
@@ -418,7 +418,7 @@ fn an_allocation_belongs_to_its_user() {
 }
 
 #[test]
-fn a_client_is_told_of_icmp_about_its_peers() {
+fn icmp_error_about_a_peer_reaches_the_client() {
     let mut b = Bench::new();
     let id = b.allocate(CLIENT);
     let mut reply = [0; MAX_REPLY];
@@ -455,7 +455,7 @@ fn a_client_is_told_of_icmp_about_its_peers() {
 }
 
 #[test]
-fn who_may_not_be_a_peer() {
+fn forbidden_peer_is_403_and_other_family_443() {
     let mut b = Bench::new();
     b.server.config.peers.listeners.push(addr("203.0.113.250:3478"));
     b.allocate(CLIENT);
@@ -480,7 +480,7 @@ fn who_may_not_be_a_peer() {
 }
 
 #[test]
-fn a_permission_request_is_all_or_nothing() {
+fn permissions_of_a_request_are_installed_all_or_none() {
     let mut b = Bench::new();
     let id = b.allocate(CLIENT);
     let (_, reply) = b.request(CLIENT, Method::CREATE_PERMISSION, &|w| {
@@ -493,7 +493,7 @@ fn a_permission_request_is_all_or_nothing() {
 }
 
 #[test]
-fn a_channel_conflict_is_a_bad_request() {
+fn channel_conflict_is_400() {
     let mut b = Bench::new();
     b.allocate(CLIENT);
     assert_eq!(code(&b.channel(CLIENT, 0x4000, PEER).1, true), 0);
@@ -503,7 +503,7 @@ fn a_channel_conflict_is_a_bad_request() {
 }
 
 #[test]
-fn channels_of_rfc_5766_are_taken() {
+fn channels_of_rfc_5766_are_accepted() {
     let mut b = Bench::new();
     let id = b.allocate(CLIENT);
     assert_eq!(code(&b.channel(CLIENT, 0x7FFF, PEER).1, true), 0);
@@ -525,13 +525,13 @@ fn allocations_that_come_and_go_leave_nothing_behind() {
 
 /// What is returned for every datagram, and kept for every allocation.
 #[test]
-fn nothing_has_grown() {
+fn action_and_allocation_keep_their_size() {
     assert!(size_of::<Action>() <= 64, "{}", size_of::<Action>());
     assert!(size_of::<Allocation>() <= 352, "{}", size_of::<Allocation>());
 }
 
 #[test]
-fn any_bytes_are_survived() {
+fn random_bytes_cause_no_panic() {
     let mut b = Bench::new();
     b.allocate(CLIENT);
     let valid = b.signed(CLIENT, "alice", Method::REFRESH, &|_| ());

@@ -731,7 +731,7 @@ fn client_address(n: u64) -> FiveTuple {
 }
 
 #[test]
-fn the_server_agrees_with_a_model_of_it() {
+fn server_agrees_with_the_model() {
     let number = |name| std::env::var(name).ok().map(|text: String| text.parse::<u64>().unwrap());
     let steps = number("BACKWATER_STEPS").unwrap_or(40_000);
     let fixed = number("BACKWATER_SEED");

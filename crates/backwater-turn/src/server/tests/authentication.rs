@@ -36,7 +36,7 @@ impl Bench {
 }
 
 #[test]
-fn a_client_of_rfc_8489_is_answered_with_the_integrity_it_used() {
+fn response_has_the_integrity_attribute_of_the_request() {
     let named: Fill<'_> = &|w| put(w, &Username("alice"));
     let hashed: Fill<'_> = &|w| put(w, &Userhash::new("alice", REALM));
     let signs: [(Sign<'_>, Integrity); 3] =
@@ -75,7 +75,7 @@ fn a_client_of_rfc_8489_is_answered_with_the_integrity_it_used() {
 }
 
 #[test]
-fn bidding_down_is_noticed() {
+fn bid_down_is_refused() {
     let mut b = Bench::new();
     let named = |w: &mut Writer<'_>| put(w, &Username("alice"));
     let (md5, sha256) = (PasswordAlgorithm::MD5, PasswordAlgorithm::SHA256);
@@ -119,7 +119,7 @@ fn bidding_down_is_noticed() {
 }
 
 #[test]
-fn a_hash_of_nobody_is_401_and_a_broken_integrity_400() {
+fn unknown_userhash_is_401_and_malformed_integrity_400() {
     let mut b = Bench::new();
     let fill: Fill<'_> = &|w| put(w, &Userhash([3; 32]));
     assert_eq!(code(&b.rfc8489(fill, &key("alice"), &sign_sha1).1, false), 401);

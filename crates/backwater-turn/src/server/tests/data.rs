@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn data_flows_to_whom_it_is_permitted() {
+fn data_passes_with_a_permission_or_a_channel() {
     let mut b = Bench::new();
     let send = plain(Class::Indication, Method::SEND, &|w| {
         w.attribute(&XorPeerAddress(addr(PEER))).unwrap().attribute(&Data(b"hello")).unwrap();

@@ -41,7 +41,7 @@ fn relayed_addrs(reply: &[u8]) -> Vec<SocketAddr> {
 }
 
 #[test]
-fn both_addresses_are_told_and_each_peer_goes_by_its_own() {
+fn dual_allocation_has_two_addresses_and_each_peer_uses_its_family() {
     let mut b = Bench::new();
     let (id, reply) = b.allocate_both();
     assert_eq!(code(&reply, true), 0);
@@ -83,7 +83,7 @@ impl Attribute<'_> for Draft {
 }
 
 #[test]
-fn the_number_of_the_draft_is_taken_too() {
+fn draft_number_of_additional_address_family_is_accepted() {
     let mut b = Bench::new();
     let (action, _) = b.ask(&|w| {
         udp(w);
@@ -93,7 +93,7 @@ fn the_number_of_the_draft_is_taken_too() {
 }
 
 #[test]
-fn what_does_not_go_together_is_a_bad_request() {
+fn attributes_that_exclude_each_other_are_400() {
     let mut b = Bench::new();
     let v6 = AddressFamily::Ipv6;
     let cases: [Fill<'_>; 6] = [
@@ -136,7 +136,7 @@ fn what_does_not_go_together_is_a_bad_request() {
 }
 
 #[test]
-fn a_family_that_cannot_be_had_is_told_beside_the_other() {
+fn missing_family_of_a_dual_allocation_has_an_address_error_code() {
     for (unsupported, left, other) in [(V6, V4, RELAYED), (V4, V6, RELAYED6)] {
         let family = unsupported.iter().next().unwrap();
         for supported in [false, true] {
@@ -207,7 +207,7 @@ fn one_family_is_refreshed_or_deleted_alone() {
 }
 
 #[test]
-fn a_reserved_port_brings_its_own_family() {
+fn reserved_port_has_its_own_family() {
     let mut b = Bench::new();
     let (action, _) = b.ask(&|w| {
         udp(w);

@@ -108,7 +108,7 @@ fn bytes_over_the_limit_are_dropped_both_ways() {
 /// Of a flood from one source, as many are answered as it has a right to; others are not touched, and neither is who has an
 /// allocation or proves to be somebody.
 #[test]
-fn strangers_get_their_share_of_answers() {
+fn unauthenticated_source_gets_limited_responses() {
     let mut b = Bench::new();
     let binding = plain(Class::Request, Method::BINDING, &|_| ());
     let allocate = plain(Class::Request, Method::ALLOCATE, &udp);

@@ -155,7 +155,7 @@ fn a_request_from_a_relayed_address_is_dropped() {
 
 /// A listener's answers, to a request with a forged source, are not data for a client.
 #[test]
-fn what_comes_from_a_listener_is_dropped() {
+fn datagram_from_a_listener_is_dropped() {
     let mut a = Attacker::new();
     let request = a.bench.signed(CLIENT, "alice", Method::ALLOCATE, &udp);
     a.arrives(addr(CLIENT), &request, 0);

@@ -93,7 +93,7 @@ fn a_client_that_moves_keeps_its_allocation_on_either_thread() {
 }
 
 #[test]
-fn there_and_back_with_a_new_ticket_each_time() {
+fn each_handover_needs_the_newest_ticket() {
     let mut t = Threads::new();
     let (_, mut ticket_now) = mobile(&mut t.0[0]);
     let mut old = Vec::new();
@@ -157,7 +157,7 @@ fn a_move_with_no_lifetime_deletes() {
 }
 
 #[test]
-fn whom_a_ticket_does_not_move_an_allocation_for() {
+fn ticket_of_another_user_or_forged_moves_nothing() {
     let mut t = Threads::new();
     let (_, good) = mobile(&mut t.0[0]);
     let bob = t.refresh(1, MOVED, "bob", &good, &|_| ()).1;
@@ -188,7 +188,7 @@ fn whom_a_ticket_does_not_move_an_allocation_for() {
 }
 
 #[test]
-fn an_allocation_for_somebody_who_has_one_by_now_is_not_taken() {
+fn handover_to_a_client_with_an_allocation_is_refused() {
     // Both threads have the same quotas, as in a relay.
     let limits = Limits { channels: 1, permissions: 1, ..Limits::default() };
     let mut t = Threads([0, 1].map(|thread| Bench::with_limits(thread, limits, Limits::default())));

@@ -6,7 +6,7 @@ use super::*;
 
 /// RFC 8489, section 5. A counter would tell each client how many datagrams the others are sent.
 #[test]
-fn transaction_ids_of_indications_say_nothing() {
+fn transaction_ids_of_indications_are_unpredictable() {
     let mut all = HashSet::new();
     let mut servers = [0, 1].map(|thread| Bench::on_thread(thread).server);
     servers[1].transaction_ids = TransactionIds::new(&[2; 64], 0);
@@ -31,7 +31,7 @@ fn transaction_ids_of_indications_say_nothing() {
 
 /// CVE-2020-4067: what stood in the buffer before, which is another client's, is in no answer, padding included.
 #[test]
-fn an_answer_has_nothing_of_the_buffer_it_is_written_to() {
+fn response_leaks_nothing_of_its_buffer() {
     let all = [0x00, 0xAA].map(|fill| {
         let mut b = Bench::new();
         let mut answers: Vec<Vec<u8>> = Vec::new();
@@ -89,7 +89,7 @@ fn an_answer_has_nothing_of_the_buffer_it_is_written_to() {
 
 /// CVE-2026-68552: a length that is not the datagram's, or that would run over it, also after it has been padded.
 #[test]
-fn lengths_are_those_of_the_datagram() {
+fn length_beyond_the_datagram_is_dropped() {
     let mut b = Bench::new();
     b.allocate(CLIENT);
     b.channel(CLIENT, 0x4000, PEER);
