@@ -27,6 +27,22 @@ pub struct IcmpError {
     pub quoted: IcmpQuote,
 }
 
+impl IcmpError {
+    /// Whether it is an ICMP message, and not this host's kernel's own word.
+    pub(crate) fn is_icmp(&self) -> bool {
+        !matches!(self.kind, IcmpKind::LocalMtu { .. })
+    }
+
+    /// Whether the kernel says that a datagram to `to` was too large. If so, the event gets the port, which the kernel does not record.
+    pub(crate) fn is_too_large_for(&mut self, to: SocketAddr) -> bool {
+        let is_it = !self.is_icmp() && to.ip().to_canonical() == self.destination.ip();
+        if is_it {
+            self.destination = to;
+        }
+        is_it
+    }
+}
+
 /// What an ICMP message says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -142,12 +158,10 @@ impl Draining<'_> {
     /// Returns whether there was room.
     pub(crate) fn push(&mut self, event: IcmpError) -> bool {
         // Every datagram that is too large makes one: they must not take the place of ICMP messages.
-        if matches!(event.kind, IcmpKind::LocalMtu { .. }) {
-            if self.queue.back() == Some(&event) {
-                return true;
-            }
-        } else {
+        if event.is_icmp() {
             self.events.icmp_errors.fetch_add(1, Relaxed);
+        } else if self.queue.back() == Some(&event) {
+            return true;
         }
         let room = self.queue.len() < MAX_EVENTS;
         if room {
@@ -200,6 +214,22 @@ mod tests {
         assert_eq!(read, 0, "they are no ICMP messages");
         let told: Vec<_> = std::iter::from_fn(|| events.pop()).collect();
         assert_eq!(told, [1500, 1400, 1500].map(event));
+    }
+
+    #[test]
+    fn only_the_kernels_own_word_about_the_same_address_says_that_a_datagram_is_too_large() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let local = IcmpKind::LocalMtu { mtu: 1280 };
+        for (kind, of, to, expected) in [
+            (local, "192.0.2.1:0", "192.0.2.1:9", true),
+            (local, "192.0.2.1:0", "[::ffff:192.0.2.1]:9", true),
+            (local, "192.0.2.2:0", "192.0.2.1:9", false),
+            (IcmpKind::PacketTooBig { mtu: 1280 }, "192.0.2.1:0", "192.0.2.1:9", false),
+        ] {
+            let mut event = IcmpError { destination: address(of), reporter: None, kind, quoted: IcmpQuote::default() };
+            assert_eq!(event.is_too_large_for(address(to)), expected, "{of} {to} {kind:?}");
+            assert_eq!(event.destination, address(if expected { to } else { of }));
+        }
     }
 
     #[test]

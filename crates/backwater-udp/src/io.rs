@@ -9,7 +9,6 @@ use std::{
 
 use crate::{
     Backpressure, Stats, UdpSocket,
-    events::IcmpKind,
     lease::Lease,
     socket::Inner,
     sys::{self, Outgoing},
@@ -244,13 +243,10 @@ impl Inner {
         let mut too_large = false;
         let icmp_errors = self.events.drain(|events| {
             self.state.drain_errors(self.sock_ref(), |mut error| {
-                let local = matches!(error.kind, IcmpKind::LocalMtu { .. });
-                if local && let Some(to) = destination.filter(|to| to.ip().to_canonical() == error.destination.ip()) {
-                    error.destination = to;
-                    too_large = true;
-                }
+                too_large |= destination.is_some_and(|to| error.is_too_large_for(to));
+                let is_icmp = error.is_icmp();
                 let kept = events.push(error);
-                if !local {
+                if is_icmp {
                     self.stats.icmp_error(kept);
                 }
             });

@@ -82,6 +82,7 @@ fn a_datagram_larger_than_the_link_is_dropped_or_fragmented_as_its_owner_wants()
                 }
                 let stats = socket.stats().snapshot();
                 assert_eq!(stats.icmp_errors, 0, "the host's own error is not an ICMP message");
+                assert_eq!(stats.attempts, 4, "the kernel's own error is not taken for one about an earlier datagram");
 
                 socket.set_fragmentation(Fragmentation::Allowed).unwrap();
                 assert_eq!(socket.fragmentation(), Fragmentation::Allowed);
