@@ -255,7 +255,12 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     #[inline(never)]
     fn connected_side(&mut self, key: K, t: &mut Transmit<'_>) -> Option<&mut Self> {
         if self.has_side(Some(key)) {
-            if self.sides()?.path(key) != Some(t.path()) {
+            let (path, is_stuck) = self.sides()?.connected(key)?;
+            if is_stuck {
+                // XNU may hold a flow for good (a throttled class of traffic); another socket is another flow.
+                self.demote(key, path);
+            }
+            if is_stuck || path != t.path() {
                 return None;
             }
         } else {
@@ -290,13 +295,19 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     #[inline]
     fn look_at_destination(&mut self, key: K, t: &Transmit<'_>, report: Report) -> Report {
         const FAILURES: [DropReason; 3] = [DropReason::Unreachable, DropReason::Invalid, DropReason::Other];
-        if let Some(promotion) = self.promotion()
-            && FAILURES.iter().any(|reason| report.dropped.get(*reason) > 0)
-        {
-            promotion.demoted(key, t.path(), Instant::now());
-            self.close_side(Some(key));
+        if self.promotes() && FAILURES.iter().any(|reason| report.dropped.get(*reason) > 0) {
+            self.demote(key, t.path());
         }
         report
+    }
+
+    /// The key goes on without a connected socket, for a while.
+    #[cold]
+    fn demote(&mut self, key: K, path: promotion::Path) {
+        if let Some(promotion) = self.promotion() {
+            promotion.demoted(key, path, Instant::now());
+        }
+        self.close_side(Some(key));
     }
 
     /// The side of a key, ready for this transmit.

@@ -175,6 +175,8 @@ impl Io for Xnu {
     }
 
     fn connected_beside(&self, _destination: SocketAddr, _source: Option<IpAddr>) -> io::Result<Self> {
+        // Another socket is another flow.
+        self.flow.borrow_mut().controlled = false;
         Ok(Self { connected: true, promotes: false, contention: Rc::default(), ..self.clone() })
     }
 
@@ -355,15 +357,15 @@ fn a_class_that_sticks_is_reported_whatever_the_policy() {
     assert!(!overload(How::Sticky, wait(100), 20).was_stuck, "a hold may last 20 s");
 }
 
-/// What a queue of an unconnected socket that offers twice the link for ten seconds comes to: datagrams offered, dropped and known,
+/// What a queue of an unconnected socket that offers twice the link for so many seconds comes to: datagrams offered, dropped and known,
 /// and lost although the system has reported success.
-fn queue_overload(how: How, promotes: bool) -> [u64; 3] {
+fn queue_overload(how: How, promotes: bool, seconds: u64) -> [u64; 3] {
     runtime().block_on(async {
         let xnu = Xnu { connected: false, promotes, ..Xnu::new(how, wait(1000)) };
         let mut queue = QueueCore::new(xnu.clone(), Bounds::default());
         let (mut offered, began) = (0u64, Instant::now());
         let sending = async {
-            while offered < 20_000 {
+            while offered < seconds * 2_000 {
                 for _ in 0..2 {
                     let bytes = offered.to_be_bytes();
                     queue.send(1u8, &mut Transmit::new(TO, &[IoSlice::new(&bytes)])).unwrap();
@@ -391,15 +393,23 @@ fn queue_overload(how: How, promotes: bool) -> [u64; 3] {
 #[test]
 fn a_busy_destination_of_a_queue_loses_nothing_unnoticed_once_it_has_a_connected_socket() {
     for how in [How::Advised, How::Race, How::Contention] {
-        let [offered, dropped, lost] = queue_overload(how, false);
+        let [offered, dropped, lost] = queue_overload(how, false, 10);
         assert!(dropped == 0 && lost > offered / 3, "{how:?}: {lost} of {offered} are lost with success");
-        let [offered, dropped, lost] = queue_overload(how, true);
+        let [offered, dropped, lost] = queue_overload(how, true, 10);
         assert_eq!(lost, 0, "{how:?}");
         assert!(
             dropped < offered * 11 / 20,
             "what the link cannot take is dropped and known: {how:?}, {dropped} of {offered}"
         );
     }
+}
+
+/// The queue gives such a flow up after 30 s, and the destination another one 10 s later: twice in 80 s.
+#[test]
+fn a_flow_of_a_queue_that_sticks_is_given_up_for_another() {
+    let [offered, dropped, _] = queue_overload(How::Sticky, true, 80);
+    let sent = offered - dropped;
+    assert!((38_000..45_000).contains(&sent), "without a connected socket all is sent, 20 s long: {sent}");
 }
 
 /// What was refused may have been queued: it is sent again, and counted as that.

@@ -115,9 +115,10 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
         self.all.last_mut().map(|side| &mut side.queue)
     }
 
-    /// What the key's socket is connected to.
-    pub(super) fn path(&self, key: K) -> Option<Path> {
-        self.all.iter().find(|side| side.key == Some(key))?.path
+    /// What the key's socket is connected to, and whether it is stuck.
+    pub(super) fn connected(&self, key: K) -> Option<(Path, bool)> {
+        let side = self.all.iter().find(|side| side.key == Some(key))?;
+        Some((side.path?, side.queue.core().is_stuck()))
     }
 
     pub(super) fn held(&self) -> usize {
