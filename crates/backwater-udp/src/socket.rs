@@ -23,7 +23,11 @@ use crate::{
 };
 
 mod connected;
+mod options;
 mod rebind;
+
+pub(crate) use options::Leaving;
+use options::Told;
 
 /// Calls that look for what a socket caught before it was connected; what a faster peer has sent by then stays in it.
 const CATCH_BUDGET: usize = 64;
@@ -75,17 +79,10 @@ pub struct Builder {
     max_train_bytes: Option<usize>,
     fragmentation: Fragmentation,
     told: Told,
+    leaving: Leaving,
     promotes: Option<bool>,
     stats: Option<Arc<Stats>>,
     backpressure: Backpressure,
-}
-
-/// What is told of what is received, and how it arrives.
-#[derive(Clone, Copy, Debug, Default)]
-struct Told {
-    hop_limit: bool,
-    timestamps: bool,
-    no_offload: bool,
 }
 
 /// What happens to a datagram that is larger than the MTU of its path.
@@ -402,30 +399,6 @@ impl Builder {
         self
     }
 
-    /// Whether the hop limits of what is received are told ([`Train::hop_limit`]). The default is that they are not, which saves
-    /// a control message for each batch. Linux only: elsewhere they are not told.
-    #[must_use]
-    pub fn receive_hop_limit(mut self, on: bool) -> Self {
-        self.told.hop_limit = on;
-        self
-    }
-
-    /// Whether the kernel's timestamps of what is received are told ([`RecvMeta::timestamp`](crate::RecvMeta::timestamp)). The default is
-    /// that they are not. Linux only: elsewhere they are not told.
-    #[must_use]
-    pub fn receive_timestamps(mut self, on: bool) -> Self {
-        self.told.timestamps = on;
-        self
-    }
-
-    /// Whether datagrams of a flow may arrive as one (GRO), which is the default where the system can. Without it a buffer need not hold
-    /// more than one datagram, and receiving costs more. It fails with `Unsupported` on Windows if it cannot be switched off.
-    #[must_use]
-    pub fn receive_offload(mut self, on: bool) -> Self {
-        self.told.no_offload = !on;
-        self
-    }
-
     /// Whether a [`SendQueue`](crate::SendQueue) connects sockets for busy destinations. The default is that it does on Apple's systems
     /// alone, where others learn nothing of congestion.
     #[doc(hidden)]
@@ -485,6 +458,7 @@ impl Builder {
         if self.reuse_port {
             set_reuse_port(&socket)?;
         }
+        self.leaving.set(&socket)?;
         socket.bind(&addr.into())?;
         Ok(socket)
     }
@@ -512,6 +486,8 @@ impl Builder {
             .as_socket()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"))?;
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket()).map(canonical);
+        // Before the state reads the DSCP.
+        self.leaving.set(&socket)?;
         let state = sys::State::new(&socket, local_addr.ip().is_unspecified())?;
         self.told.ask(&state, &socket)?;
         if self.fragmentation != Fragmentation::default() {
@@ -539,21 +515,6 @@ impl Builder {
             promotes: self.promotes.unwrap_or(cfg!(target_vendor = "apple")),
             events: Arc::default(),
         })))
-    }
-}
-
-impl Told {
-    fn ask(self, state: &sys::State, socket: &Socket) -> io::Result<()> {
-        if self.hop_limit {
-            state.receive_hop_limit(socket)?;
-        }
-        if self.timestamps {
-            state.receive_timestamps(socket)?;
-        }
-        if self.no_offload {
-            state.no_receive_offload(socket)?;
-        }
-        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     future::poll_fn,
     io::{IoSlice, IoSliceMut},
     net::SocketAddr,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use backwater_udp::{DatagramStream, Receiver, RecvBatch, RecvMeta, Sender, Transmit, UdpSocket};
@@ -65,12 +65,12 @@ async fn metas_tell_what_was_asked_for() {
         let (a, b) = (bind(any), builder.bind(any.parse().unwrap()).unwrap());
         let to = SocketAddr::new(to.parse().unwrap(), b.local_addr().port());
         let slices = [IoSlice::new(b"onetwo")];
-        let before = SystemTime::now();
+        let before = std::time::SystemTime::now();
         let mut sender = a.sender();
         let mut transmit = Transmit::new(to, &slices).segment_size(3).ecn(Some(backwater_udp::Ecn::Ce)).hop_limit(7);
         sender.send(&mut transmit).await.unwrap();
         let seen = receive_into(&mut b.receiver(), 65_536, 2).await;
-        let after = SystemTime::now();
+        let after = std::time::SystemTime::now();
         for (meta, _) in &seen {
             // Loopback is the first interface of every network namespace.
             assert_eq!((meta.local_ip, meta.interface), (Some(to.ip()), Some(1)), "{any}");
@@ -284,4 +284,58 @@ async fn callers_buffers_receive_across_a_rebind() {
         assert_eq!((meta.source, meta.local_ip), (a.local_addr(), Some(b.local_addr().ip())));
         assert!(meta.truncated && meta.timestamp.is_some() && bytes == &[7; 60], "{meta:?}");
     }
+}
+
+/// How a socket's datagrams leave, as the kernel knows it: DSCP, mark, interface, and the device's name.
+#[cfg(all(target_os = "linux", not(backwater_portable)))]
+fn leaving(socket: &UdpSocket, v6: bool) -> (u32, u32, u32, Option<Vec<u8>>) {
+    let std = socket.try_clone_std().unwrap();
+    let known = socket2::SockRef::from(&std);
+    let (level, name, interface) =
+        if v6 { (libc::IPPROTO_IPV6, libc::IPV6_TCLASS, 76) } else { (libc::IPPROTO_IP, libc::IP_TOS, 50) };
+    let option = |name| {
+        let (mut value, mut len) = (0u32, 4);
+        // SAFETY: the kernel writes an int to the pointer, and its length is given.
+        let result = unsafe {
+            libc::getsockopt(std::os::fd::AsRawFd::as_raw_fd(&std), level, name, (&raw mut value).cast(), &raw mut len)
+        };
+        assert_eq!(result, 0);
+        value
+    };
+    (option(name), known.mark().unwrap(), u32::from_be(option(interface)), known.device().unwrap())
+}
+
+#[cfg(all(target_os = "linux", not(backwater_portable)))]
+#[test]
+fn datagrams_leave_as_the_builder_says() {
+    // A mark is for those who may set it.
+    support::in_namespace("datagrams_leave_as_the_builder_says", || {
+        support::block_on(async {
+            for (addr, v6) in [("127.0.0.1:0", false), ("[::1]:0", true)] {
+                let any = addr.parse().unwrap();
+                let builder = UdpSocket::builder().dscp(46).mark(7);
+                let b = bind(addr);
+                let by_index = builder.clone().interface(1).bind(any).unwrap();
+                assert_eq!(leaving(&by_index, v6), (46 << 2, 7, 1, None));
+                by_index.rebind(0).unwrap();
+                assert_eq!(leaving(&by_index, v6), (46 << 2, 7, 1, None), "after it was bound anew");
+                let builder = builder.device("lo");
+                let a = builder.bind(any).unwrap();
+                let wanted = (46 << 2, 7, 0, Some(b"lo".to_vec()));
+                assert_eq!(leaving(&a, v6), wanted);
+                // The ECN field is beside the DSCP, and does not replace it.
+                let slices = [IoSlice::new(b"x")];
+                let mut t = Transmit::new(b.local_addr(), &slices).ecn(Some(backwater_udp::Ecn::Ect0));
+                a.sender().send(&mut t).await.unwrap();
+                assert_eq!(receive_into(&mut b.receiver(), 100, 1).await[0].0.ecn, Some(backwater_udp::Ecn::Ect0));
+                a.rebind(0).unwrap();
+                assert_eq!(leaving(&a, v6), wanted, "after it was bound anew");
+                let connected = builder.connect(any, b.local_addr()).unwrap();
+                assert_eq!(leaving(&connected, v6), wanted, "connected");
+                assert_eq!(leaving(&bind(addr), v6), (0, 0, 0, None));
+            }
+            let nowhere = UdpSocket::builder().device("none0").bind("127.0.0.1:0".parse().unwrap());
+            assert_eq!(nowhere.unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        });
+    });
 }

@@ -4,7 +4,12 @@
 //! median of the ratios within the rounds, with its interval. The arguments are the megabytes of a transfer, the number of
 //! rounds, and the deadlines of Backwater's sockets in milliseconds, separated by commas.
 
-use std::{fmt::Write as _, process::ExitCode, time::Duration};
+use std::{
+    fmt::Write as _,
+    process::ExitCode,
+    sync::mpsc::{RecvTimeoutError, channel},
+    time::Duration,
+};
 
 use bench_quic::{Link, Outcome, Sockets, noq, quinn, support::tc, veth::Veth};
 use statistics::{estimate, median};
@@ -16,23 +21,63 @@ mod statistics;
 struct Cell {
     name: &'static str,
     queue: Option<&'static str>,
+    /// How long the link takes nothing, once in each two seconds.
+    outage: Duration,
     is_loopback: bool,
 }
 
-const CELLS: [Cell; 4] = [
+const NONE: Cell = Cell { name: "", queue: None, outage: Duration::ZERO, is_loopback: false };
+
+const SLOW: &str = "rate 20mbit burst 20000 limit 40000";
+
+const CELLS: [Cell; 6] = [
+    Cell { name: "20 Mbit/s, a queue of 16 ms", queue: Some(SLOW), ..NONE },
     Cell {
-        name: "20 Mbit/s, a queue of 16 ms",
-        queue: Some("rate 20mbit burst 20000 limit 40000"),
-        is_loopback: false,
+        name: "20 Mbit/s, an outage of 100 ms each two seconds",
+        queue: Some(SLOW),
+        outage: Duration::from_millis(100),
+        ..NONE
     },
     Cell {
-        name: "200 Mbit/s, a queue of 4 ms",
-        queue: Some("rate 200mbit burst 50000 limit 100000"),
-        is_loopback: false,
+        name: "20 Mbit/s, an outage of 500 ms each two seconds",
+        queue: Some(SLOW),
+        outage: Duration::from_millis(500),
+        ..NONE
     },
-    Cell { name: "veth, not shaped", queue: None, is_loopback: false },
-    Cell { name: "loopback", queue: None, is_loopback: true },
+    Cell { name: "200 Mbit/s, a queue of 4 ms", queue: Some("rate 200mbit burst 50000 limit 100000"), ..NONE },
+    Cell { name: "veth, not shaped", ..NONE },
+    Cell { name: "loopback", is_loopback: true, ..NONE },
 ];
+
+/// One outage in so much time.
+const EACH: Duration = Duration::from_secs(2);
+
+impl Cell {
+    /// Runs `transfer`, beside outages of the link.
+    fn run(&self, transfer: impl FnOnce() -> Outcome) -> Outcome {
+        if self.outage.is_zero() {
+            return transfer();
+        }
+        let (stop, stopped) = channel::<()>();
+        std::thread::scope(|scope| {
+            let outages = scope.spawn(move || {
+                let goes_on = |time| stopped.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
+                while goes_on(EACH - self.outage) {
+                    tc("qdisc change dev near0 root tbf rate 8bit burst 20000 limit 40000");
+                    let goes_on = goes_on(self.outage);
+                    tc(&format!("qdisc change dev near0 root tbf {SLOW}"));
+                    if !goes_on {
+                        break;
+                    }
+                }
+            });
+            let outcome = transfer();
+            drop(stop);
+            outages.join().unwrap();
+            outcome
+        })
+    }
+}
 
 /// One who is measured.
 #[derive(Clone, Copy)]
@@ -60,7 +105,7 @@ fn main() -> ExitCode {
             for turn in 0..subjects.len() {
                 let who = (turn + round) % subjects.len();
                 let Subject { transfer, sockets, .. } = subjects[who];
-                let outcome = transfer(link, sockets, bytes);
+                let outcome = cell.run(|| transfer(link, sockets, bytes));
                 eprintln!("{}, {}: {:.1} s", cell.name, subjects[who].name(), outcome.wall.as_secs_f64());
                 samples[who].push(outcome);
             }

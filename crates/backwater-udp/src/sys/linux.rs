@@ -16,7 +16,7 @@ use socket2::{Domain, SockRef, Socket};
 use super::{Outgoing, SLOT_BYTES, Segmentation, SentSeveral, cmsg::Control, devices};
 use crate::{
     events::{IcmpError, IcmpKind, IcmpQuote},
-    socket::Fragmentation,
+    socket::{Fragmentation, Leaving},
     wait::decision::Os,
 };
 
@@ -34,6 +34,9 @@ const DRAIN_BUDGET: usize = 512;
 const SO_EE_ORIGIN_LOCAL: u8 = 1;
 const SO_EE_ORIGIN_ICMP: u8 = 2;
 const SO_EE_ORIGIN_ICMP6: u8 = 3;
+
+/// `linux/in6.h`; libc does not know it everywhere.
+pub(super) const IPV6_UNICAST_IF: c_int = 76;
 
 #[cfg(not(target_os = "android"))]
 use libc::SO_SELECT_ERR_QUEUE;
@@ -300,6 +303,32 @@ impl State {
         header.msg_control = control.as_mut_ptr().cast();
         header.msg_controllen = control.len() as _;
     }
+}
+
+/// Sets how datagrams leave.
+pub(crate) fn set_leaving(socket: &Socket, leaving: &Leaving) -> io::Result<()> {
+    let v6 = socket.domain()? == Domain::IPV6;
+    let v4 = !v6 || !socket.only_v6()?;
+    if let Some(mark) = leaving.mark {
+        socket.set_mark(mark)?;
+    }
+    // The index is in network byte order (`do_ip_setsockopt`, `do_ipv6_setsockopt`).
+    let interface = leaving.interface.filter(|_| leaving.device.is_none()).map(|index| index.to_be() as c_int);
+    let tos = leaving.dscp.map(|dscp| c_int::from(dscp << 2));
+    for (has, level, tos_name, interface_name) in [
+        (v4, libc::IPPROTO_IP, libc::IP_TOS, libc::IP_UNICAST_IF),
+        (v6, libc::IPPROTO_IPV6, libc::IPV6_TCLASS, IPV6_UNICAST_IF),
+    ] {
+        for (name, value) in [(tos_name, tos), (interface_name, interface)] {
+            if let Some(value) = value.filter(|_| has) {
+                set_option(socket, level, name, value)?;
+            }
+        }
+    }
+    if let Some(device) = &leaving.device {
+        socket.bind_device(Some(device))?;
+    }
+    Ok(())
 }
 
 /// Whether the same can be said of both.

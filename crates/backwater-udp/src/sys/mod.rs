@@ -19,6 +19,7 @@
 //!     a GRO batch, at most.
 //!   - `receive_timestamps(&self, &Socket)` has the system tell when it received, where it can; `no_receive_offload(&self, &Socket)` has
 //!     datagrams arrive one by one.
+//! - `set_leaving(&Socket, &Leaving) -> io::Result<()>` sets how datagrams leave, before the state is made.
 //! - `OS`: which row of the decision table applies; `RECEIVE_INTEREST`: what a receiver waits for.
 //!
 //! `receive_linux.rs`, `receive_portable.rs`:
@@ -94,7 +95,7 @@ mod replacement;
 mod segmentation;
 
 pub(crate) use errno::{errno, writable};
-pub(crate) use imp::{OS, State};
+pub(crate) use imp::{OS, State, set_leaving};
 pub(crate) use reactor::{Io, Reader, Registration};
 pub(crate) use receive::{Buffers, Slots};
 pub(crate) use replacement::{connected_beside, deafen, replacement};

@@ -9,7 +9,13 @@ use quinn_udp::{EcnCodepoint, RecvMeta, UdpSocketState};
 use socket2::{SockRef, Socket};
 
 use super::{Outgoing, Segmentation, SentSeveral};
-use crate::{Ecn, events::IcmpError, gso::MAX_SEGMENTS, socket::Fragmentation, wait::decision::Os};
+use crate::{
+    Ecn,
+    events::IcmpError,
+    gso::MAX_SEGMENTS,
+    socket::{Fragmentation, Leaving},
+    wait::decision::Os,
+};
 
 pub(crate) const OS: Os = if cfg!(target_vendor = "apple") { Os::Apple } else { Os::Other };
 
@@ -129,6 +135,11 @@ impl State {
         // `send` would swallow errors.
         self.inner.try_send((&*socket).into(), &transmit)
     }
+}
+
+/// No system but Linux has all of them.
+pub(crate) fn set_leaving(_socket: &Socket, _leaving: &Leaving) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn codepoint(ecn: Ecn) -> EcnCodepoint {

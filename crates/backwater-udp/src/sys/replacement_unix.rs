@@ -23,6 +23,10 @@ const OPTIONS: &[(c_int, c_int)] = &[
     (libc::IPPROTO_IP, libc::IP_FREEBIND),
     #[cfg(any(target_os = "linux", target_os = "android"))]
     (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    (libc::IPPROTO_IP, libc::IP_UNICAST_IF),
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    (libc::IPPROTO_IPV6, 76), // IPV6_UNICAST_IF of `linux/in6.h`, which libc does not know everywhere.
     #[cfg(target_vendor = "apple")]
     (libc::IPPROTO_IP, libc::IP_BOUND_IF),
     #[cfg(target_vendor = "apple")]

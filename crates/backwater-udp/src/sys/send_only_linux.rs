@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::{
     State,
-    imp::{option, set_option},
+    imp::{IPV6_UNICAST_IF, option, set_option},
 };
 use crate::io::SendBuffer;
 
@@ -65,10 +65,14 @@ pub(crate) fn send_only(main: &Socket, local: SocketAddr) -> io::Result<(Socket,
         socket.set_only_v6(true)?;
     }
     // What the owner may have set. The type of service sets the priority, too.
-    let of_family =
-        if local.is_ipv4() { (libc::IPPROTO_IP, libc::IP_TOS) } else { (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) };
+    let of_family = if local.is_ipv4() {
+        [(libc::IPPROTO_IP, libc::IP_TOS), (libc::IPPROTO_IP, libc::IP_UNICAST_IF)]
+    } else {
+        [(libc::IPPROTO_IPV6, libc::IPV6_TCLASS), (libc::IPPROTO_IPV6, IPV6_UNICAST_IF)]
+    };
     for (level, name) in [
-        of_family,
+        of_family[0],
+        of_family[1],
         (libc::SOL_SOCKET, libc::SO_PRIORITY),
         (libc::SOL_SOCKET, libc::SO_MARK),
         (libc::SOL_SOCKET, libc::SO_BROADCAST),
