@@ -15,6 +15,7 @@ mod fields;
 mod health;
 mod log_limit;
 mod ports;
+mod pulse;
 mod relay;
 mod runs;
 mod worker;

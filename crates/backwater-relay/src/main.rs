@@ -9,6 +9,21 @@ use backwater_relay::{Arguments, Config, Import, Relay, commands};
 use backwater_turn::server::DropReason;
 use tracing::{error, info, warn};
 
+#[cfg(target_os = "linux")]
+mod systemd;
+
+/// A system without systemd: nobody is told.
+#[cfg(not(target_os = "linux"))]
+mod systemd {
+    pub(crate) fn ready() {}
+
+    pub(crate) fn stopping(_drain: std::time::Duration) {}
+
+    pub(crate) async fn watchdog(_relay: &backwater_relay::Relay) {
+        std::future::pending().await
+    }
+}
+
 /// The configuration cannot be used.
 const BAD_CONFIGURATION: u8 = 2;
 
@@ -27,14 +42,19 @@ fn main() -> ExitCode {
         Err(help) if !help.use_stderr() => help.exit(),
         Err(error) => return fail(BAD_CONFIGURATION, Arguments::explain(&error)),
     };
-    if let Some(("hash-password", command)) = matches.subcommand() {
-        return print(commands::hash_password(command));
-    }
-    if let Some(("import", command)) = matches.subcommand() {
-        return match commands::import(command) {
+    // These read no configuration.
+    let done = match matches.subcommand() {
+        Some(("hash-password", command)) => Some(print(commands::hash_password(command))),
+        Some(("import", command)) => Some(match commands::import(command) {
             Ok((name, import)) => imported(&name, import),
             Err(error) => fail(BAD_CONFIGURATION, error),
-        };
+        }),
+        Some(("completions", command)) => Some(print(Ok(commands::completions(command)))),
+        Some(("man", _)) => Some(print(commands::man())),
+        _ => None,
+    };
+    if let Some(code) = done {
+        return code;
     }
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
@@ -84,10 +104,12 @@ fn main() -> ExitCode {
         Err(error) => return fail(CANNOT_START, error),
     };
     announce(&config, &relay);
+    systemd::ready();
     let failed = runtime.block_on(async {
         tokio::select! {
             () = relay.failed() => true,
             () = serve(&relay, &mut signals, config.drain) => false,
+            () = systemd::watchdog(&relay) => false,
         }
     });
     if failed {
@@ -106,6 +128,7 @@ async fn serve(relay: &Relay, signals: &mut Signals, drain: Duration) {
         relay.reload();
     }
     info!(drain_seconds = drain.as_secs(), "stopping; a second signal ends it at once");
+    systemd::stopping(drain);
     relay.drain(drain);
     tokio::select! {
         () = relay.drained() => {}

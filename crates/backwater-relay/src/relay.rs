@@ -24,6 +24,7 @@ use crate::{
     endpoint,
     health::Health,
     ports::{Ports, RelayIp},
+    pulse::{Pulse, Responder},
     worker::{
         Worker,
         lines::Lines,
@@ -43,6 +44,7 @@ pub struct Relay {
     stats: Vec<Arc<Stats>>,
     stop: watch::Sender<Option<Instant>>,
     health: Health,
+    pulse: Pulse,
     /// For tests, which make a thread fail by mail.
     #[cfg(test)]
     mailboxes: Vec<Mailbox>,
@@ -92,6 +94,7 @@ impl Relay {
             stats: vec![],
             stop,
             health: Health::new(),
+            pulse: Pulse::new(),
             #[cfg(test)]
             mailboxes: vec![],
         };
@@ -128,10 +131,11 @@ impl Relay {
                 stopped: stopped.clone(),
                 health: relay.health.clone(),
             };
+            let responder = relay.pulse.responder();
             let (ready, started) = mpsc::channel();
             let handle = std::thread::Builder::new()
                 .name(format!("relay-{number}"))
-                .spawn(move || thread.run(inbox, &ready))
+                .spawn(move || thread.run(inbox, &ready, responder))
                 .map_err(StartError::System);
             relay.counters.push(counters);
             relay.stats.push(stats);
@@ -208,6 +212,11 @@ impl Relay {
         self.health.failed().await;
     }
 
+    /// Waits until each thread has gone through its loop once more: that it is ready soon shows that none hangs. Cancel safe.
+    pub async fn beat(&self) {
+        self.pulse.beat().await;
+    }
+
     /// Waits until all threads have ended, after [`drain`](Self::drain).
     pub async fn drained(&self) {
         while !self.threads.iter().all(JoinHandle::is_finished) {
@@ -249,7 +258,7 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(self, inbox: Inbox, ready: &mpsc::Sender<Result<Vec<SocketAddr>, StartError>>) {
+    fn run(self, inbox: Inbox, ready: &mpsc::Sender<Result<Vec<SocketAddr>, StartError>>, responder: Responder) {
         let _guard = self.health.guard();
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -276,6 +285,7 @@ impl Thread {
             ));
             worker.start();
             worker.start_moving(inbox);
+            tokio::task::spawn_local(responder.run());
             if ready.send(Ok(addrs)).is_ok() {
                 self.until_stopped(&worker).await;
             }
@@ -357,6 +367,23 @@ mod tests {
             |port| StartError::Listen(([0, 0, 0, 0], port).into(), io::ErrorKind::PermissionDenied.into()).to_string();
         assert!(text(443).contains("CAP_NET_BIND_SERVICE"), "{}", text(443));
         assert!(!text(3478).contains("CAP_NET_BIND_SERVICE"), "{}", text(3478));
+    }
+
+    /// What a watchdog is there for: one thread of several serves nobody, and nothing has failed.
+    #[test]
+    fn a_thread_that_hangs_does_not_beat() {
+        let args = ["relay", "--listen", "127.0.0.1:0", "--user", "a:b", "--threads", "2"];
+        let matches = Arguments::command().try_get_matches_from(args).unwrap();
+        let mut relay = Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let beats = |within| runtime.block_on(async { tokio::time::timeout(within, relay.beat()).await }).is_ok();
+        assert!(beats(Duration::from_secs(60)));
+        let (go_on, hang) = mpsc::channel();
+        relay.mailboxes[1].try_send(mobility::Mail::Hang(hang)).ok().unwrap();
+        while beats(Duration::from_millis(100)) {}
+        go_on.send(()).unwrap();
+        assert!(beats(Duration::from_secs(60)));
+        relay.stop(Duration::ZERO);
     }
 
     /// tokio catches the panic of a listener's task: its clients would be without service, and nobody would know.

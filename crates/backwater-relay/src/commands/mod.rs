@@ -4,11 +4,13 @@ use clap::{Arg, ArgMatches, Command};
 
 mod check_config;
 mod credentials;
+mod generate;
 mod hash_password;
 mod import;
 
 pub use check_config::check_config;
 pub use credentials::credentials;
+pub use generate::{completions, man};
 pub use hash_password::hash_password;
 pub use import::import;
 
@@ -16,8 +18,15 @@ pub use import::import;
 pub(crate) const FILE: &str = "file";
 
 /// Returns the grammar of each command.
-pub(crate) fn commands() -> [Command; 4] {
-    [check_config::command(), credentials::command(), hash_password::command(), import::command()]
+pub(crate) fn commands() -> [Command; 6] {
+    [
+        check_config::command(),
+        credentials::command(),
+        hash_password::command(),
+        import::command(),
+        generate::completions_command(),
+        generate::man_command(),
+    ]
 }
 
 /// Returns the configuration file that a command has as its argument.

@@ -27,6 +27,9 @@ pub(crate) enum Mail {
     /// A test wants to see what becomes of a panic.
     #[cfg(test)]
     Panic,
+    /// A test wants to see what becomes of a thread that hangs until it is told to go on.
+    #[cfg(test)]
+    Hang(std::sync::mpsc::Receiver<()>),
 }
 
 /// An allocation with its sockets, registered nowhere.
@@ -60,6 +63,8 @@ impl Worker {
                     Mail::Answer { listener, request, parcel } => worker.settle(listener, &request, parcel),
                     #[cfg(test)]
                     Mail::Panic => panic!("by mail"),
+                    #[cfg(test)]
+                    Mail::Hang(until) => drop(until.recv()),
                 }
             }
         });

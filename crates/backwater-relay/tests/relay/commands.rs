@@ -322,3 +322,30 @@ fn a_secret_of_coturns_is_good_for_the_same_credentials() {
     Client::new(addr, user, &time_limited_password("north", user), "north.gov").allocate();
     assert_eq!(relay.terminate(), Some(0));
 }
+
+/// What a package contains is made of the grammar, so it has every command and every key.
+#[test]
+fn completions_and_the_manual_page_have_every_option() {
+    let help = run(&["--help"]).1;
+    let options: Vec<_> = help.split_whitespace().filter(|word| word.starts_with("--")).collect();
+    assert!(options.len() > 25, "{options:?}");
+    let (code, page, _) = run(&["man"]);
+    assert!(code == Some(0) && page.contains(".TH backwater-relay 1"), "{page}");
+    // In roff, a hyphen is escaped.
+    let page = page.replace('\\', "");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, script, _) = run(&["completions", shell]);
+        assert_eq!(code, Some(0));
+        for option in options.iter().map(|option| option.trim_start_matches('-')) {
+            assert!(script.contains(option), "{shell}: {option}");
+            assert!(page.contains(&format!("--{option}")), "{option}: {page}");
+        }
+        assert!(script.contains("check-config") && script.contains("secret-id"), "{shell}");
+    }
+    let file = File::new(&run(&["completions", "bash"]).1);
+    let checked = std::process::Command::new("bash").args(["-n", file.path()]).output();
+    match checked {
+        Ok(out) => assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr)),
+        Err(_) => skip("bash is not installed"),
+    }
+}
