@@ -18,8 +18,13 @@ pub(crate) const MAX_URGENT: usize = 148;
 const OF_URGENT: Bounds = Bounds { of_a_key: 16 << 10, of_all: 32 << 10, send_only_sockets: 0 };
 
 /// Encrypted data that may wait on one socket. A peer gives no more than what one packet of the device makes. Send-only sockets would
-/// have a send buffer that is not fitted to the path.
-const OF_DATA: Bounds = Bounds { of_a_key: 256 << 10, of_all: 64 << 20, send_only_sockets: 0 };
+/// have a send buffer that is not fitted to the path, but on Apple's systems that holds nothing, and only connected sockets are told of
+/// congestion.
+const OF_DATA: Bounds = Bounds {
+    of_a_key: 256 << 10,
+    of_all: 64 << 20,
+    send_only_sockets: if cfg!(target_vendor = "apple") { 16 } else { 0 },
+};
 
 /// Bytes to ask for: a burst of a hundred full trains while the process does not run.
 const RECEIVE_BUFFER: usize = 4 << 20;
