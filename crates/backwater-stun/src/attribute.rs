@@ -1,4 +1,4 @@
-//! What an attribute is: a type with a number, a rule for its length, and one way to read and to write it.
+//! The attribute trait: a type number, a rule for the length, and a codec of the value.
 
 use core::fmt;
 
@@ -11,62 +11,62 @@ mod table;
 pub use structured::*;
 pub use table::*;
 
-/// An attribute that this crate, or yours, can read and write.
+/// Reads and writes one type of attribute.
 ///
-/// Implement it for a private attribute; those of the registry are all here. `'a` is how long the message lives that
-/// the attribute was read from.
+/// This crate implements it for every attribute of the registry. Implement it for a private attribute. `'a` is the lifetime of the
+/// message that the attribute is read from.
 pub trait Attribute<'a>: Sized {
-    /// The number in front of the value.
+    /// The type number, in front of the value.
     const TYPE: AttributeType;
 
-    /// How long the value may be. Checked before [`decode`](Self::decode) and [`encode`](Self::encode).
+    /// The allowed lengths of the value. They are checked before [`decode`](Self::decode) and [`encode`](Self::encode).
     const LENGTH: LengthRule;
 
     /// Reads the value, without its padding.
     ///
     /// # Errors
-    /// What is wrong with the value. It has the length that [`LENGTH`](Self::LENGTH) allows for reading.
+    /// Why the value is invalid. Its length is one that [`LENGTH`](Self::LENGTH) allows for reading.
     fn decode(value: &'a [u8], transaction_id: &TransactionId) -> Result<Self, AttributeErrorKind>;
 
-    /// The length of the value in bytes, without its padding.
+    /// Returns the length of the value in bytes, without its padding.
     fn value_len(&self) -> usize;
 
     /// Writes the value into `out`, which is [`value_len`](Self::value_len) bytes long.
     ///
     /// # Errors
-    /// What must not be written. What is in `out` then does not matter.
+    /// Why the value must not be written. The content of `out` is unspecified then.
     fn encode(&self, transaction_id: &TransactionId, out: &mut [u8]) -> Result<(), AttributeErrorKind>;
 }
 
-/// How many bytes an attribute's value may have, without padding.
+/// The allowed lengths of an attribute's value in bytes, without padding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LengthRule {
-    /// The least, read or written.
+    /// The shortest value, read or written.
     pub min: u16,
-    /// The most that is accepted.
+    /// The longest value that is read.
     pub max: u16,
-    /// The most that is written: what we send is stricter than what we take (RFC 8489 §14.3, for one).
+    /// The longest value that is written. It may be shorter than the longest that is read (RFC 8489 §14.3, for one).
     pub max_written: u16,
 }
 
 impl LengthRule {
-    /// Whether a value of `len` bytes may be read.
+    /// Returns whether a value of `len` bytes may be read.
     pub const fn reads(&self, len: usize) -> bool {
         self.min as usize <= len && len <= self.max as usize
     }
 
-    /// Whether a value of `len` bytes may be written.
+    /// Returns whether a value of `len` bytes may be written.
     pub const fn writes(&self, len: usize) -> bool {
         self.min as usize <= len && len <= self.max_written as usize
     }
 }
 
-/// The number of an attribute (RFC 8489 §18.3).
+/// The type number of an attribute (RFC 8489 §18.3).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttributeType(pub u16);
 
 impl AttributeType {
-    /// Whether a receiver that does not know the attribute has to refuse the message (RFC 8489 §14).
+    /// Returns whether a receiver that does not know the attribute must refuse the message (RFC 8489 §14).
     pub const fn comprehension_required(self) -> bool {
         self.0 < 0x8000
     }
@@ -87,12 +87,12 @@ impl fmt::Debug for AttributeType {
     }
 }
 
-/// An attribute as it lies in the message, known or not.
+/// An undecoded attribute of a message, of a known or unknown type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RawAttribute<'a> {
-    /// Its number.
+    /// The type number.
     pub attribute_type: AttributeType,
-    /// Its value, without padding.
+    /// The value, without padding.
     pub value: &'a [u8],
 }
 
@@ -100,7 +100,7 @@ impl<'a> RawAttribute<'a> {
     /// Reads the value as an attribute of type `A`, whatever [`attribute_type`](Self::attribute_type) says.
     ///
     /// # Errors
-    /// What is wrong with the value.
+    /// Why the value is invalid.
     #[inline]
     pub fn decode<A: Attribute<'a>>(&self, transaction_id: &TransactionId) -> Result<A, AttributeError> {
         let error = |kind| AttributeError { attribute: A::TYPE, kind };

@@ -1,15 +1,15 @@
-//! ChannelData (RFC 8656 §12.4): four bytes of header instead of a STUN message around the data.
+//! ChannelData (RFC 8656 §12.4): a header of four bytes in front of the data.
 
 use core::fmt;
 
-/// Bytes in front of a ChannelData's payload.
+/// Bytes of a ChannelData header.
 pub const CHANNEL_HEADER_LEN: usize = 4;
 
-/// A channel: `0x4000..=0x7FFF`. As an attribute: CHANNEL-NUMBER.
+/// A channel number, `0x4000..=0x7FFF`. As an attribute: CHANNEL-NUMBER.
 ///
 /// RFC 8656 §12 has clients bind `0x4000..=0x4FFF` and reserves the rest, which RFC 5766 §11 allowed and clients in
-/// wide use still bind (coturn's picks at random). A server on a port of its own loses nothing by taking both; a client
-/// of ours binds up to [`MAX`](Self::MAX).
+/// wide use still bind (coturn's client picks at random). A server on a port of its own can accept both. A client should bind
+/// up to [`MAX`](Self::MAX).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChannelNumber(u16);
 
@@ -24,7 +24,7 @@ pub struct ChannelData<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChannelDataError {
-    /// Fewer bytes than the header, or than the length in the header says.
+    /// The datagram is shorter than the header, or than the length in the header says.
     Truncated,
     /// The channel is not in `0x4000..=0x7FFF`: another protocol.
     Channel,
@@ -36,20 +36,19 @@ impl ChannelNumber {
     /// The highest channel that RFC 8656 has clients bind.
     pub const MAX: Self = Self(0x4FFF);
 
-    /// A channel by its number; `None` outside of `0x4000..=0x7FFF`.
+    /// Returns the channel with this number; `None` outside of `0x4000..=0x7FFF`.
     pub const fn new(number: u16) -> Option<Self> {
         if number >> 14 == 1 { Some(Self(number)) } else { None }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn number(self) -> u16 {
         self.0
     }
 }
 
 impl<'a> ChannelData<'a> {
-    /// Reads a datagram. Up to three bytes of padding may follow the data, and are ignored, whatever they are:
-    /// over UDP a sender may pad or not (RFC 8656 §12.5).
+    /// Parses a datagram. Bytes after the data are ignored: over UDP a sender may add padding (RFC 8656 §12.5).
     ///
     /// # Errors
     /// See [`ChannelDataError`].
@@ -71,7 +70,7 @@ impl<'a> ChannelData<'a> {
         Self { channel, data }
     }
 
-    /// What goes in front of `len` bytes of data. The padding that streams need is
+    /// Returns the header of `len` bytes of data. The padding on streams is
     /// [`padding_len`](crate::padding_len)`(len)` zero bytes, which `len` does not count.
     #[inline]
     pub const fn header(channel: ChannelNumber, len: u16) -> [u8; CHANNEL_HEADER_LEN] {
@@ -80,13 +79,13 @@ impl<'a> ChannelData<'a> {
         [c0, c1, l0, l1]
     }
 
-    /// The channel.
+    /// Returns the channel.
     #[inline]
     pub const fn channel(&self) -> ChannelNumber {
         self.channel
     }
 
-    /// The data, without padding. It begins [`CHANNEL_HEADER_LEN`] bytes into the datagram.
+    /// Returns the data, without padding. It begins [`CHANNEL_HEADER_LEN`] bytes into the datagram.
     #[inline]
     pub const fn data(&self) -> &'a [u8] {
         self.data
@@ -125,7 +124,7 @@ mod tests {
         let channel = ChannelNumber::new(0x4001).unwrap();
         let mut bytes = [0xEE; 40];
         bytes[..4].copy_from_slice(&ChannelData::header(channel, 5));
-        // Bytes behind the padding are nobody's; what the length says counts.
+        // The length field decides; bytes after the padding are ignored.
         for len in 9..=40 {
             let view = ChannelData::parse(&bytes[..len]).unwrap();
             assert_eq!((view.channel(), view.data()), (channel, &[0xEE; 5][..]));
@@ -137,7 +136,7 @@ mod tests {
 
     #[test]
     fn channel_numbers_of_other_protocols_are_refused() {
-        // RTP's first byte, taken for a channel by a codec that only looked at the top bits.
+        // RTP's first byte is a channel's by the top two bits alone.
         for number in [0x0000, 0x3FFF, 0x8000, 0xFFFF_u16] {
             let [a, b] = number.to_be_bytes();
             assert_eq!(ChannelData::parse(&[a, b, 0, 0]), Err(ChannelDataError::Channel));

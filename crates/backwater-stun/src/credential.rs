@@ -1,4 +1,4 @@
-//! Long-term credentials: which algorithm makes the key, and what a nonce says about it (RFC 8489 §9.2).
+//! Long-term credentials: password algorithms, and the security features in a nonce (RFC 8489 §9.2).
 
 use core::fmt;
 
@@ -7,19 +7,19 @@ use sha2::{Digest, Sha256};
 use crate::attribute::{Nonce, PasswordAlgorithm, PasswordAlgorithms, Userhash};
 use crate::integrity::LongTermKey;
 
-/// What a nonce begins with that carries [`SecurityFeatures`]; four base64 characters follow (RFC 8489 §9.2).
+/// The start of a nonce that carries [`SecurityFeatures`]. Four base64 characters follow (RFC 8489 §9.2).
 const COOKIE: &[u8; 9] = b"obMatJos2";
 
 const BASE64: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// What a server says in its nonces that it can do, where an attacker cannot take it out (RFC 8489 §18.1).
+/// The features that a server announces in its nonces, where an attacker cannot remove them (RFC 8489 §18.1).
 ///
 /// The bits are counted from the least significant of 24, as erratum 6290 says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SecurityFeatures {
     /// Bit 0: the server sends PASSWORD-ALGORITHMS. A response without it has been tampered with.
     pub password_algorithms: bool,
-    /// Bit 1: the server takes USERHASH in place of USERNAME.
+    /// Bit 1: the server accepts USERHASH in place of USERNAME.
     pub username_anonymity: bool,
 }
 
@@ -27,18 +27,18 @@ pub struct SecurityFeatures {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChallengeError {
-    /// The nonce says that there is PASSWORD-ALGORITHMS, and there is none: someone is bidding down.
+    /// The nonce announces PASSWORD-ALGORITHMS, and the response has none: a bid-down attack.
     BidDown,
-    /// The server takes no algorithm that this crate has.
+    /// The server accepts no algorithm that this crate has.
     NoCommonAlgorithm,
 }
 
-/// The request's password algorithms are not what the server offered: it answers 400 (RFC 8489 §9.2.4).
+/// The request's password algorithms are not the server's offer. The server answers 400 (RFC 8489 §9.2.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AlgorithmMismatch;
 
 impl SecurityFeatures {
-    /// What a server puts in front of its nonces.
+    /// Returns the start of the server's nonces.
     pub const fn nonce_cookie(self) -> [u8; 13] {
         let bits = self.password_algorithms as usize | (self.username_anonymity as usize) << 1;
         let mut cookie = [b'A'; 13];
@@ -53,7 +53,7 @@ impl SecurityFeatures {
 }
 
 impl Nonce<'_> {
-    /// What the nonce says that the server can do; `None` if it says nothing. Bits that mean nothing yet are ignored.
+    /// Returns the features that the nonce announces; `None` without the cookie. Unassigned bits are ignored.
     pub fn security_features(&self) -> Option<SecurityFeatures> {
         let encoded = self.0.strip_prefix(COOKIE)?.first_chunk::<4>()?;
         let mut bits = 0;
@@ -65,14 +65,14 @@ impl Nonce<'_> {
 }
 
 impl Userhash {
-    /// SHA-256 of `username:realm`, both prepared by OpaqueString (RFC 8489 §14.4).
+    /// Returns SHA-256 of `username:realm`, both prepared by OpaqueString (RFC 8489 §14.4).
     pub fn new(username: &str, realm: &str) -> Self {
         Self(Sha256::new().chain_update(username).chain_update(":").chain_update(realm).finalize().into())
     }
 }
 
 impl LongTermKey {
-    /// The key by an algorithm; `None` for one that this crate does not have, or with parameters that it does not
+    /// Makes the key by an algorithm; `None` for one that this crate does not have, or with parameters that it does not
     /// define.
     pub fn new(algorithm: PasswordAlgorithm<'_>, username: &str, realm: &str, password: &str) -> Option<Self> {
         match algorithm {
@@ -84,11 +84,10 @@ impl LongTermKey {
 }
 
 impl PasswordAlgorithms<'_> {
-    /// The client's part, when a 401 or 438 challenges it: which algorithm to use, given the response's NONCE and
-    /// PASSWORD-ALGORITHMS.
+    /// Chooses the client's algorithm after a 401 or 438, by the NONCE and PASSWORD-ALGORITHMS of the response.
     ///
-    /// `Some`: send PASSWORD-ALGORITHM with it, and the response's PASSWORD-ALGORITHMS unchanged. `None`: the server
-    /// knows nothing of all this; use MD5 and send neither.
+    /// With `Some`, the client sends PASSWORD-ALGORITHM with this algorithm, and the PASSWORD-ALGORITHMS of the response unchanged.
+    /// With `None`, the server does not have password algorithms: the client uses MD5 and sends neither.
     ///
     /// # Errors
     /// When the client must not try again: see [`ChallengeError`].
@@ -108,12 +107,11 @@ impl PasswordAlgorithms<'_> {
             .ok_or(ChallengeError::NoCommonAlgorithm)
     }
 
-    /// The server's part: which algorithm a request's key was made with, given what the server offers (`self`) and
-    /// the request's PASSWORD-ALGORITHMS and PASSWORD-ALGORITHM. A request with neither comes from a client older
-    /// than RFC 8489, and uses MD5.
+    /// Returns the algorithm of a request's key, by the server's offer (`self`) and the PASSWORD-ALGORITHMS and PASSWORD-ALGORITHM of
+    /// the request. A request with neither comes from a client older than RFC 8489, and uses MD5.
     ///
     /// # Errors
-    /// When the request has one without the other, echoes another list, or has chosen what is not in it.
+    /// The request has one without the other, another list, or an algorithm that is not in the list.
     pub fn accept<'a>(
         &self,
         echoed: Option<PasswordAlgorithms<'_>>,
@@ -190,7 +188,7 @@ mod tests {
         for features in [SecurityFeatures::default(), BOTH] {
             assert_eq!(Nonce(&features.nonce_cookie()).security_features(), Some(features));
         }
-        // Unknown bits are ignored; what only looks like the cookie says nothing.
+        // Unassigned bits are ignored, and so is what only resembles the cookie.
         assert_eq!(Nonce(b"obMatJos2///Drest").security_features(), Some(BOTH));
         for nonce in [&b""[..], b"obMatJos2", b"obMatJos2AAA", b"obMatJos2AA=B", b"xobMatJos2AAAB"] {
             assert_eq!(Nonce(nonce).security_features(), None);

@@ -1,6 +1,6 @@
-//! Which protocol a datagram belongs to, on a port that several share.
+//! Identifies the protocol of a datagram, on a port that several protocols share.
 
-/// The protocol that a datagram's first byte tells (RFC 7983 §7, with QUIC as RFC 9443 §2 adds it).
+/// The protocol by a datagram's first byte (RFC 7983 §7; RFC 9443 §2 adds QUIC).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// 0–3.
@@ -19,7 +19,7 @@ pub enum Protocol {
     Unassigned,
 }
 
-/// Tells the protocol from the first byte of a datagram.
+/// Identifies the protocol by the first byte of a datagram.
 ///
 /// This is for a port that several protocols share. On a TURN server's own port a channel may also be one of RFC 5766's,
 /// up to `0x7FFF`: see [`ChannelNumber`](crate::ChannelNumber).

@@ -1,4 +1,4 @@
-//! What can be wrong with bytes that were read, or with values that are to be written.
+//! Errors of reading and of writing.
 
 use core::fmt;
 
@@ -8,11 +8,11 @@ use crate::AttributeType;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ParseError {
-    /// The top two bits are not zero or the magic cookie is missing: something else than STUN.
+    /// The top two bits are not zero, or the magic cookie is missing: another protocol.
     NotStun,
-    /// Fewer bytes than the header, or than the length in the header says.
+    /// The datagram is shorter than the header, or than the length in the header says.
     Truncated,
-    /// More bytes than the length in the header says.
+    /// The datagram is longer than the length in the header says.
     TrailingBytes,
     /// The length in the header is not a multiple of four.
     UnalignedLength,
@@ -24,41 +24,41 @@ pub enum ParseError {
 
 /// An attribute that is present but cannot be read, or a value that must not be written.
 ///
-/// A server answers it with 400, if at all; which attribute it was belongs into its log.
+/// A server answers such a request with 400, or not at all, and logs the attribute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttributeError {
     /// The attribute.
     pub attribute: AttributeType,
-    /// What is wrong with it.
+    /// Why it is invalid.
     pub kind: AttributeErrorKind,
 }
 
-/// What is wrong with an attribute.
+/// Why an attribute is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-// As wide as the type beside it in `AttributeError`. Were it a byte, it would lie across an IPv4 address in what a getter
-// returns, and the compiler would take the address apart and put it together again on the way.
+// Two bytes, as the type beside it in `AttributeError`. With one byte, it would overlap an IPv4 address in the result of a getter,
+// and the compiler would copy the address in pieces.
 #[repr(u16)]
 pub enum AttributeErrorKind {
-    /// Shorter or longer than its definition allows.
+    /// The value is shorter or longer than the attribute allows.
     Length,
-    /// An address family other than IPv4 and IPv6. TURN answers it with 440.
+    /// The address family is neither IPv4 nor IPv6. A TURN server answers with 440.
     Family,
-    /// Text that is not UTF-8.
+    /// The text is not UTF-8.
     Utf8,
-    /// A value out of its range.
+    /// The value is out of its range.
     Value,
 }
 
-/// Why a message could not be written. Nothing beyond the buffer was touched.
+/// Why a message could not be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WriteError {
-    /// The buffer has no room for it.
+    /// The buffer is too small.
     BufferTooSmall,
     /// The message would be longer than its length field can say: 65,532 bytes of attributes.
     MessageTooLong,
-    /// The value breaks the attribute's own rule.
+    /// The value is invalid for its attribute.
     Attribute(AttributeError),
 }
 

@@ -1,10 +1,10 @@
-//! FINGERPRINT (RFC 8489 §14.7): CRC-32 as in ITU V.42, XORed so that it differs from a payload's own.
+//! FINGERPRINT (RFC 8489 §14.7): CRC-32 as in ITU V.42, XORed so that it differs from the payload's own CRC.
 
 const XOR: u32 = 0x5354_554E;
 
-/// The value of a FINGERPRINT that follows `message`, whose header already has its final length: FINGERPRINT is last,
+/// Computes the FINGERPRINT that follows `message`, whose header already has its final length: FINGERPRINT is last,
 /// so that the length ends where the message does.
-// CRC-32 brings its choice of instructions along: with it, nothing that computes a fingerprint is inlined.
+// Not inlined: CRC-32 chooses its instructions at run time.
 #[inline(never)]
 pub(crate) fn fingerprint(message: &[u8]) -> u32 {
     crc32fast::hash(message) ^ XOR

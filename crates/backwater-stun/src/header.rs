@@ -5,7 +5,7 @@ use core::fmt;
 /// Bytes in the header that every STUN message begins with.
 pub const HEADER_LEN: usize = 20;
 
-/// The value that tells STUN from what it shares a port with (RFC 8489 §5).
+/// The value that tells STUN from other protocols on the same port (RFC 8489 §5).
 pub const MAGIC_COOKIE: u32 = 0x2112_A442;
 
 /// The 96 bits that pair a response with its request (RFC 8489 §5).
@@ -37,20 +37,20 @@ impl TransactionId {
     }
 }
 
-/// What a message is to its transaction (RFC 8489 §5).
+/// The class of a message (RFC 8489 §5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Expects a response.
+    /// A request, which expects a response.
     Request,
-    /// Expects none.
+    /// An indication, which expects none.
     Indication,
-    /// Answers a request that was carried out.
+    /// The response to a request that was carried out.
     SuccessResponse,
-    /// Answers a request that was refused; carries an ERROR-CODE.
+    /// The response to a request that was refused, with an ERROR-CODE.
     ErrorResponse,
 }
 
-/// What a message is about: a number of 12 bits (RFC 8489 §18.2).
+/// The method of a message: a number of 12 bits (RFC 8489 §18.2).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Method(u16);
 
@@ -97,12 +97,12 @@ methods! {
 }
 
 impl Method {
-    /// A method by its number; `None` above `0xFFF`, which the header cannot hold.
+    /// Returns the method with this number; `None` above `0xFFF`, which the header cannot hold.
     pub const fn new(number: u16) -> Option<Self> {
         if number <= 0xFFF { Some(Self(number)) } else { None }
     }
 
-    /// The number, at most `0xFFF`.
+    /// Returns the number, at most `0xFFF`.
     pub const fn number(self) -> u16 {
         self.0
     }

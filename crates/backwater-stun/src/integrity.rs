@@ -1,8 +1,7 @@
-//! Keys, and the message authentication codes that they make (RFC 8489 §9, §14.5, §14.6).
+//! Keys and message authentication codes (RFC 8489 §9, §14.5, §14.6).
 //!
-//! HMAC is written out here because the state after its two pad blocks is all that a key is: 104 bytes for both
-//! hashes, and a message is hashed where it lies. The `hmac` crate keeps a block buffer in each key and copies
-//! through it. The tests compare the two.
+//! HMAC is implemented here so that a key is only the state after the two pad blocks (104 bytes for both hashes), and so that a message
+//! is hashed without a copy. The `hmac` crate keeps a block buffer in each key. The tests compare the two.
 
 use core::fmt;
 
@@ -12,78 +11,78 @@ use subtle::{Choice, ConstantTimeEq};
 
 const BLOCK: usize = 64;
 
-/// A key for MESSAGE-INTEGRITY and MESSAGE-INTEGRITY-SHA256, ready to use: hashing it is done once, here.
+/// A key for MESSAGE-INTEGRITY and MESSAGE-INTEGRITY-SHA256. The key is hashed once, when it is made.
 ///
-/// Comparing keys is not offered, and `Debug` does not show it.
+/// Keys cannot be compared, and `Debug` does not show them.
 #[derive(Clone)]
 pub struct HmacKey {
     sha1: Midstate<[u32; 5]>,
     sha256: Midstate<[u32; 8]>,
 }
 
-/// The key that a user's long-term credential amounts to (RFC 8489 §9.2.2). A server may store it in place of the
-/// password; whoever holds it can act as the user all the same.
+/// The key of a user's long-term credential (RFC 8489 §9.2.2). A server may store it instead of the password. It must be kept secret
+/// like the password: it authenticates as the user.
 #[derive(Clone)]
 pub struct LongTermKey {
     bytes: [u8; 32],
     len: usize,
 }
 
-/// How much of MESSAGE-INTEGRITY-SHA256 is sent: 16, 20, 24, 28 or all 32 bytes (RFC 8489 §14.6).
+/// The length of MESSAGE-INTEGRITY-SHA256: 16, 20, 24, 28 or all 32 bytes (RFC 8489 §14.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacLength(u8);
 
 impl MacLength {
-    /// 16 bytes: what must not be undercut.
+    /// 16 bytes: the minimum.
     pub const SHORTEST: Self = Self(16);
     /// 32 bytes: not truncated.
     pub const FULL: Self = Self(32);
 
-    /// A length in bytes; `None` for one that is not allowed.
+    /// Returns the length of so many bytes; `None` for a length that is not allowed.
     pub const fn new(bytes: usize) -> Option<Self> {
         if bytes >= 16 && bytes <= 32 && bytes.is_multiple_of(4) { Some(Self(bytes as u8)) } else { None }
     }
 
-    /// The length in bytes.
+    /// Returns the length in bytes.
     pub const fn bytes(self) -> usize {
         self.0 as usize
     }
 }
 
 impl HmacKey {
-    /// A key as it is: the password itself for short-term credentials (RFC 8489 §9.1.1), already prepared by
+    /// Makes a key from bytes: the password itself for short-term credentials (RFC 8489 §9.1.1), already prepared by
     /// OpaqueString; a [`LongTermKey`] that was stored as bytes.
     pub fn new(key: &[u8]) -> Self {
         Self { sha1: Midstate::new(key), sha256: Midstate::new(key) }
     }
 
-    /// The 20 bytes of MESSAGE-INTEGRITY for a message whose header is to read `length`.
+    /// Computes the 20 bytes of MESSAGE-INTEGRITY for a message whose header is to read `length`.
     pub(crate) fn sha1(&self, message: &[u8], length: u16) -> [u8; 20] {
         self.sha1.mac(message, length)
     }
 
-    /// The 32 bytes of MESSAGE-INTEGRITY-SHA256 for a message whose header is to read `length`.
+    /// Computes the 32 bytes of MESSAGE-INTEGRITY-SHA256 for a message whose header is to read `length`.
     pub(crate) fn sha256(&self, message: &[u8], length: u16) -> [u8; 32] {
         self.sha256.mac(message, length)
     }
 }
 
 impl LongTermKey {
-    /// MD5 of `username:realm:password`: what RFC 5389 had, and PASSWORD-ALGORITHM 1.
+    /// Makes the key by MD5 of `username:realm:password`: the key of RFC 5389, and PASSWORD-ALGORITHM 1.
     ///
-    /// All three have to be prepared (OpaqueString) already; plain ASCII is what it becomes.
+    /// All three must be prepared (OpaqueString) already. Preparing does not change plain ASCII.
     pub fn md5(username: &str, realm: &str, password: &str) -> Self {
         let mut bytes = [0; 32];
         bytes[..16].copy_from_slice(&credential::<Md5>(username, realm, password));
         Self { bytes, len: 16 }
     }
 
-    /// SHA-256 of `username:realm:password`: PASSWORD-ALGORITHM 2 (RFC 8489 §18.5.1).
+    /// Makes the key by SHA-256 of `username:realm:password`: PASSWORD-ALGORITHM 2 (RFC 8489 §18.5.1).
     pub fn sha256(username: &str, realm: &str, password: &str) -> Self {
         Self { bytes: credential::<Sha256>(username, realm, password).into(), len: 32 }
     }
 
-    /// 16 bytes with MD5, 32 with SHA-256.
+    /// Returns the key: 16 bytes by MD5, 32 by SHA-256.
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
     }
@@ -107,9 +106,9 @@ impl fmt::Debug for LongTermKey {
     }
 }
 
-/// Whether two codes are the same, in a time that does not depend on where they differ.
+/// Returns whether two codes are equal, in a time that does not depend on where they differ.
 ///
-/// They are compared in words, which is what their lengths are multiples of; what is left over would not be equal.
+/// Compares words. The lengths are multiples of a word; codes with bytes left over are unequal.
 pub(crate) fn equal(a: &[u8], b: &[u8]) -> bool {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks(), b.as_chunks());
     let words = a.iter().zip(b).map(|(a, b)| u32::from_ne_bytes(*a).ct_eq(&u32::from_ne_bytes(*b)));

@@ -38,7 +38,7 @@ pub struct Verified<'a> {
     integrity: Integrity,
 }
 
-/// What a message was verified by.
+/// The attribute that verified a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Integrity {
     /// MESSAGE-INTEGRITY.
@@ -47,19 +47,19 @@ pub enum Integrity {
     Sha256,
 }
 
-/// What FINGERPRINT says (RFC 8489 §14.7).
+/// The result of checking FINGERPRINT (RFC 8489 §14.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FingerprintCheck {
-    /// There is none.
+    /// The message has none.
     Absent,
-    /// It is right: this is a STUN message, and no bit of it has been flipped by accident.
+    /// It is right: the datagram is a STUN message, without an accidental bit error.
     Valid,
-    /// It is wrong: damaged, or not STUN at all.
+    /// It is wrong: the datagram is damaged, or not STUN.
     Invalid,
 }
 
 impl<'a> Message<'a> {
-    /// Reads a datagram, which has to be exactly one message. Checks bounds, looks at no value, and does not verify.
+    /// Parses a datagram, which must be exactly one message. Checks the bounds of all attributes, not their values or integrity.
     ///
     /// # Errors
     /// See [`ParseError`]. A server drops such a datagram.
@@ -119,46 +119,47 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
-    /// Whether the message is of this class and method. Cheaper than to look at the two apart.
+    /// Returns whether the message has this class and method. It costs less than comparing the two one by one.
     #[inline]
     pub fn is(&self, class: Class, method: Method) -> bool {
         self.type_bits() == header::encode_type(class, method)
     }
 
-    /// The class.
+    /// Returns the class.
     #[inline]
     pub fn class(&self) -> Class {
         header::decode_class(self.type_bits())
     }
 
-    /// The method.
+    /// Returns the method.
     #[inline]
     pub fn method(&self) -> Method {
         header::decode_method(self.type_bits())
     }
 
-    /// The transaction id.
+    /// Returns the transaction id.
     #[inline]
     pub fn transaction_id(&self) -> TransactionId {
         TransactionId(self.bytes.get(8..).and_then(<[u8]>::first_chunk).copied().unwrap_or_default())
     }
 
-    /// The whole message, header included.
+    /// Returns the whole message with its header.
     #[inline]
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// Every attribute that counts, known or not, in its order.
+    /// Returns every attribute, known or not, in its order. Attributes after message integrity are ignored
+    /// (RFC 8489 §14.5).
     pub fn attributes(&self) -> impl Iterator<Item = RawAttribute<'a>> + Clone + use<'a> {
         let integrity_and_fingerprint = [self.sha1, self.sha256, self.fingerprint].map(|offset| self.special(offset));
         self.ordinary().map(|(_, raw)| raw).chain(integrity_and_fingerprint.into_iter().flatten())
     }
 
-    /// The first attribute of a type; `None` if there is none.
+    /// Returns the first attribute of a type; `None` if there is none.
     ///
     /// # Errors
-    /// What is wrong with the attribute, if it is there but cannot be read.
+    /// Why the attribute is invalid.
     #[inline]
     pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
         let raw = match A::TYPE {
@@ -170,7 +171,7 @@ impl<'a> Message<'a> {
         raw.map(|raw| raw.decode(&self.transaction_id())).transpose()
     }
 
-    /// All attributes of a type, in their order: for XOR-PEER-ADDRESS, which a CreatePermission may repeat, and for
+    /// Returns all attributes of a type, in their order: for XOR-PEER-ADDRESS, which a CreatePermission may repeat, and for
     /// XOR-RELAYED-ADDRESS, of which a dual allocation has two. Message integrity and FINGERPRINT are not offered
     /// here.
     pub fn all<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + Clone + use<'a, A> {
@@ -179,21 +180,21 @@ impl<'a> Message<'a> {
         of_type.map(move |(_, raw)| raw.decode(&id))
     }
 
-    /// Whether an attribute is there, readable or not.
+    /// Returns whether the message has an attribute of this type, valid or not.
     pub fn contains(&self, attribute: AttributeType) -> bool {
         self.attributes().any(|raw| raw.attribute_type == attribute)
     }
 
-    /// Where in [`as_bytes`](Self::as_bytes) the value of the first attribute of a type lies: for DATA, the payload to
-    /// be forwarded from the buffer that it was received into.
+    /// Returns the place in [`as_bytes`](Self::as_bytes) of the value of the first attribute of a type. For DATA, this is the payload,
+    /// which a relay forwards from its receive buffer.
     #[inline]
     pub fn value_range(&self, attribute: AttributeType) -> Option<Range<usize>> {
         self.find(attribute).map(|(at, raw)| at..at + raw.value.len())
     }
 
-    /// The comprehension-required attributes that are not in `understood`, in their order. If there are any, a
-    /// request is answered with 420 and them, an indication is dropped, and a response fails its transaction
-    /// (RFC 8489 §6.3). Look at them after authentication.
+    /// Returns the comprehension-required attributes that are not in `understood`, in their order. If there are any, a server answers a
+    /// request with 420 and this list, drops an indication, and a client fails the transaction of a response (RFC 8489 §6.3).
+    /// Call it after authentication.
     #[inline]
     pub fn unknown_required(&self, understood: AttributeSet) -> impl Iterator<Item = AttributeType> + Clone + use<'a> {
         self.ordinary()
@@ -201,7 +202,7 @@ impl<'a> Message<'a> {
             .filter(move |t| t.comprehension_required() && !understood.contains(*t))
     }
 
-    /// Computes FINGERPRINT, if there is one.
+    /// Checks FINGERPRINT, if there is one.
     #[inline]
     pub fn check_fingerprint(&self) -> FingerprintCheck {
         if self.fingerprint == 0 {
@@ -217,8 +218,7 @@ impl<'a> Message<'a> {
     /// Verifies the message's integrity: by MESSAGE-INTEGRITY-SHA256 at its full length if it is there, else by
     /// MESSAGE-INTEGRITY. The comparison takes the same time wherever the codes differ.
     ///
-    /// A caller that has asked for SHA-256 looks at [`Verified::integrity`]: an attacker on the path can remove the
-    /// stronger attribute.
+    /// A caller that requires SHA-256 checks [`Verified::integrity`], since an attacker on the path can remove the stronger attribute.
     ///
     /// # Errors
     /// With long-term credentials, [`Missing`](IntegrityError::Missing) and [`Mismatch`](IntegrityError::Mismatch)
@@ -311,56 +311,56 @@ impl<'a> Message<'a> {
 }
 
 impl<'a> Verified<'a> {
-    /// What the message was verified by.
+    /// Returns the attribute that verified the message.
     pub fn integrity(&self) -> Integrity {
         self.integrity
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn class(&self) -> Class {
         self.message.class()
     }
 
-    /// The method.
+    /// Returns the method.
     pub fn method(&self) -> Method {
         self.message.method()
     }
 
-    /// The transaction id.
+    /// Returns the transaction id.
     pub fn transaction_id(&self) -> TransactionId {
         self.message.transaction_id()
     }
 
-    /// The message with all that it carries, protected or not.
+    /// Returns the message with all its attributes, protected or not.
     pub fn unverified(&self) -> Message<'a> {
         self.message
     }
 
-    /// Every protected attribute, known or not, in its order.
+    /// Returns every protected attribute, known or not, in its order.
     pub fn attributes(&self) -> impl Iterator<Item = RawAttribute<'a>> + Clone + use<'a> {
         self.message.ordinary().map(|(_, raw)| raw)
     }
 
-    /// The first protected attribute of a type; `None` if there is none.
+    /// Returns the first protected attribute of a type; `None` if there is none.
     ///
     /// # Errors
-    /// What is wrong with the attribute, if it is there but cannot be read.
+    /// Why the attribute is invalid.
     #[inline]
     pub fn get<A: Attribute<'a>>(&self) -> Result<Option<A>, AttributeError> {
         self.message.find(A::TYPE).map(|(_, raw)| raw.decode(&self.message.transaction_id())).transpose()
     }
 
-    /// All protected attributes of a type, in their order.
+    /// Returns all protected attributes of a type, in their order.
     pub fn all<A: Attribute<'a>>(&self) -> impl Iterator<Item = Result<A, AttributeError>> + Clone + use<'a, A> {
         self.message.all()
     }
 
-    /// Whether a protected attribute is there, readable or not.
+    /// Returns whether the message has a protected attribute of this type, valid or not.
     pub fn contains(&self, attribute: AttributeType) -> bool {
         self.message.find(attribute).is_some()
     }
 
-    /// The protected comprehension-required attributes that are not in `understood`: see
+    /// Returns the protected comprehension-required attributes that are not in `understood`: see
     /// [`Message::unknown_required`].
     pub fn unknown_required(&self, understood: AttributeSet) -> impl Iterator<Item = AttributeType> + Clone + use<'a> {
         self.message.unknown_required(understood)

@@ -1,4 +1,4 @@
-//! What goes in front of a payload that is not to be copied.
+//! The parts of an indication around a payload that is not copied.
 
 use core::net::SocketAddr;
 
@@ -11,10 +11,9 @@ use crate::writer::Writer;
 /// Header, XOR-PEER-ADDRESS (24 bytes with IPv6), header of DATA.
 const MAX_LEN: usize = 20 + 24 + 4;
 
-/// A Send or Data indication but for its payload: what goes in front of it, and the padding after it.
+/// A Send or Data indication without its payload: the bytes before the payload, and the padding after it.
 ///
-/// The three parts go into one datagram as three slices, so that a relay forwards the payload from the buffer that it
-/// was received into (RFC 8656 §11).
+/// A relay sends the three parts as slices of one datagram (RFC 8656 §11), and so forwards the payload from its receive buffer.
 #[derive(Debug, Clone, Copy)]
 pub struct DataPrefix {
     bytes: [u8; MAX_LEN],
@@ -23,34 +22,34 @@ pub struct DataPrefix {
 }
 
 impl DataPrefix {
-    /// The longest prefix, in bytes: what a peer with an IPv6 address needs.
+    /// Bytes of the longest prefix, for a peer with an IPv6 address.
     pub const MAX_LEN: usize = MAX_LEN;
 
-    /// For a Data indication, server to client: `payload_len` bytes have come from `peer`.
+    /// Makes the prefix of a Data indication, server to client, with `payload_len` bytes from `peer`.
     ///
     /// # Errors
-    /// [`WriteError::MessageTooLong`] if the payload is.
+    /// [`WriteError::MessageTooLong`] if the payload is too long for a message.
     #[inline]
     pub fn data(transaction_id: TransactionId, peer: SocketAddr, payload_len: usize) -> Result<Self, WriteError> {
         Self::new(Method::DATA, transaction_id, peer, payload_len)
     }
 
-    /// For a Send indication, client to server: `payload_len` bytes are to go to `peer`.
+    /// Makes the prefix of a Send indication, client to server, with `payload_len` bytes to `peer`.
     ///
     /// # Errors
-    /// [`WriteError::MessageTooLong`] if the payload is.
+    /// [`WriteError::MessageTooLong`] if the payload is too long for a message.
     #[inline]
     pub fn send(transaction_id: TransactionId, peer: SocketAddr, payload_len: usize) -> Result<Self, WriteError> {
         Self::new(Method::SEND, transaction_id, peer, payload_len)
     }
 
-    /// What goes in front of the payload.
+    /// Returns the bytes before the payload.
     #[inline]
     pub fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or_default()
     }
 
-    /// What follows the payload: 0 to 3 bytes.
+    /// Returns the padding after the payload: 0 to 3 bytes.
     #[inline]
     pub fn padding(&self) -> &'static [u8] {
         const ZEROS: &[u8] = &[0; 3];

@@ -1,4 +1,4 @@
-//! Framing on TCP and TLS: where one message ends and the next begins (RFC 8489 §6.2.2, RFC 8656 §12.5).
+//! Framing on TCP and TLS (RFC 8489 §6.2.2, RFC 8656 §12.5).
 
 use core::fmt;
 
@@ -7,23 +7,23 @@ use crate::header::{HEADER_LEN, MAGIC_COOKIE};
 use crate::padded_len;
 use crate::writer::MAX_MESSAGE_LEN;
 
-/// The longest frame, in bytes: a message, whose header is the longer one. A ChannelData takes 65,540 at most.
+/// Bytes of the longest frame, which is a message. A ChannelData has 65,540 bytes at most.
 pub const MAX_FRAME_LEN: usize = MAX_MESSAGE_LEN;
 
 const _: () = assert!(CHANNEL_HEADER_LEN + padded_len(0xFFFF) <= MAX_FRAME_LEN);
 
-/// What a stream's bytes begin with.
+/// The result of [`split_frame`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split<'a> {
     /// A whole frame.
     Frame {
-        /// What it is.
+        /// The frame.
         frame: Frame<'a>,
-        /// How many bytes it takes up, padding included: where the next frame begins.
+        /// The length of the frame in bytes, with its padding. The next frame begins there.
         len: usize,
     },
-    /// The beginning of a frame, or nothing yet. Ask again when there are `needed` bytes, at least one more than
-    /// there are and at most [`MAX_FRAME_LEN`]. The frame may turn out to be longer.
+    /// An incomplete frame. Call again with `needed` bytes, which is more than there are now and at most [`MAX_FRAME_LEN`]. The frame
+    /// may be longer still.
     Incomplete {
         /// Bytes from the start of the frame.
         needed: usize,
@@ -33,25 +33,24 @@ pub enum Split<'a> {
 /// One frame of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// The bytes of a STUN message, for [`Message::parse`](crate::Message::parse). Where that fails, the frame can be
-    /// dropped and the stream goes on.
+    /// The bytes of a STUN message, for [`Message::parse`](crate::Message::parse). If parsing fails, the caller can drop the frame and
+    /// continue with the next one.
     Message(&'a [u8]),
     /// A ChannelData.
     ChannelData(ChannelData<'a>),
 }
 
-/// The stream is not, or is no longer, STUN and TURN: no frame can be found in it again.
+/// The stream is not STUN or TURN, or has lost its framing. No later frame can be found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamError;
 
-/// Splits the first frame off a stream's bytes. It remembers nothing: keep the bytes that it does not use, and pass
-/// them again with those that follow.
+/// Splits the first frame off a stream's bytes. It keeps no state: the caller keeps unused bytes, and passes them again with those that
+/// follow.
 ///
-/// A TURN stream is framed like this until a ConnectionBind has succeeded; then it carries the peer's bytes as they
-/// are (RFC 6062 §4.3).
+/// A TURN stream is framed until a ConnectionBind has succeeded. Then it carries the peer's bytes unframed (RFC 6062 §4.3).
 ///
 /// # Errors
-/// [`StreamError`] as soon as a byte shows that no frame begins here. Close the connection.
+/// [`StreamError`] as soon as a byte shows that no frame begins here. The caller closes the connection.
 pub fn split_frame(stream: &[u8]) -> Result<Split<'_>, StreamError> {
     let is_message = match stream.first() {
         None => return Ok(Split::Incomplete { needed: CHANNEL_HEADER_LEN }),
@@ -77,7 +76,7 @@ pub fn split_frame(stream: &[u8]) -> Result<Split<'_>, StreamError> {
         });
     }
 
-    // Over a stream the padding is mandatory, and no part of the data (RFC 8656 §12.5).
+    // On a stream the padding is mandatory, and not part of the data (RFC 8656 §12.5).
     let len = CHANNEL_HEADER_LEN + padded_len(length);
     let channel = ChannelNumber::new(u16::from_be_bytes([a, b])).ok_or(StreamError)?;
     Ok(match (stream.get(..len), stream.get(CHANNEL_HEADER_LEN..CHANNEL_HEADER_LEN + length)) {

@@ -16,9 +16,9 @@ use core::net::{IpAddr, Ipv6Addr};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Uri<'a> {
-    /// What is in front of the first colon.
+    /// The scheme.
     pub scheme: Scheme,
-    /// Where the server is.
+    /// The host of the server.
     pub host: Host<'a>,
     /// The port, if the URI names one: see [`port_or_default`](Self::port_or_default).
     pub port: Option<u16>,
@@ -26,7 +26,7 @@ pub struct Uri<'a> {
     pub transport: Option<Transport<'a>>,
 }
 
-/// What a server is asked for, and whether over TLS or DTLS.
+/// The service, and whether it is over TLS or DTLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scheme {
     /// `stun:`
@@ -39,12 +39,12 @@ pub enum Scheme {
     Turns,
 }
 
-/// Where a server is.
+/// The host of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Host<'a> {
     /// An address; IPv6 stands in brackets.
     Ip(IpAddr),
-    /// A name to be resolved, perhaps by SRV and NAPTR records (RFC 5928). Percent-encoding is left as it is.
+    /// A domain name, which may have SRV and NAPTR records (RFC 5928). Percent-encoding is left unchanged.
     Name(&'a str),
 }
 
@@ -55,21 +55,21 @@ pub enum Transport<'a> {
     Udp,
     /// `tcp`: plain with `turn:`, TLS with `turns:`.
     Tcp,
-    /// Something that RFC 7065 leaves to the future.
+    /// A transport that RFC 7065 does not name.
     Other(&'a str),
 }
 
-/// Why a text is not such a URI.
+/// Why a text is not a STUN or TURN URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UriError {
-    /// Not `stun`, `stuns`, `turn` or `turns`.
+    /// The scheme is not `stun`, `stuns`, `turn` or `turns`.
     Scheme,
-    /// No host, or one with characters that a host cannot have. These URIs have no `//` and no user.
+    /// There is no host, or it has forbidden characters. These URIs have no `//` and no user.
     Host,
-    /// Not a number up to 65,535.
+    /// The port is not a number up to 65,535.
     Port,
-    /// Something other than `?transport=…`, or that with `stun:`.
+    /// The query is not `?transport=…`, or the scheme is `stun:` or `stuns:`.
     Query,
 }
 
@@ -89,7 +89,7 @@ impl<'a> Uri<'a> {
         Ok(Self { scheme, host, port: parse_port(port)?, transport: parse_query(scheme, query)? })
     }
 
-    /// The port; if the URI names none, 3478, or 5349 over TLS and DTLS.
+    /// Returns the port; without one in the URI, 3478, or 5349 over TLS and DTLS.
     pub fn port_or_default(&self) -> u16 {
         self.port.unwrap_or(match self.scheme {
             Scheme::Stun | Scheme::Turn => 3478,
@@ -101,7 +101,7 @@ impl<'a> Uri<'a> {
 impl Scheme {
     const ALL: [Self; 4] = [Self::Stun, Self::Stuns, Self::Turn, Self::Turns];
 
-    /// Its name, in lower case.
+    /// Returns the name, in lower case.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Stun => "stun",
@@ -145,7 +145,7 @@ impl fmt::Display for UriError {
 
 impl core::error::Error for UriError {}
 
-/// The host, and what follows its colon.
+/// Splits the host from the port.
 fn parse_host(authority: &str) -> Result<(Host<'_>, Option<&str>), UriError> {
     if let Some(rest) = authority.strip_prefix('[') {
         let (ip, port) = rest.split_once(']').ok_or(UriError::Host)?;

@@ -68,7 +68,7 @@ mod sealed {
     impl Sealed for super::AfterSha256 {}
 }
 
-/// How many bytes an attribute adds to a message: its header, its value, and the padding.
+/// Returns the bytes that an attribute adds to a message: header, value and padding.
 #[inline]
 pub fn attribute_len<'a, A: Attribute<'a>>(attribute: &A) -> usize {
     4 + padded_len(attribute.value_len())
@@ -78,7 +78,7 @@ impl<'b> Writer<'b> {
     /// Begins a message.
     ///
     /// # Errors
-    /// [`WriteError::BufferTooSmall`] if the header does not fit.
+    /// [`WriteError::BufferTooSmall`]: the header does not fit.
     #[inline]
     pub fn new(
         buffer: &'b mut [u8],
@@ -130,7 +130,7 @@ impl<'b> Writer<'b> {
     /// Appends MESSAGE-INTEGRITY.
     ///
     /// # Errors
-    /// If it does not fit.
+    /// The attribute does not fit.
     pub fn integrity_sha1(mut self, key: &HmacKey) -> Result<Writer<'b, AfterSha1>, WriteError> {
         let (message, length) = self.with_next(20)?;
         let mac = key.sha1(message, length);
@@ -143,7 +143,7 @@ impl<'b, Stage: TakesSha256> Writer<'b, Stage> {
     /// Appends MESSAGE-INTEGRITY-SHA256, all 32 bytes of it.
     ///
     /// # Errors
-    /// If it does not fit.
+    /// The attribute does not fit.
     pub fn integrity_sha256(self, key: &HmacKey) -> Result<Writer<'b, AfterSha256>, WriteError> {
         self.integrity_sha256_truncated(key, MacLength::FULL)
     }
@@ -151,7 +151,7 @@ impl<'b, Stage: TakesSha256> Writer<'b, Stage> {
     /// Appends MESSAGE-INTEGRITY-SHA256, truncated. Only for a usage that defines it (RFC 8489 §14.6).
     ///
     /// # Errors
-    /// If it does not fit.
+    /// The attribute does not fit.
     pub fn integrity_sha256_truncated(
         mut self,
         key: &HmacKey,
@@ -168,7 +168,7 @@ impl<'b, Stage: TakesFingerprint> Writer<'b, Stage> {
     /// Appends FINGERPRINT.
     ///
     /// # Errors
-    /// If it does not fit.
+    /// The attribute does not fit.
     pub fn fingerprint(mut self) -> Result<Writer<'b, AfterFingerprint>, WriteError> {
         let (_, length) = self.with_next(4)?;
         self.set_length(length);
@@ -179,14 +179,14 @@ impl<'b, Stage: TakesFingerprint> Writer<'b, Stage> {
 }
 
 impl<'b, Stage> Writer<'b, Stage> {
-    /// The message so far, in bytes.
+    /// Returns the length of the message so far, in bytes.
     #[inline]
     #[allow(clippy::len_without_is_empty)] // A message is never empty.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// The finished message, at the start of the buffer.
+    /// Finishes the message, and returns it from the start of the buffer.
     #[inline]
     pub fn finish(mut self) -> &'b [u8] {
         self.set_length(length_at(self.len));

@@ -1,6 +1,6 @@
-//! How the values of the table's attributes are laid out: one module for each layout.
+//! The layouts of attribute values: one module for each.
 //!
-//! The length rule has been checked when `decode` runs; still nothing here relies on it for safety.
+//! The length rule is checked before `decode` runs. No code here relies on it to avoid a panic.
 
 use super::AttributeErrorKind::{self, Family, Length, Utf8};
 use super::TransactionId;
@@ -8,7 +8,7 @@ use super::TransactionId;
 type Encoded = Result<(), AttributeErrorKind>;
 type Decoded<T> = Result<T, AttributeErrorKind>;
 
-/// The whole of `out` is `bytes`.
+/// Fills `out` with `bytes`, which must have the same length.
 pub(crate) fn put(out: &mut [u8], bytes: &[u8]) -> Encoded {
     if out.len() != bytes.len() {
         return Err(Length);
@@ -17,12 +17,12 @@ pub(crate) fn put(out: &mut [u8], bytes: &[u8]) -> Encoded {
     Ok(())
 }
 
-/// The whole of `value`, as an array.
+/// Returns the whole of `value` as an array.
 fn take<const N: usize>(value: &[u8]) -> Decoded<[u8; N]> {
     value.try_into().map_err(|_| Length)
 }
 
-/// No value at all.
+/// An empty value.
 pub(crate) mod flag {
     use super::*;
 
@@ -150,7 +150,7 @@ pub(crate) mod text {
     }
 }
 
-/// UTF-8 of which we write fewer than 128 characters (RFC 8489 §14.8, §14.14).
+/// UTF-8. Fewer than 128 characters are written (RFC 8489 §14.8, §14.14).
 pub(crate) mod phrase {
     pub(crate) use super::text::{decode, value_len};
     use super::*;
@@ -181,7 +181,7 @@ pub(crate) mod address {
         encode_masked(address, &Mask { port: 0, v4: 0, v6: 0 }, out)
     }
 
-    /// What the parts of an address are XORed with.
+    /// The mask that an address is XORed with.
     pub(crate) struct Mask {
         port: u16,
         v4: u32,
@@ -192,7 +192,7 @@ pub(crate) mod address {
         /// The header's last 16 bytes: the cookie, then the transaction id (RFC 8489 §14.2).
         #[inline]
         pub(crate) fn xor(TransactionId([a, b, c, d, e, f, g, h, i, j, k, l]): &TransactionId) -> Self {
-            // Put together from three numbers: going through an array of 16 bytes costs more than all the rest.
+            // Made from three numbers: an array of 16 bytes in between costs more than all the rest.
             let cookie = u128::from(MAGIC_COOKIE) << 96;
             let high = u128::from(u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h])) << 32;
             let low = u128::from(u32::from_be_bytes([*i, *j, *k, *l]));

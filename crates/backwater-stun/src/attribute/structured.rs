@@ -1,4 +1,4 @@
-//! Attributes whose values have parts, and the small types that attributes are made of.
+//! Attributes with several fields, and the types of their fields.
 
 use core::fmt;
 
@@ -7,7 +7,7 @@ use super::{AttributeErrorKind, AttributeType, ChannelNumber, RequestedTransport
 
 type Decoded<T> = Result<T, AttributeErrorKind>;
 
-/// IPv4 or IPv6, as addresses and TURN's family attributes number them (RFC 8489 §14.1).
+/// The address family, as addresses and TURN's family attributes number it (RFC 8489 §14.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AddressFamily {
     /// Number 1.
@@ -17,7 +17,7 @@ pub enum AddressFamily {
 }
 
 impl AddressFamily {
-    /// The family of an address.
+    /// Returns the family of an address.
     pub const fn of(address: &core::net::SocketAddr) -> Self {
         if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
     }
@@ -54,10 +54,10 @@ macro_rules! codes {
         impl Code {
             $($(#[$doc])* pub const $constant: Self = Self($number);)*
 
-            /// Every code that the registry names.
+            /// Every code of the registry.
             pub const REGISTERED: &'static [Self] = &[$(Self::$constant),*];
 
-            /// The registry's reason phrase; empty for a code that it does not name.
+            /// Returns the reason phrase of the registry; empty for a code that is not in it.
             pub const fn reason(self) -> &'static str {
                 match self {
                     $(Self::$constant => $reason,)*
@@ -108,17 +108,17 @@ codes! {
 }
 
 impl Code {
-    /// A code by its number; `None` outside of `300..=699`.
+    /// Returns the code with this number; `None` outside of `300..=699`.
     pub const fn new(number: u16) -> Option<Self> {
         if 300 <= number && number <= 699 { Some(Self(number)) } else { None }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn number(self) -> u16 {
         self.0
     }
 
-    /// The hundreds in 3 bits, the rest in 8; the bits above are reserved and ignored.
+    /// Reads the hundreds from 3 bits and the rest from 8. The bits above are reserved, and ignored.
     const fn from_wire(class: u8, number: u8) -> Option<Self> {
         if number > 99 {
             return None;
@@ -146,9 +146,9 @@ impl fmt::Debug for Code {
 /// Why a request was refused (RFC 8489 §14.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ErrorCode<'a> {
-    /// For programs.
+    /// The code, for programs.
     pub code: Code,
-    /// For people; fewer than 128 characters when written.
+    /// The reason phrase, for people; fewer than 128 characters when written.
     pub reason: &'a str,
 }
 
@@ -183,9 +183,9 @@ impl<'a> ErrorCode<'a> {
 pub struct AddressErrorCode<'a> {
     /// The family that was not allocated.
     pub family: AddressFamily,
-    /// For programs.
+    /// The code, for programs.
     pub code: Code,
-    /// For people; fewer than 128 characters when written.
+    /// The reason phrase, for people; fewer than 128 characters when written.
     pub reason: &'a str,
 }
 
@@ -215,7 +215,7 @@ fn write_code(start: [u8; 4], reason: &str, out: &mut [u8]) -> Decoded<()> {
     put(tail, reason.as_bytes())
 }
 
-/// What the server did not understand, in a response with 420 (RFC 8489 §14.13).
+/// The attribute types that a server did not understand, in a response with 420 (RFC 8489 §14.13).
 #[derive(Clone, Copy)]
 pub struct UnknownAttributes<'a>(Types<'a>);
 
@@ -226,12 +226,12 @@ enum Types<'a> {
 }
 
 impl<'a> UnknownAttributes<'a> {
-    /// The attributes given, in their order.
+    /// Makes the list of these types, in their order.
     pub const fn new(types: &'a [AttributeType]) -> Self {
         Self(Types::ToWrite(types))
     }
 
-    /// The attributes, in their order.
+    /// Returns the types, in their order.
     pub fn iter(&self) -> impl Iterator<Item = AttributeType> + Clone + use<'a> {
         let (read, to_write): (&[[u8; 2]], &[AttributeType]) = match self.0 {
             Types::Read(pairs) => (pairs, &[]),
@@ -277,9 +277,9 @@ impl fmt::Debug for UnknownAttributes<'_> {
 /// How a password becomes a key (RFC 8489 §18.5). The algorithms known have no parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PasswordAlgorithm<'a> {
-    /// Its number: see [`MD5`](Self::MD5) and [`SHA256`](Self::SHA256).
+    /// The number of the algorithm: [`MD5`](Self::MD5) and [`SHA256`](Self::SHA256).
     pub number: u16,
-    /// What the algorithm needs beside the password.
+    /// The parameters of the algorithm.
     pub parameters: &'a [u8],
 }
 
@@ -308,7 +308,7 @@ impl<'a> PasswordAlgorithm<'a> {
         put(tail, self.parameters)
     }
 
-    /// The first algorithm of a list, and the rest of it after the padding, which the last may lack.
+    /// Returns the first algorithm of a list, and the rest after the padding, which the last algorithm may lack.
     fn split(list: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (&[n0, n1, l0, l1], rest) = list.split_first_chunk()?;
         let len = usize::from(u16::from_be_bytes([l0, l1]));
@@ -318,9 +318,9 @@ impl<'a> PasswordAlgorithm<'a> {
     }
 }
 
-/// What the server can make long-term keys with, best first (RFC 8489 §14.11).
+/// The algorithms by which the server makes long-term keys, the best first (RFC 8489 §14.11).
 ///
-/// A client gives it back as it got it; comparing the two is comparing the values.
+/// A client sends it back unchanged, so that the server can compare the bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PasswordAlgorithms<'a>(&'a [u8]);
 
@@ -332,7 +332,7 @@ impl<'a> PasswordAlgorithms<'a> {
     /// SHA-256, then MD5.
     pub const SHA256_MD5: PasswordAlgorithms<'static> = PasswordAlgorithms(&[0, 2, 0, 0, 0, 1, 0, 0]);
 
-    /// The algorithms, in their order.
+    /// Returns the algorithms, in their order.
     pub fn iter(&self) -> impl Iterator<Item = PasswordAlgorithm<'a>> + Clone + use<'a> {
         let mut rest = self.0;
         core::iter::from_fn(move || {
@@ -397,7 +397,7 @@ packed!(
     }
 );
 
-/// Asks for an answer from another address or port (RFC 5780 §7.2).
+/// Asks for a response from another address or port (RFC 5780 §7.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ChangeRequest {
     /// From the other address.
@@ -415,17 +415,17 @@ packed!(ChangeRequest, 4, |[_, _, _, flags]| Self { ip: flags & 4 != 0, port: fl
 /// Asks for an even port (RFC 8656 §18.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EvenPort {
-    /// The R bit: the next port too, to be claimed with a RESERVATION-TOKEN.
+    /// The R bit: reserve the next port too, under a RESERVATION-TOKEN.
     pub reserve_next: bool,
 }
 packed!(EvenPort, 1, |[bits]| Self { reserve_next: bits & 0x80 != 0 }, |this| [u8::from(this.reserve_next) << 7]);
 
-/// An ICMP packet that a datagram to the peer gave rise to (RFC 8656 §18.13).
+/// An ICMP error that a datagram to the peer caused (RFC 8656 §18.13).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Icmp {
-    /// Of ICMP or of ICMPv6, as the peer's address is. Seven bits on the wire: ICMPv6's errors are below 128.
+    /// The type of ICMP or ICMPv6, by the peer's address family. Seven bits on the wire: ICMPv6's errors are below 128.
     pub icmp_type: u8,
-    /// Nine bits on the wire, though ICMP's has eight.
+    /// The code. Nine bits on the wire, though ICMP's code has eight.
     pub code: u16,
     /// The next link's MTU for "fragmentation needed" and "packet too big", else zero.
     pub data: u32,
@@ -448,7 +448,7 @@ packed!(
     }
 );
 
-/// How often the request and its response were sent, each counted from 1 (RFC 7982 §3).
+/// The number of transmissions of a request and of its response, each counted from 1 (RFC 7982 §3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransactionTransmitCounter {
     /// Transmissions of the request.
@@ -463,7 +463,7 @@ packed!(TransactionTransmitCounter, 4, |[_, _, request, response]| Self { reques
     this.response
 ]);
 
-/// What became of the ECN bits (RFC 6679 §7.2.2).
+/// The ECN field as the responder received it (RFC 6679 §7.2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EcnCheck {
     /// The ECN field of the request as the responder saw it, 0 to 3.
