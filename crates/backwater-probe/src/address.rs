@@ -18,13 +18,13 @@ pub(crate) struct ServerAddress {
     port: u16,
 }
 
-/// An address that means nothing: the user's mistake, as a wrong flag is.
+/// An address that cannot be resolved. It is the user's mistake, like a wrong flag.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} is no address, and no host that can be found")]
 pub(crate) struct Unresolvable(pub(crate) String);
 
 impl ServerAddress {
-    /// Asks the system's resolver for a name. The first address that it finds.
+    /// Resolves the name with the system's resolver. Returns the first address.
     pub(crate) fn resolve(&self) -> Result<SocketAddr, Unresolvable> {
         let found = (self.host.as_str(), self.port).to_socket_addrs().ok().and_then(|mut found| found.next());
         found.ok_or_else(|| Unresolvable(self.to_string()))
@@ -61,7 +61,7 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// Takes the address of a socket of this process.
+/// Parses the address of a socket of this process.
 pub(crate) fn parse_peer(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "expected an IP address of this host and a port, such as 192.0.2.7:0 or [2001:db8::7]:0 (port 0: any)"
@@ -69,13 +69,13 @@ pub(crate) fn parse_peer(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-/// The first address of a host, with `default` for the port where the text names none. `None` where there is no such host.
+/// Returns the first address of a host, with the port `default` if the text has none; `None` for an unknown host.
 pub(crate) fn resolve(text: &str, default: u16) -> Option<SocketAddr> {
     let (host, port) = split(text)?;
     (host, port.unwrap_or(default)).to_socket_addrs().ok()?.next()
 }
 
-/// The host without brackets, and the port if there is one. Port 0 is none that can be sent to.
+/// Splits the host, without brackets, from the port. Port 0 is refused, since no datagram can be sent to it.
 fn split(text: &str) -> Option<(&str, Option<u16>)> {
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     if bare.parse::<IpAddr>().is_ok() {

@@ -1,8 +1,8 @@
-//! Many clients of a TURN server at once: who they are, and their requests.
+//! Many clients of a TURN server at once, and their requests.
 //!
-//! On IPv4 loopback all share one socket, and each has an address of its own out of 127.0.0.0/8: to the server they are
-//! as many 5-tuples, from as many hosts, while one system call sends for many of them, and no descriptor is needed for
-//! each. Elsewhere each has a socket of its own.
+//! On IPv4 loopback all clients share one socket, and each has an address of its own out of 127.0.0.0/8. To the server they are as
+//! many 5-tuples from as many hosts. One system call sends for many of them, and a client needs no descriptor. Elsewhere each client
+//! has a socket of its own.
 
 use std::{
     collections::hash_map::RandomState,
@@ -29,19 +29,19 @@ pub struct Clients {
     server: SocketAddr,
     sockets: Vec<UdpSocket>,
     clients: Vec<Client>,
-    /// The addresses that were given out on loopback.
+    /// The addresses that are assigned on loopback.
     addresses: u32,
     user: Option<User>,
-    /// Whether the server has answered anything.
+    /// Whether the server has answered any request.
     has_answered: bool,
-    /// Tells the transactions of this process from others', and one round of requests from the next.
+    /// The part of the transaction ids that identifies this process and the round of requests.
     round: (u32, u32),
 }
 
-/// Where a client is, and what the server knows of it.
+/// The address of a client, and its state at the server.
 #[derive(Debug)]
 pub(crate) struct Client {
-    /// Which socket.
+    /// The index of its socket.
     pub(crate) socket: usize,
     /// Its address, where the socket has several.
     pub(crate) ip: Option<IpAddr>,
@@ -49,20 +49,20 @@ pub(crate) struct Client {
     relayed: Option<SocketAddr>,
     /// An authenticated Allocate request was sent, and has not been refused.
     may_be_allocated: bool,
-    /// Whom its channel is for.
+    /// The peer of its channel.
     peer: Option<SocketAddr>,
 }
 
-/// What a round of requests, one for each client, came to.
+/// The outcome of a round of requests, one for each client.
 #[derive(Debug)]
 pub struct Round {
     /// Requests that the server granted.
     pub granted: usize,
-    /// The first that it refused.
+    /// The first request that the server refused.
     pub refusal: Option<TurnError>,
-    /// How long all of it took.
+    /// How long the round took.
     pub elapsed: Duration,
-    /// How long this side was at work meanwhile: what is left of `elapsed` it waited for the server.
+    /// How long the probe itself worked. The rest of `elapsed` it waited for the server.
     pub busy: Duration,
 }
 
@@ -89,14 +89,14 @@ enum State {
     Over,
 }
 
-/// What an answer means for its transaction.
+/// The effect of a response on its transaction.
 enum Answer {
     Again,
     Granted,
     Refused(TurnError),
 }
 
-/// Requests under way. Enough to keep a server busy, and few enough for its receive buffer as the system makes it.
+/// Requests in flight: enough to keep a server busy, and few enough for a receive buffer of the system's default size.
 const WINDOW: usize = 128;
 
 /// Messages in one system call.
@@ -105,28 +105,29 @@ const MESSAGES: usize = 64;
 /// Room for a request: a realm and a nonce may have 763 bytes each.
 const REQUEST: usize = 2048;
 
-/// What to ask for; the system gives what it allows.
+/// The receive buffer to request, in bytes. The system may grant less.
 const RECEIVE_BUFFER: usize = 64 << 20;
 
-/// How long to wait for an answer before the request is sent again; as long again each time after that. A smaller first
-/// one than that of RFC 8489 §6.2.1, since the servers measured are near.
+/// How long to wait for a response before the first retransmission; each wait is longer than the one before by as much. Shorter than
+/// in RFC 8489 §6.2.1, since the measured servers are near.
 const WAIT: Duration = Duration::from_millis(100);
+/// Transmissions of a request.
 const SENDS: u32 = 6;
 
-/// Answers of 401, 438 or 437 to one request before it is given up.
+/// Responses of 401, 438 or 437 to one request before the client gives up.
 const CHALLENGES: u32 = 16;
 
-/// How long an allocation is asked to live. A load is over by then.
+/// The lifetime that an Allocate request asks for. A load is over by then.
 const LIFETIME: Lifetime = Lifetime(3600);
 
 /// The first client's address on loopback.
 const FIRST: Ipv4Addr = Ipv4Addr::new(127, 1, 0, 1);
 
 impl Clients {
-    /// `count` clients of `server`, which nothing is sent to yet.
+    /// Makes `count` clients of `server`, without sending anything.
     ///
     /// # Errors
-    /// The system's: too many open files, for one.
+    /// The system's error: too many open files, for one.
     pub fn new(server: SocketAddr, count: usize) -> io::Result<Self> {
         let tag = RandomState::new().build_hasher().finish() as u32;
         let mut clients = Self {
@@ -148,14 +149,14 @@ impl Clients {
     /// Allocates a relayed transport address for UDP for each, of the family `peers` are of.
     ///
     /// # Errors
-    /// When no answer comes, or none that is understood. A refusal is in the [`Round`].
+    /// No response, or an invalid one. A refusal is in the [`Round`].
     pub async fn allocate(&mut self, credential: &Credential, peers: AddressFamily) -> Result<Round, TurnError> {
         self.user = Some(User { credential: credential.clone(), realm: String::new(), key: None });
         let which = (0..self.clients.len()).collect();
         let attributes = |_, w: &mut Writer<'_>| {
             w.attribute(&RequestedTransport::UDP)?.attribute(&LIFETIME)?;
             match peers {
-                // What a server takes no attribute to mean, so that those without IPv6 need not know it.
+                // IPv4 is the default without the attribute, which a server without IPv6 need not know.
                 AddressFamily::Ipv4 => Ok(()),
                 AddressFamily::Ipv6 => w.attribute(&RequestedAddressFamily(peers)).map(drop),
             }
@@ -168,7 +169,7 @@ impl Clients {
         self.request(Method::ALLOCATE, which, attributes, granted).await
     }
 
-    /// Gives each that has an allocation a channel to `peer`, a function of the client's number.
+    /// Binds a channel to `peer`, a function of the client's number, for each client with an allocation.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
@@ -194,7 +195,7 @@ impl Clients {
         self.delete(self.allocated()).await
     }
 
-    /// Ends what the server may have allocated, also where its answer has not come. What the server says to it does not matter.
+    /// Ends every allocation that the server may have made, including those whose response has not arrived. Ignores the responses.
     pub(crate) async fn give_back(&mut self) {
         let which = (0..self.len()).filter(|&number| self.clients.get(number).is_some_and(|c| c.may_be_allocated));
         let _ = self.delete(which.collect()).await;
@@ -209,22 +210,22 @@ impl Clients {
         self.request(Method::REFRESH, which, attributes, granted).await
     }
 
-    /// How many there are.
+    /// Returns the number of clients.
     pub fn len(&self) -> usize {
         self.clients.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no clients.
     pub fn is_empty(&self) -> bool {
         self.clients.is_empty()
     }
 
-    /// The relayed address of a client.
+    /// Returns the relayed address of a client.
     pub fn relayed(&self, number: usize) -> Option<SocketAddr> {
         self.clients.get(number)?.relayed
     }
 
-    /// Where a client is.
+    /// Returns the address of a client.
     pub(crate) fn local(&self, number: usize) -> Option<SocketAddr> {
         let client = self.clients.get(number)?;
         let socket = self.sockets.get(client.socket)?.local_addr();
@@ -243,7 +244,7 @@ impl Clients {
         (0..self.len()).filter(|&number| self.relayed(number).is_some()).collect()
     }
 
-    /// A 5-tuple that no client has had.
+    /// Returns a 5-tuple that no client has had.
     fn place(&mut self) -> io::Result<Client> {
         let ip = match self.server.ip() {
             IpAddr::V4(ip) if ip.is_loopback() => {
@@ -265,8 +266,7 @@ impl Clients {
         })
     }
 
-    /// Sends one request for each of `which`, many at a time, with what the server wants for authentication, which it
-    /// says when asked without.
+    /// Sends one request for each of `which`, many at a time. A request without credentials is challenged, and then sent with them.
     async fn request(
         &mut self,
         method: Method,
@@ -384,7 +384,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Ends a request with what authenticates it, once the server has said how.
+    /// Ends a request with its credentials, once the server has sent a challenge.
     fn authenticate<'b>(&self, number: usize, mut writer: Writer<'b>) -> Result<&'b [u8], WriteError> {
         let nonce = &self.clients[number].nonce;
         match &self.user {
@@ -404,7 +404,7 @@ impl Clients {
         TransactionId(id)
     }
 
-    /// The client whose open request this answers.
+    /// Returns the client whose open request this message answers.
     fn of(&self, message: &Message<'_>, transactions: &[Transaction]) -> Option<usize> {
         let id = message.transaction_id();
         let number = u32::from_be_bytes(*id.0[4..8].first_chunk()?) as usize;
@@ -461,7 +461,7 @@ impl Clients {
     }
 }
 
-/// Both halves of each socket.
+/// The sender and the receiver of each socket.
 struct Ends {
     senders: Vec<Sender>,
     receivers: Vec<Receiver>,
@@ -482,14 +482,13 @@ impl Ends {
     }
 }
 
-/// A socket of a generator: what the system has no room for is not sent at all, for a load is a rate, not a number of
-/// datagrams.
+/// A socket of a load generator. It drops what the system has no room for, since a load is a rate, not a number of datagrams.
 pub(crate) fn generator_socket(local: SocketAddr) -> io::Result<UdpSocket> {
     let drops = Backpressure::new(Policy::Drop);
     UdpSocket::builder().receive_buffer(RECEIVE_BUFFER).backpressure(drops).bind(local)
 }
 
-/// What to bind to in order to reach `remote`.
+/// Returns the address to bind to in order to reach `remote`.
 fn local_ip(remote: IpAddr, any: bool) -> IpAddr {
     match remote {
         ip if ip.is_loopback() && !any => ip,

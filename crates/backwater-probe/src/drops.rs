@@ -1,9 +1,9 @@
-//! What the kernel dropped in front of a socket of ours, because we did not read fast enough.
+//! Datagrams that the kernel dropped in front of a socket whose receive buffer was full.
 
 use std::{collections::HashSet, fs, net::SocketAddr};
 
-/// Datagrams that were dropped at the sockets on these ports, of one family, since they were made; `None` where the system
-/// does not say.
+/// Returns the datagrams that were dropped at the sockets on these ports, of one family, since they were made; `None` where the system
+/// does not count them.
 ///
 /// Linux: the last column of `/proc/net/udp`.
 pub(crate) fn dropped_at(locals: &[SocketAddr]) -> Option<u64> {
@@ -15,7 +15,7 @@ pub(crate) fn dropped_at(locals: &[SocketAddr]) -> Option<u64> {
     sum(&fs::read_to_string(table).ok()?, &ports)
 }
 
-/// `None` unless each port is there once.
+/// Returns `None` unless each port is listed once.
 fn sum(table: &str, ports: &HashSet<u16>) -> Option<u64> {
     let drops = table.lines().filter_map(|line| {
         let mut columns = line.split_whitespace();

@@ -1,4 +1,4 @@
-//! The one error that the standard library has no name for.
+//! `ENOBUFS`, which the standard library has no name for.
 
 use std::io;
 
@@ -11,7 +11,7 @@ const ENOBUFS: i32 = if cfg!(windows) {
     55
 };
 
-/// Whether the system had no room, and said so with `ENOBUFS`.
+/// Returns whether an error is `ENOBUFS`.
 pub(crate) fn is_no_buffers(error: &io::Error) -> bool {
     error.raw_os_error() == Some(ENOBUFS)
 }

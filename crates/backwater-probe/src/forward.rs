@@ -1,10 +1,9 @@
 //! The raw forwarder: the limit that a relay is measured against.
 //!
-//! It does what any relay has to do, and nothing else: on the way up it receives trains, strips four bytes of channel
-//! header from each datagram, and sends them on from a socket of the client's own; on the way down it receives there,
-//! adds four bytes, and sends to the client; from client to client, both of which it has, it sends on what came, for the
-//! two have the same channel. No authentication, no permissions, no expiry, one peer, pairs in the order in which
-//! clients appear.
+//! It does what any relay must do, and nothing else. On the way up it receives GRO batches, strips the channel header of four bytes from
+//! each datagram, and sends them from a socket of the client's own. On the way down it receives there, adds four bytes, and sends to the
+//! client. Between two clients it forwards datagrams unchanged, since both have the same channel. It has no authentication, permissions
+//! or expiry, and one peer. Clients form pairs in the order in which they appear.
 
 use std::{
     collections::HashMap,
@@ -37,32 +36,32 @@ struct Clients {
     numbers: HashMap<SocketAddr, usize>,
     last: Option<(SocketAddr, usize)>,
     addrs: Vec<SocketAddr>,
-    /// One for each, unless it is for nothing.
+    /// A socket for each client, where the direction needs one.
     egress: Vec<Sender>,
 }
 
-/// Datagrams that leave together.
+/// Datagrams that are sent together.
 struct Run<'a> {
     slices: Vec<IoSlice<'a>>,
     shape: Shape,
 }
 
-/// Trains received in one system call. Twice as many, or half, was slower.
+/// GRO batches received in one system call. Twice as many, or half, was slower.
 const SLOTS: usize = 32;
 
-/// What a relay would ask for.
+/// The receive buffer in bytes, as a relay has it.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
 impl Forwarder {
-    /// A forwarder of this direction: clients send to `listen`, and up and down there is one `peer`.
+    /// Makes a forwarder of this direction. Clients send to `listen`; up and down there is one `peer`.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub fn bind(listen: SocketAddr, direction: Direction, peer: SocketAddr) -> io::Result<Self> {
         Ok(Self { socket: UdpSocket::builder().receive_buffer(RECEIVE_BUFFER).bind(listen)?, direction, peer })
     }
 
-    /// Where clients send to.
+    /// Returns the address that clients send to.
     pub fn local_addr(&self) -> SocketAddr {
         self.socket.local_addr()
     }
@@ -70,7 +69,7 @@ impl Forwarder {
     /// Forwards until a socket fails, or the future is dropped.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's error.
     pub async fn run(self) -> io::Result<()> {
         let mut receiver = self.socket.receiver();
         let mut sender = self.socket.sender();
@@ -168,7 +167,7 @@ struct Down {
 }
 
 impl Down {
-    /// All of them receive into one batch, since none keeps it.
+    /// All tasks receive into one batch, since none keeps it.
     async fn run(mut self, batch: Arc<Mutex<RecvBatch>>) -> io::Result<()> {
         poll_fn(|cx| {
             let mut batch = batch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,12 +188,12 @@ impl Down {
             let mut shape = Shape::default();
             shape.append(size);
             slices.extend([IoSlice::new(&header), IoSlice::new(first)]);
-            // All have the same header.
+            // All datagrams have the same header.
             while let Some(next) = data.next_if(|next| next.len() == first.len() && shape.can_append(size)) {
                 shape.append(size);
                 slices.extend([IoSlice::new(&header), IoSlice::new(next)]);
             }
-            // What there is no room for is given up with the transmit: the limit has no queue.
+            // A datagram without room is dropped with the transmit: this forwarder has no queue.
             if let Poll::Ready(result) = self.by.poll_send(cx, &mut Transmit::new(self.to, &slices).segment_size(size))
             {
                 result?;
@@ -236,7 +235,7 @@ impl<'a> Run<'a> {
 }
 
 impl Clients {
-    /// The number of a client, and whether it is a new one.
+    /// Returns the number of a client, and whether the client is new.
     #[inline]
     fn number(&mut self, client: SocketAddr) -> (usize, bool) {
         if let Some((last, number)) = self.last

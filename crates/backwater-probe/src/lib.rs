@@ -1,8 +1,8 @@
-//! Load for TURN servers, and what the host does that they run on.
+//! Load for TURN servers, and a measurement of back-pressure on this host.
 //!
-//! [`clients`] are many clients of a TURN server, and [`load`] sends through them, up, down or from one to another, faster
-//! than any server relays; [`forward`] is what a server is measured against: it relays and does nothing else. [`pressure`]
-//! measures what this host does when it has no room for a datagram.
+//! [`clients`] makes many clients of a TURN server. [`load`] sends through them, up, down or from one to another, faster than any
+//! server relays. [`forward`] relays and does nothing else, as a limit to compare servers with. [`pressure`] measures what this host
+//! does when it has no room for a datagram.
 //!
 //! One thread does everything, on a current-thread tokio runtime.
 #![forbid(unsafe_code)]

@@ -1,8 +1,8 @@
-//! A load that is faster than the servers it measures.
+//! A load that is faster than the measured servers.
 //!
-//! Sources send prepared trains, and a sink counts what arrives. On the way up the clients are the sources and a peer is
-//! the sink, on the way down the other way round, and from client to client they are both. One thread sends and
-//! receives, and never sleeps while a load runs: a receiver that sleeps makes the server pay for waking it.
+//! Sources send prepared GSO batches, and a sink counts the datagrams that arrive. On the way up the clients are the sources and a peer
+//! is the sink; on the way down the reverse; from client to client the clients are both. One thread sends and receives, and does not
+//! sleep while a load runs: the server would pay for waking a receiver that sleeps.
 
 mod sink;
 mod source;
@@ -26,7 +26,7 @@ use crate::{
     turn::{Credential, TurnError},
 };
 
-/// Which way a load goes.
+/// The direction of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
@@ -38,68 +38,68 @@ pub enum Direction {
     Across,
 }
 
-/// What is between the sources and the sink.
+/// The relay between the sources and the sink.
 #[derive(Clone, Debug)]
 pub enum Via {
     /// A TURN server; each client has an allocation with a channel.
     Turn(SocketAddr, Credential),
-    /// A [`Forwarder`](crate::forward::Forwarder), which wants no TURN, for this direction and peer.
+    /// A [`Forwarder`](crate::forward::Forwarder) for this direction and peer, without TURN.
     Forwarder(SocketAddr),
-    /// Nothing: what the generator and the system do alone.
+    /// Nothing: measures the generator and the system alone.
     Nothing,
 }
 
-/// Whom to load, and as how many clients.
+/// The server to load, and the clients.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// What relays.
+    /// The relay.
     pub via: Via,
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
-    /// How many; across, an even number.
+    /// The number of clients; an even number across.
     pub clients: usize,
-    /// Where the peer is. Port 0 is any.
+    /// The peer's address. Port 0 is any port.
     pub peer: SocketAddr,
-    /// Whether the peer receives datagrams one by one instead of in trains (GRO); up only. On loopback the sender's kernel
-    /// then takes a train apart, in the sender's time: what it costs to reach a peer without receive offload.
+    /// Whether the peer receives datagrams one by one instead of in GRO batches; up only. On loopback the kernel then splits each GSO
+    /// batch in the sender's time, which is the cost of a peer without receive offload.
     pub plain_sink: bool,
 }
 
-/// What to send.
+/// The load to send.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Bytes of payload in each datagram; at least [`MIN_SIZE`], at most [`MAX_SIZE`].
     pub size: usize,
-    /// Datagrams in each train; at least one.
+    /// Datagrams in each GSO batch; at least one.
     pub burst: usize,
     /// Datagrams per second, of all clients together. Zero is as fast as possible.
     pub rate: f64,
-    /// How long the load lasts before it counts.
+    /// How long the load runs before the measurement.
     pub warm_up: Duration,
-    /// How long it counts.
+    /// How long the measurement takes.
     pub duration: Duration,
 }
 
-/// What came of a load.
+/// The outcome of a load.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
     /// Clients that sent or received.
     pub clients: usize,
     /// Bytes of payload in each datagram.
     pub size: usize,
-    /// Datagrams in each train.
+    /// Datagrams in each GSO batch.
     pub burst: usize,
     /// Datagrams per second that were asked for; zero is as fast as possible.
     pub rate: f64,
-    /// How long it counted.
+    /// The measured time in seconds.
     pub seconds: f64,
     /// Datagrams that the kernel took.
     pub sent: u64,
-    /// How many of them reached the sink, early or late.
+    /// Datagrams of those that reached the sink, within the measured time or later.
     pub received: u64,
-    /// How many did not.
+    /// Datagrams of those that did not.
     pub lost: u64,
     /// `lost / sent`.
     pub loss: f64,
@@ -109,14 +109,14 @@ pub struct Outcome {
     pub sent_per_second: f64,
     /// Datagrams that reached the sink within those seconds, per second.
     pub received_per_second: f64,
-    /// Datagrams that the kernel dropped in front of the sink, where the system says. They are in `lost`, but are no
-    /// loss of the server's.
+    /// Datagrams that the kernel dropped in front of the sink, where the system counts them. They are in `lost`, though the server did
+    /// not lose them.
     pub sink_dropped: Option<u64>,
-    /// Median of the sampled latencies from source to sink, in microseconds; one received train in 13 is sampled.
+    /// Median of the sampled latencies from source to sink, in microseconds; one received GRO batch in 13 is sampled.
     pub p50_us: Option<f64>,
     /// 99th percentile of the same.
     pub p99_us: Option<f64>,
-    /// Whether `loss` can be held against the server: false when the sink itself lost.
+    /// Whether `loss` is the server's: false if the sink itself lost datagrams.
     pub valid: bool,
 }
 
@@ -128,12 +128,12 @@ pub struct Session {
     allocated: bool,
     sources: Sources,
     sink: Sink,
-    /// Told apart in the payload, so that what a load leaves under way does not count for the next.
+    /// The number of the run, which is in each payload, so that datagrams of one load do not count for the next.
     run: u8,
     start: Instant,
 }
 
-/// Why there is no load.
+/// Why a load failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -143,13 +143,13 @@ pub enum LoadError {
     /// The server could not be used.
     #[error(transparent)]
     Turn(#[from] TurnError),
-    /// What was sent ahead through the forwarder did not arrive.
+    /// The datagrams that introduce the clients to the forwarder did not arrive.
     #[error("{0}: nothing is forwarded")]
     NotForwarded(SocketAddr),
     /// The load cannot be sent.
     #[error("{0}")]
     Invalid(&'static str),
-    /// It was told to stop before it was done.
+    /// The load was stopped before it was done.
     #[error("stopped by a signal")]
     Stopped,
 }
@@ -157,7 +157,7 @@ pub enum LoadError {
 /// The smallest payload: the stamp.
 pub const MIN_SIZE: usize = STAMP_LEN;
 
-/// The largest payload: what a UDP datagram over IPv4 holds, less the channel header.
+/// The largest payload: the largest UDP payload over IPv4, less the channel header.
 pub const MAX_SIZE: usize = 65_507 - CHANNEL_HEADER_LEN;
 
 /// The start of each payload: the run in the first byte, then the time in nanoseconds since the session's start, or
@@ -165,15 +165,17 @@ pub const MAX_SIZE: usize = 65_507 - CHANNEL_HEADER_LEN;
 const STAMP_LEN: usize = 8;
 const TIME_BITS: u32 = 56;
 
-/// Datagrams sent before the sink is looked at again, and trains in one system call.
+/// Datagrams sent before the sink is read again.
 const DATAGRAMS_PER_LOOK: usize = 128;
-const MOST_TRAINS: usize = 64;
+/// GSO batches in one system call.
+const MOST_BATCHES: usize = 64;
 
-/// What is under way when the sending ends gets this long to arrive, and this long after whatever arrived last.
+/// How long the sink waits for the last datagrams after the sending has ended, at most.
 const LONGEST_DRAIN: Duration = Duration::from_millis(500);
+/// How long it waits after each datagram that arrives then.
 const QUIET: Duration = Duration::from_millis(30);
 
-/// The runtime learns of signals when a load yields: after this time at the latest.
+/// The longest time between two yields of a load. The runtime receives signals when the load yields.
 const LONGEST_TURN: Duration = Duration::from_millis(100);
 
 /// The channel of every client.
@@ -183,15 +185,15 @@ impl Session {
     /// Makes clients and a peer, with allocations and channels where there is a TURN server.
     ///
     /// # Errors
-    /// See [`LoadError`]. Allocations that were made are given back.
+    /// See [`LoadError`]. The allocations are ended then.
     pub async fn open(setup: &Setup) -> Result<Self, LoadError> {
         Self::open_until(setup, std::future::pending()).await
     }
 
-    /// As [`open`](Self::open), unless `stop` resolves before that is done.
+    /// Like [`open`](Self::open), until `stop` resolves.
     ///
     /// # Errors
-    /// As there, or [`LoadError::Stopped`].
+    /// As [`open`](Self::open), or [`LoadError::Stopped`].
     pub async fn open_until(setup: &Setup, stop: impl Future<Output = ()>) -> Result<Self, LoadError> {
         let &Setup { direction, clients: count, .. } = setup;
         if count == 0 || direction == Direction::Across && count % 2 == 1 {
@@ -253,7 +255,7 @@ impl Session {
         Ok(Self { direction, clients, allocated, sources, sink, run: 0, start: Instant::now() })
     }
 
-    /// Sends a load. `meter` is read when it begins to count and when it ends.
+    /// Sends a load. Calls `meter` when the measurement begins and when it ends.
     ///
     /// # Errors
     /// See [`LoadError`].
@@ -307,7 +309,7 @@ impl Session {
     /// Ends the allocations.
     ///
     /// # Errors
-    /// When the server refuses, or does not answer.
+    /// The server refuses, or does not answer.
     pub async fn close(mut self) -> Result<(), LoadError> {
         if self.allocated {
             refused(self.clients.release().await?)?;
@@ -315,7 +317,7 @@ impl Session {
         Ok(())
     }
 
-    /// A new run: stamps all datagrams with its number.
+    /// Begins a run: stamps all datagrams with its number.
     fn begin(&mut self, load: &Load) {
         self.run = self.run.wrapping_add(1);
         self.sink.begin(self.run, load.size);
@@ -328,8 +330,8 @@ impl Session {
         let began = now(self.start);
         let end = began + duration.as_nanos() as u64;
         let mut pace = Pace::new(load.rate, load.burst, began);
-        let most = (DATAGRAMS_PER_LOOK / load.burst).clamp(1, MOST_TRAINS);
-        let (mut trains, mut yielded) = (0, began);
+        let most = (DATAGRAMS_PER_LOOK / load.burst).clamp(1, MOST_BATCHES);
+        let (mut batches, mut yielded) = (0, began);
         loop {
             let time = now(self.start);
             if time >= end {
@@ -341,10 +343,10 @@ impl Session {
             }
             let due = pace.due(time, most);
             self.sources.send(due, self.run, time, &mut sent)?;
-            trains += due;
+            batches += due;
             // There is time for it when nothing is due.
-            if due == 0 || trains >= most {
-                trains = 0;
+            if due == 0 || batches >= most {
+                batches = 0;
                 self.sink.look(self.start).await?;
             }
         }
@@ -382,7 +384,7 @@ async fn allocate(
 
 const NO_ADDRESS: LoadError = LoadError::Invalid("a client has no address");
 
-/// A session wants all that it asks for.
+/// Returns an error if any request of a round was refused.
 fn refused(round: Round) -> Result<(), TurnError> {
     round.refusal.map_or(Ok(()), Err)
 }

@@ -1,4 +1,4 @@
-//! `backwater-probe`: load for TURN servers, and what this host does when it has no room for a datagram.
+//! `backwater-probe`: loads TURN servers, and measures back-pressure on this host.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -33,18 +33,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Sends trains through a TURN server and counts what arrives.
+    /// Sends GSO batches through a TURN server and counts the datagrams that arrive.
     ///
     /// Each client allocates and binds a channel, to a peer that is a socket of this process, or to another client.
     Load(LoadArgs),
-    /// Makes allocations with a channel each, and keeps them for a while.
+    /// Makes allocations with a channel each, and holds them for a time.
     Hold(HoldArgs),
     /// Sends more than the way to an address takes, and reports what the system did and how each policy fared.
     ///
     /// Nothing has to answer at the address. Unless --rate says otherwise, this fills the first queue on the way there, and
     /// whatever else wants to use it waits: choose the address, and the moment, accordingly.
     Pressure(PressureArgs),
-    /// Relays and does nothing else: what `load --raw` needs, and the limit of what a relay can do.
+    /// Relays and does nothing else: the server for `load --raw`, and the limit of a relay's speed.
     #[command(hide = true)]
     Forward(ForwardArgs),
 }
@@ -88,16 +88,16 @@ struct LoadArgs {
     /// Bytes of payload in each datagram.
     #[arg(long, default_value_t = 100)]
     size: usize,
-    /// Datagrams in each train.
+    /// Datagrams in each GSO batch.
     #[arg(long, default_value_t = 8)]
     burst: usize,
     /// Datagrams per second of all clients together; 0 is as fast as possible.
     #[arg(long, default_value_t = 0.0)]
     rate: f64,
-    /// Seconds that count.
+    /// Seconds of the measurement.
     #[arg(long, default_value_t = 2.0)]
     duration: f64,
-    /// Seconds of the same load before it counts.
+    /// Seconds of the same load before the measurement.
     #[arg(long, default_value_t = 0.2)]
     warm_up: f64,
     /// Print one line of JSON.
@@ -109,7 +109,7 @@ struct LoadArgs {
 struct HoldArgs {
     #[command(flatten)]
     server: ServerArgs,
-    /// How long. Allocations are not refreshed: a server ends them after ten minutes, or an hour where it grants that.
+    /// How long, in seconds. Allocations are not refreshed: a server ends them after ten minutes, or an hour where it grants that.
     #[arg(long, default_value_t = 60.0)]
     seconds: f64,
 }
@@ -127,7 +127,7 @@ struct ForwardArgs {
 const EXIT_CODES: &str =
     "Exit codes: 0: it worked; 1: it did not, as the error says; 2: the command line cannot be used.";
 
-/// A mistake of the command line that clap does not find.
+/// A mistake in the command line that clap does not find.
 #[derive(Debug)]
 struct Usage(String);
 
@@ -246,7 +246,7 @@ fn setup(args: ServerArgs, raw: bool) -> anyhow::Result<Setup> {
 
 fn print(o: &Outcome) {
     let show = |us: Option<f64>| us.map_or("–".to_owned(), |us| format!("{us:.0} µs"));
-    println!("{} clients, {} bytes, trains of {}, {:.2} s", o.clients, o.size, o.burst, o.seconds);
+    println!("{} clients, {} bytes, batches of {}, {:.2} s", o.clients, o.size, o.burst, o.seconds);
     println!("sent       {:>12}  {:>10.0}/s  ({} refused)", o.sent, o.sent_per_second, o.refused);
     println!("received   {:>12}  {:>10.0}/s", o.received, o.received_per_second);
     println!("lost       {:>12}  {:.4} %", o.lost, o.loss * 100.0);

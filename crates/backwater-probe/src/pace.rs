@@ -1,24 +1,24 @@
-//! When the next train is due.
+//! The pace of the GSO batches.
 
-/// Paces trains evenly. Time is nanoseconds since any fixed moment.
+/// Spaces GSO batches evenly. Time is nanoseconds since any fixed moment.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// Nanoseconds between two trains; zero is as fast as possible.
+    /// Nanoseconds between two batches; zero is as fast as possible.
     interval: f64,
     next: f64,
 }
 
-/// A sender that was held up does not catch up on more than this: the burst would be lost in the server's receive
-/// buffer, and the server blamed for it. What is left out shows as a lower rate.
+/// Nanoseconds that a late sender catches up on at most. A longer burst would be lost in the server's receive buffer and count as the
+/// server's loss. The rate is lower instead.
 const MOST_BEHIND: f64 = 1e6;
 
 impl Pace {
-    /// `rate` in datagrams per second, in trains of `burst`; a rate of zero is as fast as possible.
+    /// Paces `rate` datagrams per second in batches of `burst`; a rate of zero is as fast as possible.
     pub(crate) fn new(rate: f64, burst: usize, now: u64) -> Self {
         Self { interval: if rate > 0.0 { burst as f64 / rate * 1e9 } else { 0.0 }, next: now as f64 }
     }
 
-    /// How many trains to send now, at most `most`.
+    /// Returns how many batches to send now, at most `most`.
     pub(crate) fn due(&mut self, now: u64, most: usize) -> usize {
         if self.interval <= 0.0 {
             return most;

@@ -1,8 +1,8 @@
-//! What this host does when it has no room for a datagram, and what that does to a sender.
+//! Measures what this host does when it has no room for a datagram, and how a sender fares.
 //!
-//! Datagrams are sent to an address faster than the way there takes them, so that the system refuses some. Each way to
-//! treat a refusal gets a socket of its own and the same time: Backwater's two policies, and the naive mapping that they
-//! are compared with. Nothing has to answer at the address.
+//! It sends datagrams to an address faster than the path takes them, so that the system refuses some. Each way to treat a refusal gets a
+//! socket of its own and the same time: Backwater's two policies, and the naive mapping for comparison. Nothing has to answer at the
+//! address.
 
 mod naive;
 mod outcome;
@@ -34,14 +34,14 @@ pub enum Treatment {
     Wait,
     /// Backwater's `Drop`.
     Drop,
-    /// `ENOBUFS` is taken for `EWOULDBLOCK`, and the reactor waited for without a timer.
+    /// `ENOBUFS` is treated as `EWOULDBLOCK`: waits for the reactor without a timer.
     Naive,
 }
 
-/// What to send, and where.
+/// The datagrams to send, and their destination.
 #[derive(Clone, Copy, Debug)]
 pub struct Pressure {
-    /// Where to.
+    /// The destination.
     pub to: SocketAddr,
     /// Bytes of payload in each datagram.
     pub size: usize,
@@ -51,18 +51,18 @@ pub struct Pressure {
     pub duration: Duration,
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
-    /// Since when it runs.
+    /// The time since the run began.
     pub elapsed: Duration,
     /// Datagrams that the system took so far.
     pub sent: u64,
-    /// Times that it had no room so far.
+    /// Refusals so far.
     pub refused: u64,
 }
 
-/// Everything that was found out; what `pressure --json` prints.
+/// The findings of all runs: what `pressure --json` prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct Findings {
     /// The version of this program.
@@ -73,23 +73,23 @@ pub struct Findings {
     pub system: String,
     /// The command that made the findings.
     pub command: String,
-    /// Where the datagrams went.
+    /// The destination of the datagrams.
     pub address: SocketAddr,
     /// Bytes of payload in each.
     pub size: usize,
     /// Datagrams per second that were asked for; zero is as many as the system took.
     pub rate: f64,
-    /// What came of each treatment.
+    /// The outcome of each run.
     pub runs: Vec<Outcome>,
 }
 
-/// How often the progress is told.
+/// Interval of the progress reports.
 const TELL: Duration = Duration::from_millis(200);
 
-/// Datagrams in a row before others may run.
+/// Datagrams in a row before the task yields.
 const TURN: u32 = 64;
 
-/// What was held up at a limited rate is caught up, unless it is more than this.
+/// Seconds of a limited rate that a late sender catches up on at most.
 const MOST_BEHIND: f64 = 0.1;
 
 /// A wait that the timer has ended lasts at least this long when an event was promised.
@@ -98,16 +98,16 @@ const BACKSTOP: Duration = Duration::from_millis(25);
 /// How late a promised event may come before the sender counts it as lost, and a little more.
 const LATE_EDGE: Duration = Duration::from_millis(300);
 
-/// How often it is looked whether such an event comes late.
+/// Interval of the pauses that look for late events.
 const EXAMINE_EVERY: Duration = Duration::from_secs(2);
 
 impl Pressure {
     /// Sends for the duration, from a socket of its own that is connected or not.
     ///
-    /// An error of the socket in the middle ends the run and is told in the outcome.
+    /// An error of the socket during the run ends it, and is in the outcome.
     ///
     /// # Errors
-    /// The system's, when the socket cannot be made.
+    /// The system's error, if the socket cannot be made.
     pub async fn run(
         &self,
         treatment: Treatment,
@@ -172,14 +172,14 @@ impl Pressure {
     }
 }
 
-/// Datagrams by a rate.
+/// Limits datagrams by a rate.
 struct Budget {
     rate: f64,
     offered: f64,
 }
 
 impl Budget {
-    /// Takes one; else says how long until there is one.
+    /// Takes a datagram; else returns how long until the next is due.
     fn take(&mut self, elapsed: Duration) -> Result<(), Duration> {
         if self.rate <= 0.0 {
             return Ok(());
@@ -283,7 +283,7 @@ impl Backwater {
     }
 }
 
-/// Reads and forgets what arrives at a socket, until it is dropped.
+/// Reads and discards what arrives at a socket, until it is dropped.
 struct Reading(JoinHandle<()>);
 
 impl Reading {
@@ -302,7 +302,7 @@ impl Drop for Reading {
     }
 }
 
-/// The wildcard address of the same family.
+/// Returns the wildcard address of the same family.
 fn any_like(to: SocketAddr) -> SocketAddr {
     match to {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),

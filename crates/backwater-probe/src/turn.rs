@@ -1,4 +1,4 @@
-//! What a client of a STUN or TURN server is told, and Binding.
+//! Credentials and errors of a TURN client, and the Binding request.
 
 use std::{
     fmt,
@@ -53,13 +53,13 @@ pub enum TurnError {
     /// No answer but another ICMP message. Linux only.
     #[error("{method}: {server} cannot be reached: ICMP type {icmp_type}, code {code}")]
     Unreachable {
-        /// What was asked for.
+        /// The method of the request.
         method: Method,
-        /// Of whom.
+        /// The server.
         server: SocketAddr,
-        /// ICMP's type; for IPv6, ICMPv6's.
+        /// The type of ICMP or, for IPv6, of ICMPv6.
         icmp_type: u8,
-        /// Its code.
+        /// The code.
         code: u8,
     },
     /// This host has not sent the request.
@@ -68,9 +68,9 @@ pub enum TurnError {
     /// The server refused.
     #[error("{method}: {server} refused with {code}{about}", about = about(*.code, .reason, *.peer))]
     Refused {
-        /// What was asked for.
+        /// The method of the request.
         method: Method,
-        /// Of whom.
+        /// The server.
         server: SocketAddr,
         /// ERROR-CODE.
         code: Code,
@@ -79,17 +79,17 @@ pub enum TurnError {
         /// The peer that the request was about.
         peer: Option<SocketAddr>,
     },
-    /// The answer lacks what it must have, or its integrity is wrong.
+    /// The response lacks a required attribute, or its integrity is wrong.
     #[error("{0}: the answer has no valid {1}")]
     Malformed(Method, &'static str),
-    /// The request could not be written: a name that is too long, for one.
+    /// The request could not be written: a name is too long, for one.
     #[error(transparent)]
     Write(#[from] WriteError),
 }
 
 impl Credential {
-    /// The time-limited credential of a user, by a secret that the server shares with whoever gives them out. `expiry` is
-    /// since 1970-01-01 UTC; seconds count. (draft-uberti-behave-turn-rest)
+    /// Makes the time-limited credential of a user, from the secret that the server shares with whoever issues credentials. `expiry` is
+    /// the time since 1970-01-01 UTC, in whole seconds (draft-uberti-behave-turn-rest).
     pub fn time_limited(secret: &str, name: &str, expiry: Duration) -> Self {
         let user = format!("{}:{name}", expiry.as_secs());
         let password = time_limited_password(secret, &user);
@@ -97,7 +97,7 @@ impl Credential {
     }
 }
 
-/// What to add to the code of a refusal: the reason phrase, and the peer that the request was about.
+/// Returns the text after the code of a refusal: the reason phrase, and the peer of the request.
 fn about(code: Code, reason: &str, peer: Option<SocketAddr>) -> String {
     let blank = if reason.is_empty() { "" } else { " " };
     let peer = match peer {
@@ -108,7 +108,7 @@ fn about(code: Code, reason: &str, peer: Option<SocketAddr>) -> String {
     format!("{blank}{reason}{peer}")
 }
 
-/// Why these sockets have no answer from `server`. `has_answered`: to other requests it had one.
+/// Returns why these sockets have no response from `server`. `has_answered`: the server has answered other requests.
 pub(crate) fn silence(method: Method, server: SocketAddr, sockets: &[UdpSocket], has_answered: bool) -> TurnError {
     let events = sockets.iter().flat_map(|socket| std::iter::from_fn(|| socket.next_icmp_error()));
     let mut said = None;
@@ -146,7 +146,7 @@ fn reason(reason: DropReason) -> &'static str {
     }
 }
 
-/// Asks the server which address it sees; waits `patience` for one answer.
+/// Sends one Binding request, waits `patience` for the response, and returns the address that the server saw.
 ///
 /// # Errors
 /// See [`TurnError`].

@@ -1,4 +1,4 @@
-//! Where a load arrives.
+//! The sink of a load.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use socket2::{Domain, Socket, Type};
 use super::{STAMP_LEN, TIME_BITS};
 use crate::latency::Latencies;
 
-/// Receives and counts.
+/// Receives and counts datagrams.
 #[derive(Debug)]
 pub(super) struct Sink {
     local_addrs: Vec<SocketAddr>,
@@ -23,7 +23,7 @@ pub(super) struct Sink {
 
 #[derive(Debug)]
 enum Source {
-    /// Receives trains, where the system has that.
+    /// Receives GRO batches, where the system has them.
     Trains { receivers: Vec<Receiver>, batch: RecvBatch },
     /// Receives datagrams one by one, as most peers do.
     Plain { socket: StdSocket, buffer: Box<[u8]> },
@@ -39,32 +39,32 @@ struct Count {
     latencies: Latencies,
 }
 
-/// What a sender put into a datagram.
+/// The stamp that a sender writes into a datagram.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     run: u8,
-    /// When it was sent, if it was the first of its train.
+    /// When the datagram was sent, if it is the first of its GSO batch.
     time: Option<u64>,
 }
 
-/// What to ask for; the system gives what it allows.
+/// The receive buffer to request, in bytes. The system may grant less.
 const RECEIVE_BUFFER: usize = 64 << 20;
 
-/// Trains per system call.
+/// GRO batches per system call.
 const SLOTS: usize = 64;
 
-/// Full batches in a row before the sources send again.
+/// Full receive batches in a row before the sources send again.
 const BATCHES_PER_LOOK: usize = 4;
 
 /// The same for a plain sink, in datagrams.
 const DATAGRAMS_PER_LOOK: usize = 256;
 
-/// One received train in so many is looked through for the times in it. A prime: else, of datagrams that arrive one by
-/// one, it would always be the same of each train sent, and rarely the one with the time.
+/// One received batch in so many is searched for send times. A prime number: with datagrams that arrive one by one, another number
+/// would always sample the same place in each sent batch, and rarely the one with the time.
 const SAMPLED: usize = 13;
 
 impl Sink {
-    /// Receives at these.
+    /// Receives at these sockets.
     pub(super) fn at(sockets: &[UdpSocket]) -> Self {
         let receivers = sockets.iter().map(UdpSocket::receiver).collect();
         Self {
@@ -74,7 +74,7 @@ impl Sink {
         }
     }
 
-    /// Receives at `addr`, datagrams one by one.
+    /// Receives datagrams at `addr` one by one.
     pub(super) fn plain(addr: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, None)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
@@ -102,7 +102,7 @@ impl Sink {
         self.count.received_of_run
     }
 
-    /// Datagrams of this run or one before it, since this one began: what came in is the rate, whoever sent it.
+    /// Datagrams received since this run began, of this run or an earlier one. The receive rate counts all.
     pub(super) fn received_in_phase(&self) -> u64 {
         self.count.received_in_phase
     }
@@ -111,7 +111,7 @@ impl Sink {
         self.count.latencies.percentile(percent)
     }
 
-    /// Takes what is there, without waiting, and lets the reactor see whether there is more.
+    /// Receives what has arrived, without waiting, then yields to the reactor, which notices whether there is more.
     pub(super) async fn look(&mut self, start: Instant) -> io::Result<()> {
         match &mut self.source {
             Source::Trains { receivers, batch } => {
@@ -152,7 +152,7 @@ impl Sink {
 }
 
 impl Count {
-    /// Counts a train by its first and last datagram, unless it is one of those that are sampled.
+    /// Counts a batch by its first and last datagram. A sampled batch is counted datagram by datagram.
     #[inline]
     fn add(&mut self, train: &[u8], segment_size: usize, now: u64) {
         self.trains += 1;
@@ -169,7 +169,7 @@ impl Count {
         }
         let datagrams = stamps.len() as u64;
         let Some(first) = stamps.next().flatten() else { return };
-        // What one source sends stays in order, so that the last one speaks for those between.
+        // The datagrams of a source stay in order, so that the first and the last tell the run of those between.
         match stamps.next_back() {
             Some(last) if last.is_none_or(|last| last.run != first.run) => {
                 self.count(first, 1);
@@ -201,7 +201,7 @@ fn stamp(datagram: &[u8], size: usize) -> Option<Stamp> {
 mod tests {
     use super::*;
 
-    /// Datagrams of ten bytes with two in front, as after a relay that joined what it had.
+    /// Datagrams of ten bytes with two bytes in front, as a relay that joins datagrams sends them.
     fn train(stamps: &[(u8, u64)]) -> Vec<u8> {
         let one = |&(run, time): &(u8, u64)| {
             [&[1, 2][..], &(u64::from(run) << TIME_BITS | time).to_be_bytes(), &[3, 4]].concat()
@@ -219,10 +219,10 @@ mod tests {
         assert_eq!((count.received_of_run, count.received_in_phase), (all, all));
         assert_eq!(count.latencies.percentile(100), Some(1.0), "of the one that was sampled");
         assert_eq!(count.latencies.percentile(50), Some(0.7));
-        // One that began in the run before.
+        // A batch that begins in the run before.
         count.add(&train(&[(1, 100), (1, 0), (2, 400)]), 12, 1000);
         assert_eq!((count.received_of_run, count.received_in_phase), (all + 1, all + 3));
-        // Nothing of ours.
+        // Not a datagram of the load.
         count.add(&[0; 9], 9, 1000);
         count.add(&[], 0, 1000);
         assert_eq!(count.received_in_phase, all + 3);

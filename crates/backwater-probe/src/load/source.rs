@@ -1,4 +1,4 @@
-//! Where a load comes from.
+//! The source of a load.
 
 use std::{
     io::{self, IoSlice},
@@ -13,85 +13,85 @@ use tokio::time::timeout;
 
 use super::{CHANNEL, Load, LoadError, STAMP_LEN, TIME_BITS};
 
-/// Sends the same train along many flows.
+/// Sends the same GSO batch along many flows.
 #[derive(Debug)]
 pub(super) struct Sources {
     senders: Vec<Sender>,
-    /// Where each flow begins and ends.
+    /// The source and the destination of each flow.
     pub(super) flows: Vec<Flow>,
-    /// Whose turn it is.
+    /// The flow that sends next.
     next: usize,
-    /// The train that all of them send, since all have the same channel.
-    train: Vec<u8>,
-    /// Bytes of one datagram of it, and bytes of its channel header.
+    /// The GSO batch of all flows, which have the same channel.
+    batch: Vec<u8>,
+    /// Bytes of one datagram of the batch, with its channel header.
     frame: usize,
+    /// Bytes of the channel header.
     header: usize,
 }
 
-/// Where a train leaves, and where it goes.
+/// The source and the destination of a batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flow {
-    /// Which socket.
+    /// The index of the socket.
     pub(super) sender: usize,
-    /// Where the socket has several addresses: this one.
+    /// The source address, if the socket has several.
     pub(super) from: Option<IpAddr>,
     pub(super) to: SocketAddr,
 }
 
-/// What a phase of a load counted.
+/// The counts of a phase of a load.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Sent {
     pub(super) datagrams: u64,
     pub(super) refused: u64,
 }
 
-/// How long a forwarder may take for what is sent ahead.
+/// How long a forwarder may take for the datagrams that introduce the clients.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Sources {
     pub(super) fn new(sockets: &[UdpSocket]) -> Self {
         let senders = sockets.iter().map(UdpSocket::sender).collect();
-        Self { senders, flows: Vec::new(), next: 0, train: Vec::new(), frame: 0, header: 0 }
+        Self { senders, flows: Vec::new(), next: 0, batch: Vec::new(), frame: 0, header: 0 }
     }
 
     pub(super) fn prepare(&mut self, header: &[u8], load: &Load) {
         (self.frame, self.header) = (header.len() + load.size, header.len());
-        self.train = header.to_vec();
-        self.train.resize(self.frame, 0);
-        self.train = self.train.repeat(load.burst);
+        self.batch = header.to_vec();
+        self.batch.resize(self.frame, 0);
+        self.batch = self.batch.repeat(load.burst);
     }
 
     pub(super) fn stamp_all(&mut self, run: u8) {
         let header = self.header;
-        self.train.chunks_exact_mut(self.frame).for_each(|datagram| stamp(datagram, header, run, 0));
+        self.batch.chunks_exact_mut(self.frame).for_each(|datagram| stamp(datagram, header, run, 0));
     }
 
-    /// The next `due` trains: each flow in its turn sends one, or as many as it takes for all of them to have had one. What
-    /// the kernel does not take now is not sent at all.
+    /// Sends the next `due` batches, by turns of the flows. A batch that the kernel does not take now is not sent at all.
     pub(super) fn send(&mut self, due: usize, run: u8, time: u64, sent: &mut Sent) -> io::Result<()> {
         if due == 0 {
             return Ok(());
         }
-        stamp(&mut self.train, self.header, run, time);
-        let slices = [IoSlice::new(&self.train)];
+        stamp(&mut self.batch, self.header, run, time);
+        let slices = [IoSlice::new(&self.batch)];
         let share = due.div_ceil(self.flows.len());
         let mut transmits = Vec::with_capacity(due);
         let mut left = due;
         while left > 0 {
             let flow = self.flows[self.next];
             self.next = (self.next + 1) % self.flows.len();
-            let trains = share.min(left);
-            left -= trains;
-            for _ in 0..trains {
+            let batches = share.min(left);
+            left -= batches;
+            for _ in 0..batches {
                 transmits.push(Transmit::new(flow.to, &slices).segment_size(self.frame).source(flow.from));
             }
-            // All that goes out of one socket leaves in one call.
+            // All batches of one socket leave in one system call.
             if left == 0 || self.flows[self.next].sender != flow.sender {
                 let mut cx = Context::from_waker(Waker::noop());
                 let result = self.senders[flow.sender].poll_send_batch(&mut cx, &mut transmits);
                 let taken: u64 = transmits.iter().map(|t| u64::from(t.report().sent)).sum();
                 sent.datagrams += taken;
-                sent.refused += (transmits.len() * self.train.len() / self.frame) as u64 - taken;
+                sent.refused += (transmits.len() * self.batch.len() / self.frame) as u64 - taken;
                 transmits.clear();
                 if let Poll::Ready(result) = result {
                     result?;
@@ -101,8 +101,8 @@ impl Sources {
         Ok(())
     }
 
-    /// Sends one datagram of each flow ahead, so that the forwarder has met its client; returns where each came from.
-    /// `in_pairs`: the first of a pair has nobody to go to yet.
+    /// Sends one datagram of each flow, which introduces its client to the forwarder. Returns the source of each. With `in_pairs`, the
+    /// first datagram of a pair has no destination yet.
     pub(super) async fn open_ways(
         &mut self,
         arrival: &[UdpSocket],
@@ -119,7 +119,7 @@ impl Sources {
             if in_pairs && number % 2 == 0 {
                 continue;
             }
-            // Sockets of pairs are as many as clients, or one for all.
+            // With pairs there is a socket for each client, or one for all.
             let at = if receivers.len() > 1 { number ^ 1 } else { 0 };
             let receiver = receivers.get_mut(at).ok_or(LoadError::NotForwarded(flow.to))?;
             let arrived = async {
@@ -136,11 +136,11 @@ impl Sources {
     }
 }
 
-/// Stamps the first datagram of a train.
+/// Stamps the first datagram of a batch.
 #[inline]
-fn stamp(train: &mut [u8], header: usize, run: u8, time: u64) {
+fn stamp(batch: &mut [u8], header: usize, run: u8, time: u64) {
     let stamp = u64::from(run) << TIME_BITS | time & ((1 << TIME_BITS) - 1);
-    if let Some(room) = train.get_mut(header..header + STAMP_LEN) {
+    if let Some(room) = batch.get_mut(header..header + STAMP_LEN) {
         room.copy_from_slice(&stamp.to_be_bytes());
     }
 }

@@ -1,8 +1,8 @@
-//! The obvious solution, to compare with: a refusal is a refusal, and the reactor knows when it is over.
+//! The naive mapping, for comparison: `ENOBUFS` is `EWOULDBLOCK`, and the reactor says when there is room.
 //!
 //! It is built as such code is: tokio's socket, and `WouldBlock` returned from within `try_io` for `ENOBUFS` too. The
 //! socket's options are those of Backwater's sockets, and what arrives is read in the same way, so that waiting is all that
-//! differs. A watchdog, which such code has not, sees when nobody wakes it.
+//! differs. A watchdog, which such code does not have, detects a missing wake-up.
 
 use std::{
     future::poll_fn,
@@ -55,13 +55,13 @@ struct Counts {
     window: Option<Window>,
 }
 
-/// A tenth of a second, and the wake-ups in it that were for nothing.
+/// A tenth of a second, and the wake-ups in it without room.
 struct Window {
     start: Instant,
     wakes: u64,
 }
 
-/// Nobody has woken the sender for so long.
+/// A sender without a wake-up for so long hangs.
 const HANG: Duration = Duration::from_secs(1);
 
 const WATCH: Duration = Duration::from_millis(100);

@@ -9,22 +9,22 @@ use serde::Serialize;
 use super::Treatment;
 use crate::latency::Latencies;
 
-/// What came of one treatment on one kind of socket. Datagrams, where nothing else is said.
+/// The outcome of one treatment on one kind of socket. Counts are datagrams unless they say otherwise.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
     /// How a refusal was treated.
     pub policy: Treatment,
     /// Whether the socket was connected.
     pub connected: bool,
-    /// How long it took; a little longer than asked for, since the last datagram may be held.
+    /// Seconds of the run; a little more than asked for, since the last datagram may be held.
     pub seconds: f64,
-    /// Handed to the sender.
+    /// Datagrams handed to the sender.
     pub offered: u64,
-    /// Taken by the system.
+    /// Datagrams that the kernel accepted.
     pub sent: u64,
     /// The same per second, without the pauses.
     pub sent_per_second: f64,
-    /// Not sent, by reason.
+    /// Datagrams not sent, by reason.
     pub dropped: BTreeMap<&'static str, u64>,
     /// `offered - sent - dropped`: anything but zero is a fault.
     pub unaccounted: i64,
@@ -32,11 +32,11 @@ pub struct Outcome {
     pub attempts: u64,
     /// Times that the sender had to wait.
     pub waits: u64,
-    /// How long it waited, all together.
+    /// Seconds that the sender waited, all together.
     pub blocked_seconds: f64,
     /// The datagrams that had to wait.
     pub holds: Holds,
-    /// By what the refusal promised.
+    /// Refusals, by whether the system promised an event.
     pub classes: Vec<Class>,
     /// Waits for a promised event that the timer had to end, and after which nothing was sent for 300 ms.
     pub edges_examined: u64,
@@ -44,21 +44,21 @@ pub struct Outcome {
     pub lost_edges: u64,
     /// Events after which the system refused all the same.
     pub spurious_wakes: u64,
-    /// Times that the system took nothing for five seconds.
+    /// Times that the system accepted nothing for five seconds.
     pub stuck: u64,
     /// Offered again although the system may have queued them (Apple's systems only).
     pub possible_duplicates: u64,
     /// ICMP messages about earlier datagrams (Linux only).
     pub icmp_errors: u64,
-    /// Time that this process ran on a processor.
+    /// Processor time of this process, in seconds.
     pub cpu_seconds: f64,
-    /// The same by wall time; 1 is one processor.
+    /// The same divided by `seconds`; 1 is one processor.
     pub cpu_share: f64,
-    /// Time in which nothing was sent in order to see whether an event is late.
+    /// Seconds in which nothing was sent, to see whether an event comes late.
     pub paused_seconds: f64,
-    /// What only the naive mapping does.
+    /// The counts of the naive mapping alone.
     pub naive: Option<NaiveOutcome>,
-    /// What ended the run early.
+    /// The error that ended the run early.
     pub error: Option<String>,
 }
 
@@ -73,20 +73,20 @@ pub struct Holds {
     pub p99_seconds: Option<f64>,
 }
 
-/// What happened after the refusals of one kind.
+/// The refusals of one class, and what followed.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Class {
     /// `advised`: the system has promised an event; `silent`: it has not; `any`: the naive mapping does not ask.
     pub class: &'static str,
     /// Times that the system said `ENOBUFS`.
     pub enobufs: u64,
-    /// What made the sender try again, successfully or not.
+    /// Causes of a new attempt, successful or not.
     pub woken: Woken,
-    /// What made the attempt that found room.
+    /// Causes of the attempt that found room.
     pub recovered: Woken,
-    /// From the refusal until there was room, in all the waits that ended so, by upper bound.
+    /// Time from the refusal until there was room, in the waits that ended so: a histogram.
     pub recovery: Vec<Bucket>,
-    /// The same, all together.
+    /// The sum of those times, in seconds.
     pub recovery_seconds: f64,
 }
 
@@ -106,23 +106,23 @@ pub struct Woken {
 pub struct Bucket {
     /// At most so many seconds, and more than the bucket before; `null` in the last, which has no bound.
     pub le: Option<f64>,
-    /// How often.
+    /// The number of waits.
     pub count: u64,
 }
 
-/// What only the naive mapping does.
+/// The counts of the naive mapping alone.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct NaiveOutcome {
     /// Times that the system said `EWOULDBLOCK`.
     pub would_block: u64,
-    /// Times that nobody woke the sender for a second or longer, although a direct send then succeeded. It would have
-    /// waited for ever; the probe registers it anew.
+    /// Times that the sender had no wake-up for a second or longer, although a direct send then succeeded. A program would wait for
+    /// ever; the probe registers the socket anew.
     pub hangs: u64,
-    /// How long those lasted.
+    /// Seconds of those hangs.
     pub hung_seconds: f64,
     /// Events in the worst tenth of a second after which the system refused all the same, as a rate per second.
     pub worst_wakes_per_second: f64,
-    /// How long that rate was above 1,000.
+    /// Seconds in which that rate was above 1,000.
     pub spin_seconds: f64,
 }
 
@@ -131,7 +131,7 @@ impl Woken {
         Self { readiness: count(&wakers.readiness), timer: count(&wakers.timer), policy: count(&wakers.policy) }
     }
 
-    /// All of them.
+    /// Returns their sum.
     pub fn total(&self) -> u64 {
         self.readiness + self.timer + self.policy
     }
@@ -146,7 +146,7 @@ impl Holds {
 }
 
 impl Outcome {
-    /// Without the run that it came of.
+    /// Takes the counts of a socket. The caller sets what describes the run.
     pub(super) fn of(stats: &StatsSnapshot) -> Self {
         let dropped = DropReason::ALL.map(|reason| (reason.name(), stats.dropped(reason)));
         Self {
@@ -196,33 +196,33 @@ impl Outcome {
         }
     }
 
-    /// Waits for a promised event that the timer had to end.
+    /// Returns the waits for a promised event that the timer ended.
     pub(super) fn advised_by_timer(&self) -> u64 {
         self.classes.iter().filter(|c| c.class == "advised").map(|c| c.recovered.timer).sum()
     }
 
-    /// Not sent, for any reason.
+    /// Returns the datagrams that were not sent, for any reason.
     pub fn dropped_total(&self) -> u64 {
         self.dropped.values().sum()
     }
 
-    /// Times that the system said `ENOBUFS`.
+    /// Returns how often the system said `ENOBUFS`.
     pub fn enobufs(&self) -> u64 {
         self.classes.iter().map(|class| class.enobufs).sum()
     }
 
-    /// Waits that ended because there was room again.
+    /// Returns the waits that ended because there was room again.
     pub fn recoveries(&self) -> u64 {
         self.classes.iter().map(|class| class.recovered.total()).sum()
     }
 
-    /// Those of them that lasted 1 ms at most.
+    /// Returns how many of those lasted 1 ms at most.
     pub fn recoveries_within_1_ms(&self) -> u64 {
         let buckets = self.classes.iter().flat_map(|class| &class.recovery);
         buckets.filter(|bucket| bucket.le.is_some_and(|le| le <= 0.001)).map(|bucket| bucket.count).sum()
     }
 
-    /// Wake-ups of a sender by the second that it waited.
+    /// Returns the wake-ups of a sender per second that it waited.
     pub fn wakes_per_blocked_second(&self) -> f64 {
         let wakes: u64 = self.classes.iter().map(|class| class.woken.total()).sum();
         if self.blocked_seconds > 0.0 { wakes as f64 / self.blocked_seconds } else { 0.0 }

@@ -68,9 +68,9 @@ impl Server {
         written.map(|len| (client, len)).map_err(|_| DropReason::TooLong)
     }
 
-    /// How many of the datagrams that follow one of a client's in its train go the same way: those with its ChannelData header and
-    /// length. They count as forwarded, as [`handle_client`](Self::handle_client) has said of `first`. None where bytes are limited,
-    /// since each may then be one too many.
+    /// Returns how many of the datagrams after `first` in its GRO batch are forwarded like `first`: those in a row with its ChannelData
+    /// header and length. Counts them as forwarded. `first` is the one that [`handle_client`](Self::handle_client) has forwarded. Returns
+    /// zero where bytes per second are limited, since each datagram may then exceed the limit.
     #[inline]
     pub fn passes_too<'d>(&self, via: AllocationId, first: &[u8], others: impl Iterator<Item = &'d [u8]>) -> usize {
         let header = first.first_chunk::<CHANNEL_HEADER_LEN>();
@@ -83,7 +83,7 @@ impl Server {
         count
     }
 
-    // These two return the action itself and no result, each copy of which waits for the stores of the last one.
+    // These two functions return the action itself instead of a result: a copy of a result stalls on the stores before it.
 
     #[inline]
     pub(super) fn channel_data(&mut self, now: Instant, from: &FiveTuple, datagram: &[u8]) -> Action {

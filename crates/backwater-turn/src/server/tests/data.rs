@@ -37,7 +37,7 @@ fn data_passes_with_a_permission_or_a_channel() {
 }
 
 #[test]
-fn what_follows_in_a_train_passes_if_it_is_alike() {
+fn equal_headers_of_a_batch_pass_with_the_first() {
     let mut b = Bench::new();
     let id = b.allocate(CLIENT);
     b.channel(CLIENT, 0x4000, PEER);
