@@ -57,6 +57,11 @@ impl Endpoints {
         }
     }
 
+    /// Whether a result of a resolution is due.
+    pub(crate) fn is_resolving(&self) -> bool {
+        self.is_resolving
+    }
+
     /// Whether handshakes have failed since the peer answered last.
     pub(crate) fn is_failing(&self) -> bool {
         self.is_failing

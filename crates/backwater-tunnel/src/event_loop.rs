@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_ops::PolicyText;
 use backwater_udp::{RecvBatch, gso::MAX_SEGMENTS};
 use boringtun::{
     noise::rate_limiter::RateLimiter,
@@ -22,6 +21,8 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+#[cfg(target_os = "linux")]
+use crate::uapi;
 use crate::{
     allowed::{Allowed, Last},
     config::Config,
@@ -35,13 +36,17 @@ use crate::{
     path::{self, Path},
     peer::{Peer, Received, Refused, Tools, kind, name_of, parse},
     session_indices::SessionIndices,
-    status::{Device, PeerStatus, PeerTotals, Status},
+    slots::Slots,
+    status::Status,
     yield_budget::YieldBudget,
 };
 
+#[cfg(target_os = "linux")]
+mod configure;
 mod initiator;
 mod names;
 mod routes;
+mod show;
 
 use initiator::Initiator;
 
@@ -83,12 +88,14 @@ pub(crate) struct EventLoop {
     path: Path,
     options: path::Options,
     private_key: StaticSecret,
+    /// Whether the private key is the operator's; else it is a random one.
+    has_private_key: bool,
     public_key: PublicKey,
     limiter: Arc<RateLimiter>,
     /// The codes (`mac1`) of initiations since the last tick. Each is sent once; what comes again is a copy, and costs nobody
     /// else his turn.
     calls: HashSet<[u8; 16]>,
-    peers: Vec<Peer>,
+    peers: Slots<Peer>,
     by_key: HashMap<[u8; 32], usize>,
     indices: SessionIndices,
     allowed: Allowed,
@@ -102,6 +109,8 @@ pub(crate) struct EventLoop {
     messages: icmp::Limit,
     yield_budget: YieldBudget,
     queries: mpsc::Receiver<oneshot::Sender<Status>>,
+    #[cfg(target_os = "linux")]
+    requests: mpsc::Receiver<uapi::Request>,
     resolved: (mpsc::Sender<names::Resolved>, mpsc::Receiver<names::Resolved>),
     timer: Pin<Box<Sleep>>,
     ticked: Instant,
@@ -125,18 +134,19 @@ impl EventLoop {
         link: Link,
         options: path::Options,
         queries: mpsc::Receiver<oneshot::Sender<Status>>,
+        #[cfg(target_os = "linux")] requests: mpsc::Receiver<uapi::Request>,
         notices: Notices,
     ) -> io::Result<Self> {
         let now = Instant::now();
-        let private_key = StaticSecret::from(config.interface.private_key.0);
+        let private_key = initiator::private_key(&config.interface.private_key)?;
         let public_key = PublicKey::from(&private_key);
         let limiter = Arc::new(RateLimiter::new(&public_key, HANDSHAKES));
         let path = Path::bind(options.clone())?;
         let mut allowed = Allowed::new();
-        let (mut peers, mut indices) = (Vec::new(), SessionIndices::default());
+        let (mut peers, mut indices) = (Slots::new(), SessionIndices::default());
         for (index, peer) in config.peers.iter().enumerate() {
             peer.allowed_ips.iter().for_each(|net| allowed.insert(net, index));
-            peers.push(Peer::new(index, peer, &private_key, indices.assign(index)?, &limiter));
+            peers.insert(Peer::new(index, peer, &private_key, indices.assign(index)?, &limiter));
         }
         let mtu = usize::from(link.mtu());
         let offload = match (link.has_offload(), link.has_udp_offload()) {
@@ -152,10 +162,11 @@ impl EventLoop {
             path,
             options,
             private_key,
+            has_private_key: config.interface.private_key.0 != [0; 32],
             public_key,
             limiter,
             calls: HashSet::new(),
-            by_key: peers.iter().enumerate().map(|(index, peer)| (peer.public_key.to_bytes(), index)).collect(),
+            by_key: peers.iter().map(|peer| (peer.public_key.to_bytes(), peer.number())).collect(),
             peers,
             indices,
             allowed,
@@ -168,6 +179,8 @@ impl EventLoop {
             messages: icmp::Limit::default(),
             yield_budget: YieldBudget::new(now),
             queries,
+            #[cfg(target_os = "linux")]
+            requests,
             resolved: mpsc::channel(64),
             timer: Box::pin(tokio::time::sleep(TICK)),
             ticked: now,
@@ -216,7 +229,7 @@ impl EventLoop {
         while let Poll::Ready(change) = self.monitor.poll_change(cx) {
             // Also told of where nothing is different, as by a router that advertises itself again.
             let mut moved = false;
-            for peer in &mut self.peers {
+            for peer in self.peers.iter_mut() {
                 moved |= peer.source_changed(&self.path);
                 peer.check_local_ip(&self.path);
             }
@@ -231,12 +244,16 @@ impl EventLoop {
             }
         }
         let mut more = self.receive(cx, now);
+        #[cfg(target_os = "linux")]
+        {
+            more |= self.follow_settings(cx, now);
+        }
         if self.peers.iter().any(|peer| peer.needs_route) {
             self.look_up_routes(now, false);
         }
         self.send_urgent(cx);
         self.send_held(cx);
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut() {
             if peer.is_waiting() {
                 more |= peer.drain(now, &mut self.path, &mut self.tools);
             }
@@ -485,7 +502,7 @@ impl EventLoop {
         self.ticked = now;
         self.limiter.reset_count();
         self.calls.clear();
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut() {
             peer.tick(now, &mut self.path, &mut self.tools);
         }
         self.traffic = self.peers.iter().any(Peer::is_waiting);
@@ -518,7 +535,7 @@ impl EventLoop {
 
     /// Lets the peers know where this side is now.
     fn call_peers(&mut self, now: Instant, new_sessions: bool) {
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut() {
             if new_sessions && peer.is_established() {
                 peer.call_again(now, &mut self.tools);
             } else if peer.is_established() {
@@ -543,37 +560,9 @@ impl EventLoop {
         }
         self.set_fragmentation(now);
     }
-
-    fn status(&self, now: Instant) -> Status {
-        let device = Device {
-            counters: self.counters,
-            tx_dropped: self.link.dropped().ok(),
-            queue_len: self.link.queue_len().ok(),
-        };
-        let peers = self.peers.iter().map(|peer| PeerStatus {
-            public_key: name_of(&peer.public_key),
-            endpoint: peer.endpoint().map(|endpoint| endpoint.to_string()),
-            rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
-            last_handshake_seconds: peer.last_handshake.and_then(|at| Some(at.elapsed().ok()?.as_secs())),
-            queued_bytes: peer.queue.bytes(),
-            queue_bound_bytes: peer.rate.bound(now),
-            path_rate: peer.rate.bytes_per_second(now).map(|bytes| bytes * 8),
-            counters: PeerTotals { session: peer.counters, queue: peer.queue.counters() },
-        });
-        Status {
-            name: self.name.clone(),
-            public_key: name_of(&self.public_key),
-            listen_port: self.path.port(),
-            backpressure: PolicyText(self.options.backpressure.get()).to_string(),
-            uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
-            device,
-            transport: self.options.stats.snapshot(),
-            peers: peers.collect(),
-        }
-    }
 }
 
-fn flush(peers: &mut [Peer], path: &mut Path, tools: &mut Tools, of: Option<usize>) {
+fn flush(peers: &mut Slots<Peer>, path: &mut Path, tools: &mut Tools, of: Option<usize>) {
     if let Some(peer) = of.and_then(|index| peers.get_mut(index)) {
         peer.flush(path, &mut tools.batch);
     }

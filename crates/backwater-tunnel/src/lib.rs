@@ -23,5 +23,8 @@ mod programs;
 pub mod queue;
 mod session_indices;
 mod signals;
+mod slots;
 pub mod status;
+#[cfg(target_os = "linux")]
+pub mod uapi;
 mod yield_budget;

@@ -5,6 +5,8 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+#[cfg(target_os = "linux")]
+use backwater_tunnel::commands::device;
 use backwater_tunnel::{
     commands::{check, generate, set, status, up},
     config::Errors,
@@ -16,10 +18,13 @@ const BAD_CONFIGURATION: u8 = 2;
 
 /// Moves IP packets between this host and WireGuard peers, and manages the queue in front of a congested path.
 #[derive(Parser)]
-#[command(name = "backwater-tunnel", version)]
+#[command(name = "backwater-tunnel", version, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[cfg(target_os = "linux")]
+    #[command(flatten)]
+    device: device::Args,
 }
 
 #[derive(Subcommand)]
@@ -35,7 +40,7 @@ fn main() -> ExitCode {
     if let Err(error) = backwater_ops::hide_memory() {
         eprintln!("backwater-tunnel: other processes of this user can read the keys in its memory: {error}");
     }
-    run(Cli::parse().command).unwrap_or_else(|error| {
+    run(Cli::parse()).unwrap_or_else(|error| {
         let Some(errors) = error.downcast_ref::<Errors>() else {
             eprintln!("backwater-tunnel: {error:#}");
             return ExitCode::FAILURE;
@@ -46,15 +51,20 @@ fn main() -> ExitCode {
     })
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let result = runtime.block_on(async {
-        match command {
-            Command::Up(args) => up::run(args).await,
-            Command::Check(args) => check::run(args).await,
-            Command::Status(args) => status::run(args).await,
-            Command::Set(args) => set::run(args).await,
-            Command::Generate(args) => generate::run(&args),
+        match cli.command {
+            Some(Command::Up(args)) => up::run(args).await,
+            Some(Command::Check(args)) => check::run(args).await,
+            Some(Command::Status(args)) => status::run(args).await,
+            Some(Command::Set(args)) => set::run(args).await,
+            Some(Command::Generate(args)) => generate::run(&args),
+            #[cfg(target_os = "linux")]
+            None => device::run(cli.device).await,
+            // Clap wants a command.
+            #[cfg(not(target_os = "linux"))]
+            None => Ok(ExitCode::from(BAD_CONFIGURATION)),
         }
     });
     // A resolver that does not answer has a thread, which is not waited for.
@@ -79,10 +89,15 @@ mod tests {
             "set backpressure drop --tunnel a",
             "set backpressure drop",
             "status --json",
+            "wg0",
+            "-f wg0",
+            "wg0 --foreground",
         ] {
             Cli::try_parse_from(["backwater-tunnel"].into_iter().chain(line.split(' '))).map(|_| ()).unwrap();
         }
-        for line in ["set backpressure never", "set log verbose", "up a.conf --log verbose"] {
+        for line in
+            ["set backpressure never", "set log verbose", "up a.conf --log verbose", "-f", "wg0 wg1", "wg0 up a.conf"]
+        {
             Cli::try_parse_from(["backwater-tunnel"].into_iter().chain(line.split(' '))).map(|_| ()).unwrap_err();
         }
     }

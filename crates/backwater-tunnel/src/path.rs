@@ -101,6 +101,40 @@ impl Path {
         }
     }
 
+    /// Whether the sockets have this port; 0: any that the system chose.
+    pub(crate) fn has_port(&self, port: u16) -> bool {
+        port == self.options.port || self.is_bound() && port == self.port()
+    }
+
+    /// Keeps the port that the sockets have, also when they are bound anew.
+    pub(crate) fn keep_port(&mut self, port: u16) {
+        self.options.port = port;
+    }
+
+    /// Another path with the same statistics, bound to another port, with another mark if there is one.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub(crate) fn with_port(&self, port: u16, mark: Option<u32>) -> io::Result<Self> {
+        Self::bind(Options { port, mark: mark.unwrap_or(self.options.mark), ..self.options.clone() })
+    }
+
+    /// The mark of what is sent; 0: none.
+    pub(crate) fn mark(&self) -> u32 {
+        self.options.mark
+    }
+
+    /// Changes the mark of what is sent. (Linux.)
+    ///
+    /// # Errors
+    /// The system's; the mark is what it was.
+    pub(crate) fn set_mark(&mut self, mark: u32) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        self.v4.iter().chain(&self.v6).try_for_each(|side| side.options.set_mark(mark))?;
+        self.options.mark = mark;
+        Ok(())
+    }
+
     fn bind_both(&mut self, port: u16) -> io::Result<()> {
         (self.v4, self.v6) = (None, None);
         let v4 = self.options.open((Ipv4Addr::UNSPECIFIED, port).into());

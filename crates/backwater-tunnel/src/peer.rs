@@ -3,6 +3,7 @@
 use std::{
     io::IoSlice,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -35,6 +36,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const BUDGET: usize = 64;
 
 mod receive;
+mod settings;
 
 /// The first byte of a WireGuard message.
 pub(crate) mod kind {
@@ -58,6 +60,9 @@ pub(crate) struct Peer {
     pub(crate) rtt: Option<Duration>,
     pub(crate) last_handshake: Option<SystemTime>,
     tunn: Tunn,
+    /// What the indices of its sessions begin with.
+    session_number: u32,
+    preshared_key: Option<Key>,
     endpoint: Option<SocketAddr>,
     /// The address of this host that the peer sends to, and so expects to hear from; `None`: whichever the system picks.
     local_ip: Option<IpAddr>,
@@ -73,7 +78,9 @@ pub(crate) struct Peer {
     unanswered: Option<Instant>,
     /// When the last authenticated message came.
     heard: Option<Instant>,
-    persistent: bool,
+    persistent_keepalive: Option<NonZeroU16>,
+    /// When the next persistent keepalive is due.
+    keepalive_at: Instant,
     pub(crate) path_mtu: PathMtu,
     pub(crate) told: Told,
     /// The endpoint is another one than when the event loop looked up the route to it.
@@ -154,6 +161,7 @@ impl Peer {
         limiter: &Arc<RateLimiter>,
     ) -> Self {
         let public_key = PublicKey::from(config.public_key.0);
+        let preshared_key = config.preshared_key.clone();
         Self {
             number,
             public_key,
@@ -164,14 +172,9 @@ impl Peer {
             rate: Rate::default(),
             rtt: None,
             last_handshake: None,
-            tunn: Tunn::new(
-                private_key.clone(),
-                public_key,
-                config.preshared_key.as_ref().map(|key| key.0),
-                config.persistent_keepalive.map(Into::into),
-                session_number,
-                Some(limiter.clone()),
-            ),
+            tunn: settings::tunn(private_key, public_key, preshared_key.as_ref(), session_number, limiter),
+            session_number,
+            preshared_key,
             endpoint: None,
             local_ip: None,
             source: None,
@@ -180,7 +183,8 @@ impl Peer {
             initiated: None,
             unanswered: None,
             heard: None,
-            persistent: config.persistent_keepalive.is_some(),
+            persistent_keepalive: config.persistent_keepalive,
+            keepalive_at: Instant::now() + settings::interval(config.persistent_keepalive),
             path_mtu: PathMtu::default(),
             told: Told::default(),
             needs_route: false,
@@ -192,7 +196,7 @@ impl Peer {
     }
 
     pub(crate) fn is_persistent(&self) -> bool {
-        self.persistent
+        self.persistent_keepalive.is_some()
     }
 
     pub(crate) fn is_established(&self) -> bool {
@@ -243,7 +247,7 @@ impl Peer {
         self.moved(endpoint, None, path);
         if self.endpoints.is_failing() {
             self.call_again(now, tools);
-        } else if self.persistent || self.is_waiting() {
+        } else if self.is_persistent() || self.is_waiting() {
             self.call(now, tools);
         }
     }
@@ -495,7 +499,7 @@ impl Peer {
                     "session expired; waiting packets are dropped"
                 );
                 self.queue.clear();
-                if self.endpoint.is_some() && self.persistent {
+                if self.endpoint.is_some() && self.is_persistent() {
                     self.call(now, tools);
                 }
             }
@@ -510,6 +514,7 @@ impl Peer {
         {
             self.keep_alive(now, tools);
         }
+        self.keep_alive_if_due(now, tools);
     }
 
     fn answer(

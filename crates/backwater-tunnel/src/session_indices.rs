@@ -33,6 +33,11 @@ impl SessionIndices {
         }
     }
 
+    /// Frees the number of a peer.
+    pub(crate) fn remove(&mut self, peer: usize) {
+        self.peers.retain(|&(_, of)| of != peer);
+    }
+
     /// Returns the peer that a session with this index would belong to.
     #[inline]
     pub(crate) fn peer(&self, index: u32) -> Option<usize> {
@@ -73,6 +78,15 @@ mod tests {
         assert_eq!(used.len(), PEERS, "no two peers have the same");
         let unused = (0..=PEERS as u32).find(|number| !used.contains(number)).unwrap();
         assert_eq!(indices.peer(unused << 8), None);
+    }
+
+    #[test]
+    fn index_of_a_removed_peer_leads_to_none() {
+        let (mut indices, numbers) = assigned();
+        indices.remove(7);
+        assert_eq!(indices.peer(numbers[7] << 8), None);
+        assert_eq!(indices.peer(numbers[8] << 8), Some(8));
+        assert_eq!(indices.assign(7).map(|number| indices.peer(number << 8)).unwrap(), Some(7));
     }
 
     #[test]

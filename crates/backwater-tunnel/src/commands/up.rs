@@ -6,12 +6,12 @@ use anyhow::Context;
 use backwater_ops::{BadFilter, LogFiles, Logs, PolicyText};
 use backwater_udp::Backpressure;
 use tokio::sync::mpsc;
+#[cfg(target_os = "linux")]
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-#[cfg(target_os = "linux")]
-use crate::dns;
 use crate::{
-    config::{self, Config, Dns, Errors, HookTime},
+    config::{self, Config, Dns, Errors, HookTime, Warning},
     control,
     event_loop::EventLoop,
     hooks::Hooks,
@@ -20,6 +20,8 @@ use crate::{
     path,
     signals::{Ending, Order, Signals},
 };
+#[cfg(target_os = "linux")]
+use crate::{dns, uapi};
 
 /// Its logs are in its own directory below the user's caches.
 const APPLICATION: &str = "dev.backwater.client";
@@ -62,6 +64,36 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Hooks::default()
         }
     };
+    open(Opening { name, config, hooks, warnings, kind: Kind::File }, &args).await
+}
+
+/// A tunnel that is to be opened.
+pub(crate) struct Opening {
+    pub(crate) name: String,
+    pub(crate) config: Config,
+    pub(crate) hooks: Hooks,
+    pub(crate) warnings: Vec<Warning>,
+    pub(crate) kind: Kind,
+}
+
+/// Who gives the device its addresses and routes, and what ends the tunnel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The program, from its file. A signal ends it.
+    File,
+    /// Other programs. It ends with its device or its UAPI socket, too.
+    #[cfg(target_os = "linux")]
+    Device {
+        /// When it is up, nothing is written to its output any more.
+        detached: bool,
+    },
+}
+
+/// Opens a tunnel and returns when it is closed again.
+///
+/// # Errors
+/// Why it cannot start.
+pub(crate) async fn open(opening: Opening, args: &Args) -> anyhow::Result<ExitCode> {
     // Before there are threads, and before there is anything to leave behind.
     let signals = Signals::take().context("cannot catch signals")?;
     let files = LogFiles::of(APPLICATION);
@@ -77,14 +109,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         (Some(files), None) => format!("its logs are in {}", files.directory.display()),
         (None, _) => "its logs are on stdout".to_owned(),
     };
-    for warning in warnings {
+    for warning in &opening.warnings {
         warn!("{warning}");
         // The journal has it already.
         if !logs.is_in_journal() {
             say(&warning.to_string());
         }
     }
-    let ended = tunnel(&name, (config, hooks), &args, &place, logs.clone(), signals).await;
+    let ended = tunnel(opening, args, &place, logs.clone(), signals).await;
     if let Err(error) = &ended {
         error!("{error:#}");
         if logs.is_in_journal() {
@@ -95,42 +127,82 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn tunnel(
-    name: &str,
-    (config, hooks): (Config, Hooks),
+    Opening { name, config, hooks, kind, .. }: Opening,
     args: &Args,
     place: &str,
     logs: Arc<Logs>,
     mut signals: Signals,
 ) -> anyhow::Result<()> {
+    let name = &*name;
     let backpressure = Backpressure::new(args.backpressure.0);
     let (queries, asked) = mpsc::channel(16);
     let controls = control::Controls { backpressure: backpressure.clone(), queries, logs: logs.clone() };
     hooks.run(HookTime::PreUp).await?;
     // The device first: it says what a program without permission is to be granted.
-    let link = Link::open(&config, name)?;
+    let link = match kind {
+        Kind::File => Link::open(&config, name)?,
+        #[cfg(target_os = "linux")]
+        Kind::Device { .. } => Link::open_bare(name)?,
+    };
     let resolver = set_resolver(&config.interface.dns, name, args.no_dns)?;
+    #[cfg(target_os = "linux")]
+    let (requests, requested) = mpsc::channel(16);
     let control = control::serve(name, controls).with_context(|| format!("the control socket of {name}"))?;
     let port = config.interface.listen_port;
     let notices = Notices::new(name, logs.is_seen());
     let options = path::Options { port, mark: link.fwmark(), backpressure, stats: Arc::default() };
-    let event_loop = EventLoop::new(name.to_owned(), &config, link, options, asked, notices)
-        .with_context(|| format!("port {port}"))?;
+    let event_loop = EventLoop::new(
+        name.to_owned(),
+        &config,
+        link,
+        options,
+        asked,
+        #[cfg(target_os = "linux")]
+        requested,
+        notices,
+    )
+    .with_context(|| format!("port {port}"))?;
     let control = tokio::spawn(control);
+    #[cfg(target_os = "linux")]
+    let (uapi, uapi_gone) = serve_uapi(name, requests, kind)?;
     info!(tunnel = name, peers = config.peers.len(), "up");
     // Its keys are in the sessions.
     drop(config);
     say(&format!("{name} is up; {place}"));
     #[cfg(target_os = "linux")]
-    tell_systemd();
+    {
+        tell_systemd();
+        if kind == (Kind::Device { detached: true }) {
+            super::device::close_output();
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let uapi_gone = std::future::pending::<()>();
     let (mut ending, mut failed) = (None, None);
     let until_ended = async {
         tokio::select! {
             ended = until_ended(&mut signals, &args.log, &logs) => ending = Some(ended),
             Err(error) = hooks.run(HookTime::PostUp) => failed = Some(error),
+            () = uapi_gone => {
+                ending = Some(Ending { signal: "the end of its UAPI socket".to_owned(), is_ordinary: true });
+            }
         }
         hooks.run_at_end(HookTime::PreDown).await;
     };
     let (link, ended) = event_loop.run(until_ended).await;
+    #[cfg(target_os = "linux")]
+    let ended = ended.or_else(|error| match kind {
+        Kind::Device { .. } if Link::is_deleted(&error) => {
+            ending = Some(Ending { signal: "the end of its device".to_owned(), is_ordinary: true });
+            Ok(())
+        }
+        Kind::File | Kind::Device { .. } => Err(error),
+    });
+    #[cfg(target_os = "linux")]
+    if let Some(uapi) = uapi {
+        uapi.abort();
+        let _ = uapi.await;
+    }
     control.abort();
     // Its socket's name is removed with it.
     let _ = control.await;
@@ -153,6 +225,42 @@ async fn tunnel(
         Some(Ending { signal, is_ordinary: false }) => anyhow::bail!("{name} was ended by {signal}"),
         _ => Ok(()),
     }
+}
+
+/// The task that serves `wg`, and the end of its socket where that ends the tunnel. Where the file says what the tunnel is, it does
+/// without `wg`.
+///
+/// # Errors
+/// Why there is no such socket, where other programs are to configure the tunnel.
+#[cfg(target_os = "linux")]
+fn serve_uapi(
+    name: &str,
+    requests: mpsc::Sender<uapi::Request>,
+    kind: Kind,
+) -> anyhow::Result<(Option<JoinHandle<()>>, impl Future<Output = ()> + use<>)> {
+    let (task, watch) = match (uapi::serve(name, requests), kind) {
+        (Ok((serving, watch)), Kind::Device { .. }) => (Some(tokio::spawn(serving)), Some(watch)),
+        (Ok((serving, _)), Kind::File) => (Some(tokio::spawn(serving)), None),
+        (Err(error), Kind::File) => {
+            warn!(%error, "`wg` cannot reach this tunnel");
+            (None, None)
+        }
+        (Err(error), Kind::Device { .. }) => {
+            return Err(error).with_context(|| format!("the UAPI socket of {name}"));
+        }
+    };
+    let gone = async {
+        match watch {
+            Some(watch) => {
+                if let Err(error) = watch.gone().await {
+                    warn!(%error, "the tunnel does not end with its UAPI socket: it cannot be watched");
+                    std::future::pending::<()>().await;
+                }
+            }
+            None => std::future::pending().await,
+        }
+    };
+    Ok((task, gone))
 }
 
 /// That the tunnel is up; and from then on, if its watchdog is on, twice in its time that the thread goes on.

@@ -132,8 +132,13 @@ pub struct Errors(Vec<String>);
 /// A file that is longer is something else than a configuration.
 const MAX_LEN: u64 = 1 << 20;
 
+/// Peers of a tunnel, at most.
+pub(crate) const MAX_PEERS: usize = 1024;
+
 /// Linux's `IFNAMSIZ`, without the zero at the end.
 const MAX_NAME: usize = 15;
+
+const NAME: &str = "1 to 15 of the characters a-z A-Z 0-9 _ = + . -";
 
 impl Config {
     /// Reads a file of at most 1 MiB. On Unix there is a warning when others than its owner can read it.
@@ -242,14 +247,30 @@ impl Config {
 pub fn tunnel_name(path: &Path) -> Result<String, Errors> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = name.strip_suffix(".conf").unwrap_or(name);
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_=+.-".contains(c);
-    // "." and ".." are no names of devices either.
-    let is_name = (1..=MAX_NAME).contains(&name.len()) && name.chars().all(allowed) && name.chars().any(|c| c != '.');
-    if is_name {
+    if is_name(name) {
         return Ok(name.to_owned());
     }
-    let wanted = format!("1 to {MAX_NAME} of the characters a-z A-Z 0-9 _ = + . - before .conf");
+    let wanted = format!("{NAME} before .conf");
     Err(Errors(vec![format!("{}: the file's name names the tunnel: found {name:?}, wanted {wanted}", path.display())]))
+}
+
+/// The name of a tunnel without a file.
+///
+/// # Errors
+/// When it is no such name as [`tunnel_name`] has.
+#[cfg(target_os = "linux")]
+pub(crate) fn device_name(name: &str) -> Result<String, Errors> {
+    // What begins like an option is none that `ip` and `wg` would take.
+    if is_name(name) && !name.starts_with('-') {
+        return Ok(name.to_owned());
+    }
+    Err(Errors::of(&format!("the device's name: found {name:?}, wanted a command or {NAME}")))
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "_=+.-".contains(c);
+    // "." and ".." are no names of devices either.
+    (1..=MAX_NAME).contains(&name.len()) && name.chars().all(allowed) && name.chars().any(|c| c != '.')
 }
 
 impl Key {

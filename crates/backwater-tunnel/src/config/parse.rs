@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, Peer, Table, Warning};
+use super::{Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, MAX_PEERS, Peer, Table, Warning};
 use crate::endpoints::canonical;
 
 const INTERFACE: &[&str] =
@@ -20,7 +20,6 @@ const REPEATED: &[&str] = &["Address", "DNS", "AllowedIPs", "PreUp", "PostUp", "
 const MAY_BE_EMPTY: &[&str] =
     &["Address", "MTU", "Table", "DNS", "AllowedIPs", "PreUp", "PostUp", "PreDown", "PostDown"];
 
-const MAX_PEERS: usize = 1024;
 /// Whoever passes something else than a configuration need not see all of it.
 const MAX_ERRORS: usize = 1000;
 

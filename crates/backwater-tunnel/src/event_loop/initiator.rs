@@ -1,6 +1,6 @@
 //! Which peer has initiated a handshake.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, io};
 
 use backwater_udp::Datagram;
 use boringtun::{
@@ -8,7 +8,7 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 
-use crate::{path::MAX_URGENT, peer::Tools};
+use crate::{config::Key, path::MAX_URGENT, peer::Tools};
 
 /// Initiations that are remembered until the next tick, at most: more than are answered in a second.
 const MAX_REMEMBERED: usize = 1024;
@@ -20,6 +20,17 @@ pub(super) enum Initiator {
     /// There are too many handshakes: a cookie was sent.
     Doubtful,
     Nobody,
+}
+
+/// The private key; instead of zeros, which stand for none, a random one that nobody knows: no handshake succeeds with it.
+///
+/// # Errors
+/// When the system has no random numbers.
+pub(super) fn private_key(key: &Key) -> io::Result<StaticSecret> {
+    if key.0 == [0; 32] {
+        return Ok(StaticSecret::from(Key::generate()?.0));
+    }
+    Ok(StaticSecret::from(key.0))
 }
 
 /// Identifies the initiator: the initiation has its public key, encrypted for this side. `seen`: `mac1` of the initiations

@@ -16,14 +16,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The result of a resolution.
 pub(super) struct Resolved {
-    peer: usize,
+    /// The peer's public key: another peer may have its number by now.
+    peer: [u8; 32],
     result: io::Result<Vec<SocketAddr>>,
 }
 
 impl EventLoop {
     /// Sends to the configured address of each peer whose address is not known yet, and has all names resolved.
     pub(super) fn find_peers(&mut self, now: Instant) {
-        for peer in &mut self.peers {
+        for peer in self.peers.iter_mut() {
             peer.endpoints.resolve_soon(now);
             if peer.endpoint().is_none()
                 && let Some(first) = peer.endpoints.first()
@@ -36,23 +37,27 @@ impl EventLoop {
 
     /// Starts to resolve the names whose time has come.
     pub(super) fn resolve_names(&mut self, now: Instant) {
-        for (index, peer) in self.peers.iter_mut().enumerate() {
+        for peer in self.peers.iter_mut() {
             let Some((name, port)) = peer.endpoints.start_resolving(now) else { continue };
-            let results = self.resolved.0.clone();
+            let (results, peer) = (self.resolved.0.clone(), peer.public_key.to_bytes());
             tokio::spawn(async move {
                 let result = match tokio::time::timeout(PATIENCE, tokio::net::lookup_host((name.as_str(), port))).await
                 {
                     Ok(found) => found.map(Vec::from_iter),
                     Err(_) => Err(io::ErrorKind::TimedOut.into()),
                 };
-                let _ = results.send(Resolved { peer: index, result }).await;
+                let _ = results.send(Resolved { peer, result }).await;
             });
         }
     }
 
     /// Takes the result of a resolution.
     pub(super) fn resolved(&mut self, now: Instant, Resolved { peer, result }: Resolved) {
-        let Some(peer) = self.peers.get_mut(peer) else { return };
+        let Some(peer) = self.by_key.get(&peer).and_then(|&number| self.peers.get_mut(number)) else { return };
+        // The endpoint may be another one by now.
+        if !peer.endpoints.is_resolving() {
+            return;
+        }
         if let Err(error) = peer.endpoints.resolved(now, result) {
             let (key, name) = (name_of(&peer.public_key), peer.endpoints.name().unwrap_or_default());
             warn!(peer = key, name, %error, "the name of the peer's endpoint does not resolve");

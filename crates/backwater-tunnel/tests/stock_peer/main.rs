@@ -22,3 +22,4 @@ mod secrecy;
 mod soak;
 mod surroundings;
 mod talk;
+mod uapi;

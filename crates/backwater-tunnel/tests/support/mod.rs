@@ -26,6 +26,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::IpAddr,
     os::fd::AsFd,
+    path::PathBuf,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, Mutex},
     thread::JoinHandle,
@@ -151,6 +152,11 @@ impl Network {
             output.push_str(&String::from_utf8_lossy(&out.stderr));
         }
         (out.status.success(), output)
+    }
+
+    /// Where a file of this network's is, for this process.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.holder.id()))
     }
 
     /// Runs this here, in a thread of its own.

@@ -55,6 +55,11 @@ impl Sides {
         }
     }
 
+    /// The public key of our end, and that of the stock peer.
+    pub fn public_keys(&self) -> [&str; 2] {
+        [&self.here_keys.1, &self.there_keys.1]
+    }
+
     /// A configuration of our end; the lines are added to its sections.
     pub fn configuration(&self, interface: &str, peer: &str) -> String {
         format!(

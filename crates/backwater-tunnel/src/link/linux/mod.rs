@@ -65,18 +65,8 @@ impl Link {
         let netlink = Netlink::open().map_err(Error::Device)?;
         rules::remove_leftovers(&netlink).map_err(|error| refused(error, "remove a routing rule", Error::Rules))?;
         let mtu = interface.mtu.unwrap_or_else(|| mtu_by_routes(config, &netlink));
-        let device = create(name, mtu)?;
-        let index = device.if_index().map_err(Error::Device)?;
-        let mut link = Self {
-            rules: Rules { netlink, policy: None },
-            has_udp_offload: device.udp_gso(),
-            device,
-            name: name.to_owned(),
-            index,
-            mtu,
-            fwmark: interface.fwmark,
-            may_have_more: Cell::new(false),
-        };
+        let mut link = Self::create(name, mtu, netlink)?;
+        link.fwmark = interface.fwmark;
         let allowed = config.peers.iter().flat_map(|peer| peer.allowed_ips.iter().copied());
         let mut addresses = interface.addresses.clone();
         let mut routes = match interface.table {
@@ -99,6 +89,18 @@ impl Link {
             Table::Number(table) => routes.iter().try_for_each(|route| link.add_route(*route, table.get()))?,
             Table::Off => {}
         }
+        Ok(link)
+    }
+
+    /// Makes the device alone, which is not up: another program gives it addresses and routes and sets it up.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn open_bare(name: &str) -> Result<Self, Error> {
+        check_name(name)?;
+        let link = Self::create(name, DEFAULT_MTU, Netlink::open().map_err(Error::Device)?)?;
+        link.want_no_link_local();
         Ok(link)
     }
 
@@ -129,6 +131,12 @@ impl Link {
         Ok(())
     }
 
+    /// Asks the system for the device's MTU. Returns whether it is another than before.
+    pub fn refresh_mtu(&mut self) -> bool {
+        let mtu = self.device.mtu().unwrap_or(self.mtu);
+        std::mem::replace(&mut self.mtu, mtu) != mtu
+    }
+
     /// The MTU of the route by which the tunnel's datagrams go to this address, in bytes.
     ///
     /// # Errors
@@ -141,6 +149,21 @@ impl Link {
     /// go into the tunnel again.
     pub fn fwmark(&self) -> u32 {
         self.fwmark
+    }
+
+    /// Changes the mark that the tunnel's sockets are said to have.
+    pub fn set_fwmark(&mut self, mark: u32) {
+        self.fwmark = mark;
+    }
+
+    /// The mark that the rules need, if there are rules.
+    pub fn fwmark_of_rules(&self) -> Option<u32> {
+        self.rules.policy.map(|policy| policy.mark)
+    }
+
+    /// Whether an error of [`try_read`](Self::try_read) says that the device was deleted.
+    pub fn is_deleted(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(Errno::BADFD.raw_os_error())
     }
 
     /// Whether each packet read or written begins with a `virtio_net_hdr` of 10 bytes, and may be a whole train of TCP.
@@ -208,15 +231,33 @@ impl Link {
         Monitor::new(self.index)
     }
 
-    fn configure(&self, addresses: &[IpNet]) -> Result<(), Error> {
-        let netlink = &self.rules.netlink;
-        // No link-local address, and so no router is sought in the tunnel. There may be no IPv6.
+    fn create(name: &str, mtu: u16, netlink: Netlink) -> Result<Self, Error> {
+        let device = create(name, mtu)?;
+        Ok(Self {
+            rules: Rules { netlink, policy: None },
+            has_udp_offload: device.udp_gso(),
+            index: device.if_index().map_err(Error::Device)?,
+            device,
+            name: name.to_owned(),
+            mtu,
+            fwmark: 0,
+            may_have_more: Cell::new(false),
+        })
+    }
+
+    /// No link-local address, and so no router is sought in the tunnel. There may be no IPv6.
+    fn want_no_link_local(&self) {
         let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
         let mut quiet = self.message();
         quiet.attributes.push(LinkAttribute::AfSpecUnspec(vec![mode]));
-        if let Err(error) = netlink.change(RouteNetlinkMessage::SetLink(quiet)) {
+        if let Err(error) = self.rules.netlink.change(RouteNetlinkMessage::SetLink(quiet)) {
             tracing::debug!(%error, "the device will have a link-local address");
         }
+    }
+
+    fn configure(&self, addresses: &[IpNet]) -> Result<(), Error> {
+        let netlink = &self.rules.netlink;
+        self.want_no_link_local();
         for &address in addresses {
             add_address(netlink, self.index, address)
                 .map_err(|error| refused(error, "add an address", |source| Error::Address { address, source }))?;

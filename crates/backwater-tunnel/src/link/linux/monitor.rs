@@ -36,6 +36,8 @@ pub struct Monitor {
     own: u32,
     buffer: Vec<u8>,
     seen: Change,
+    /// The own device has changed.
+    own_changed: bool,
     /// When the next may be told.
     next: Pin<Box<Sleep>>,
 }
@@ -46,7 +48,14 @@ impl Monitor {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
         socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
         let next = Box::pin(sleep(Duration::ZERO));
-        Ok(Self { socket, own, buffer: Vec::with_capacity(32 << 10), seen: Change::default(), next })
+        Ok(Self {
+            socket,
+            own,
+            buffer: Vec::with_capacity(32 << 10),
+            seen: Change::default(),
+            own_changed: false,
+            next,
+        })
     }
 
     /// Ready with what has changed since the last time. The task of the last call is woken.
@@ -60,16 +69,26 @@ impl Monitor {
         Poll::Ready(std::mem::take(&mut self.seen))
     }
 
+    /// Whether the own device has changed since the last time, as far as [`poll_change`](Self::poll_change) has seen.
+    pub fn own_device_changed(&mut self) -> bool {
+        std::mem::take(&mut self.own_changed)
+    }
+
     fn read(&mut self, cx: &mut Context<'_>) {
         for _ in 0..BUDGET {
             self.buffer.clear();
             match self.socket.poll_recv(cx, &mut self.buffer) {
                 Poll::Pending => return,
-                Poll::Ready(Ok(())) => self.seen = merged(self.seen, change(&self.buffer, self.own)),
+                Poll::Ready(Ok(())) => {
+                    let (change, own_changed) = change(&self.buffer, self.own);
+                    self.seen = merged(self.seen, change);
+                    self.own_changed |= own_changed;
+                }
                 // More has changed than the socket had room for (ENOBUFS): anything may have.
                 Poll::Ready(Err(error)) => {
                     tracing::debug!(%error, "changes of the network were missed");
                     self.seen = Change { link: true, address: true, route: true };
+                    self.own_changed = true;
                 }
             }
         }
@@ -108,22 +127,23 @@ fn asleep() -> Duration {
     read(ClockId::Boottime).saturating_sub(awake)
 }
 
-/// What a datagram tells of, but for the device `own`. What cannot be read is a change of anything.
-fn change(datagram: &[u8], own: u32) -> Change {
-    let mut change = Change::default();
+/// What a datagram tells of, but for the device `own`, and whether that is another. What cannot be read is a change of anything.
+fn change(datagram: &[u8], own: u32) -> (Change, bool) {
+    let (mut change, mut own_changed) = (Change::default(), false);
     for message in messages(datagram) {
         let Ok(NetlinkPayload::InnerMessage(message)) = message.map(|message| message.payload) else {
-            return Change { link: true, address: true, route: true };
+            return (Change { link: true, address: true, route: true }, true);
         };
         if let RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) = message {
             change.link |= link.header.index != own;
+            own_changed |= link.header.index == own;
         } else if let RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) = message {
             change.address |= address.header.index != own;
         } else if let RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) = message {
             change.route |= !route.attributes.contains(&RouteAttribute::Oif(own));
         }
     }
-    change
+    (change, own_changed)
 }
 
 fn merged(a: Change, b: Change) -> Change {
@@ -152,7 +172,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_a_change() {
-        assert_eq!(change(&[1, 2, 3], 7), Change { link: true, address: true, route: true });
-        assert_eq!(change(&[], 7), Change::default());
+        assert_eq!(change(&[1, 2, 3], 7), (Change { link: true, address: true, route: true }, true));
+        assert_eq!(change(&[], 7), (Change::default(), false));
     }
 }

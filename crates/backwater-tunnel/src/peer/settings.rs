@@ -1,0 +1,102 @@
+//! What can be changed of a peer while it is one.
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroU16,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use boringtun::{
+    noise::{Tunn, rate_limiter::RateLimiter},
+    x25519::{PublicKey, StaticSecret},
+};
+
+use super::{Peer, Tools};
+use crate::{
+    config::{Endpoint, Key},
+    endpoints::Endpoints,
+    path::Path,
+};
+
+/// The state of the protocol with a peer, without a session. Persistent keepalives are sent here, so that their interval can be changed
+/// while the session stays.
+pub(super) fn tunn(
+    private_key: &StaticSecret,
+    public_key: PublicKey,
+    preshared_key: Option<&Key>,
+    session_number: u32,
+    limiter: &Arc<RateLimiter>,
+) -> Tunn {
+    let preshared_key = preshared_key.map(|key| key.0);
+    Tunn::new(private_key.clone(), public_key, preshared_key, None, session_number, Some(limiter.clone()))
+}
+
+pub(super) fn interval(persistent_keepalive: Option<NonZeroU16>) -> Duration {
+    Duration::from_secs(persistent_keepalive.map_or(0, NonZeroU16::get).into())
+}
+
+impl Peer {
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    pub(crate) fn preshared_key(&self) -> Option<&Key> {
+        self.preshared_key.as_ref()
+    }
+
+    pub(crate) fn persistent_keepalive(&self) -> Option<NonZeroU16> {
+        self.persistent_keepalive
+    }
+
+    /// Ends the session. The next one is made with these keys: at once, if there is a reason to.
+    pub(crate) fn change_keys(
+        &mut self,
+        now: Instant,
+        private_key: &StaticSecret,
+        preshared_key: Option<Key>,
+        limiter: &Arc<RateLimiter>,
+        tools: &mut Tools,
+    ) {
+        self.tunn = tunn(private_key, self.public_key, preshared_key.as_ref(), self.session_number, limiter);
+        self.preshared_key = preshared_key;
+        let had_session = std::mem::take(&mut self.established);
+        (self.initiated, self.unanswered, self.heard) = (None, None, None);
+        if had_session || self.is_persistent() || self.is_waiting() {
+            self.call(now, tools);
+        }
+    }
+
+    /// Sends to this address from now on, until the peer is heard from another one.
+    pub(crate) fn set_endpoint(&mut self, now: Instant, endpoint: SocketAddr, path: &mut Path, tools: &mut Tools) {
+        // One of a configured name: the name stays.
+        if !self.endpoints.contains(endpoint) {
+            self.endpoints = Endpoints::new(Some(Endpoint::Address(endpoint)));
+        }
+        if self.endpoint != Some(endpoint) {
+            self.found(now, endpoint, path, tools);
+        }
+    }
+
+    /// Sets the interval of persistent keepalives. One is sent at once if there were none before.
+    pub(crate) fn set_persistent_keepalive(&mut self, now: Instant, interval: Option<NonZeroU16>, tools: &mut Tools) {
+        let before = std::mem::replace(&mut self.persistent_keepalive, interval);
+        if before != interval {
+            self.keepalive_at = if before.is_none() { now } else { now + self::interval(interval) };
+            self.keep_alive_if_due(now, tools);
+        }
+    }
+
+    /// Sends a persistent keepalive if it is time to.
+    pub(super) fn keep_alive_if_due(&mut self, now: Instant, tools: &mut Tools) {
+        if self.persistent_keepalive.is_none() || self.endpoint.is_none() || now < self.keepalive_at {
+            return;
+        }
+        self.keepalive_at = now + interval(self.persistent_keepalive);
+        if self.established {
+            self.keep_alive(now, tools);
+        } else {
+            self.call(now, tools);
+        }
+    }
+}
