@@ -23,7 +23,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// How long Backwater's sockets hold a datagram, in milliseconds; several values are compared.
-    #[arg(long, default_value = "100", value_delimiter = ',')]
+    #[arg(long, default_value = "1000", value_delimiter = ',')]
     deadlines: Vec<u64>,
     /// Two rounds of 2 MB: to see that it works, not to quote.
     #[arg(long)]

@@ -80,6 +80,8 @@ struct Readme;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
+#[cfg(any(feature = "quinn", feature = "noq"))]
+pub use adapters::QUIC_DEADLINE;
 #[cfg(feature = "gotatun")]
 pub use adapters::gotatun::{GotatunReceiver, GotatunSender, GotatunSockets};
 #[cfg(feature = "noq")]

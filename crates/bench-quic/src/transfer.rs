@@ -65,20 +65,10 @@ macro_rules! quic {
                 certificate: CertificateDer<'static>,
                 bytes: u64,
             ) -> Outcome {
-                let mut roots = RootCertStore::empty();
-                roots.add(certificate).unwrap();
                 let (endpoint, socket) = endpoint(Bound::new(sockets, addr), None);
-                let config = quic::ClientConfig::with_root_certificates(Arc::new(roots)).unwrap();
-                let connection = endpoint.connect_with(config, to, "localhost").unwrap().await.unwrap();
-                let (mut stream, mut confirmed) = connection.open_bi().await.unwrap();
-                let (began, piece, mut left) = (crate::began(), vec![0x5a; PIECE], bytes);
-                while left > 0 {
-                    let len = left.min(PIECE as u64);
-                    stream.write_all(&piece[..len as usize]).await.unwrap();
-                    left -= len;
-                }
-                stream.finish().unwrap();
-                assert_eq!(confirmed.read_to_end(3).await.unwrap(), b"all");
+                let connection = connect(&endpoint, to, certificate).await;
+                let began = crate::began();
+                push(&connection, bytes).await;
                 let wall = began.elapsed();
                 connection.close(0u32.into(), b"");
                 // Until what is held has gone.
@@ -86,6 +76,64 @@ macro_rules! quic {
                 let $statistics = connection.stats();
                 let stats = socket.map(|socket| socket.stats().snapshot());
                 outcome(bytes, Sent { wall, sent: $statistics.udp_tx.datagrams, declared_lost: $lost, stats })
+            }
+
+            async fn connect(
+                endpoint: &quic::Endpoint,
+                to: SocketAddr,
+                certificate: CertificateDer<'static>,
+            ) -> quic::Connection {
+                let mut roots = RootCertStore::empty();
+                roots.add(certificate).unwrap();
+                let config = quic::ClientConfig::with_root_certificates(Arc::new(roots)).unwrap();
+                endpoint.connect_with(config, to, "localhost").unwrap().await.unwrap()
+            }
+
+            /// Sends `bytes` in one stream, and waits until all have arrived.
+            async fn push(connection: &quic::Connection, bytes: u64) {
+                let (mut stream, mut confirmed) = connection.open_bi().await.unwrap();
+                let (piece, mut left) = (vec![0x5a; PIECE], bytes);
+                while left > 0 {
+                    let len = left.min(PIECE as u64);
+                    stream.write_all(&piece[..len as usize]).await.unwrap();
+                    left -= len;
+                }
+                stream.finish().unwrap();
+                assert_eq!(confirmed.read_to_end(3).await.unwrap(), b"all");
+            }
+
+            /// Two connections of one endpoint, each with so many bytes for its link. Whether the second has sent all of them while the
+            /// first had not.
+            pub fn overtakes(sockets: Sockets, [slow, fast]: [(&Link, u64); 2]) -> bool {
+                let (bound, servers) = mpsc::channel();
+                let serving = [slow.0, fast.0].map(|link| {
+                    let (addr, bound) = (link.far(), bound.clone());
+                    let serving = link.at_far_end(move || block_on(serve(sockets, addr, bound)));
+                    (servers.recv().unwrap(), serving)
+                });
+                let [((to_slow, of_slow), slow_server), ((to_fast, of_fast), fast_server)] = serving;
+                let overtakes = block_on(async {
+                    let any = (std::net::Ipv4Addr::UNSPECIFIED, 0).into();
+                    let (endpoint, _) = endpoint(Bound::new(sockets, any), None);
+                    let (one, other) =
+                        (connect(&endpoint, to_slow, of_slow).await, connect(&endpoint, to_fast, of_fast).await);
+                    let mut pushing = std::pin::pin!(push(&one, slow.1));
+                    let overtakes = tokio::select! {
+                        biased;
+                        () = &mut pushing => false,
+                        () = push(&other, fast.1) => true,
+                    };
+                    if overtakes {
+                        pushing.await;
+                    }
+                    one.close(0u32.into(), b"");
+                    other.close(0u32.into(), b"");
+                    endpoint.wait_idle().await;
+                    overtakes
+                });
+                slow_server.join().unwrap();
+                fast_server.join().unwrap();
+                overtakes
             }
 
             fn endpoint(

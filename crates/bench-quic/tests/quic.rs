@@ -111,3 +111,28 @@ fn a_transfer_goes_on_where_the_route_refuses_batches() {
         }
     });
 }
+
+/// 2 MB while another connection of the endpoint waits for a queue that takes a datagram each 10 ms.
+#[test]
+fn a_connection_that_waits_holds_up_no_other() {
+    in_namespace("a_connection_that_waits_holds_up_no_other", || {
+        let (slow, fast) = (Veth::new(0), Veth::new(1));
+        slow.shape("rate 1mbit burst 20000 limit 40000");
+        let links = [(&Link::Veth(slow), 400_000), (&Link::Veth(fast), 2 << 20)];
+        assert!(quinn::overtakes(OURS, links));
+        assert!(noq::overtakes(OURS, links));
+    });
+}
+
+#[tokio::test]
+async fn sockets_for_quic_hold_a_datagram_for_a_second() {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let sockets = [
+        backwater_udp::QuinnSocket::bind(any).unwrap().socket().clone(),
+        backwater_udp::NoqSocket::bind(any).unwrap().socket().clone(),
+    ];
+    for socket in sockets {
+        let deadline = backwater_udp::QUIC_DEADLINE;
+        assert_eq!(socket.backpressure().get(), backwater_udp::Policy::Wait { deadline });
+    }
+}

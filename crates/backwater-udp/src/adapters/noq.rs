@@ -22,12 +22,11 @@ use crate::{Ecn, Fragmentation, OwnedTransmit, Receiver, RecvMeta, Sender, Trans
 /// and noq is told that it was sent: its loss recovery takes over.
 ///
 /// ```no_run
-/// use backwater_udp::{NoqSocket, UdpSocket};
+/// use backwater_udp::NoqSocket;
 /// use std::sync::Arc;
 ///
 /// # fn server(config: noq::EndpointConfig, server: noq::ServerConfig) -> std::io::Result<noq::Endpoint> {
-/// let socket = UdpSocket::bind("[::1]:4433".parse().unwrap())?;
-/// let socket = Box::new(NoqSocket::new(socket));
+/// let socket = Box::new(NoqSocket::bind("[::1]:4433".parse().unwrap())?);
 /// noq::Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(noq::TokioRuntime))
 /// # }
 /// ```
@@ -47,7 +46,19 @@ struct NoqSender {
 }
 
 impl NoqSocket {
-    /// Takes the receiver of `socket`.
+    /// A socket on this address, which holds a datagram for [`QUIC_DEADLINE`](crate::QUIC_DEADLINE) at most.
+    ///
+    /// # Errors
+    /// As [`Builder::bind`](crate::Builder::bind).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
+    pub fn bind(addr: SocketAddr) -> io::Result<Self> {
+        super::bind_for_quic(addr).map(Self::new)
+    }
+
+    /// As [`bind`](Self::bind), for a socket with options of its own: give its policy a deadline of
+    /// [`QUIC_DEADLINE`](crate::QUIC_DEADLINE). Takes the receiver of `socket`.
     ///
     /// # Panics
     /// If it [is taken](UdpSocket::receiver).

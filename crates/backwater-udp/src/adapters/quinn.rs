@@ -24,12 +24,11 @@ use crate::{Ecn, Fragmentation, OwnedTransmit, Receiver, RecvMeta, Sender, Trans
 /// stateless reset) that there is no room for is given up, as quinn expects.
 ///
 /// ```no_run
-/// use backwater_udp::{QuinnSocket, UdpSocket};
+/// use backwater_udp::QuinnSocket;
 /// use std::sync::Arc;
 ///
 /// # fn server(config: quinn::EndpointConfig, server: quinn::ServerConfig) -> std::io::Result<quinn::Endpoint> {
-/// let socket = UdpSocket::bind("[::1]:4433".parse().unwrap())?;
-/// let socket = Arc::new(QuinnSocket::new(socket));
+/// let socket = Arc::new(QuinnSocket::bind("[::1]:4433".parse().unwrap())?);
 /// quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
 /// # }
 /// ```
@@ -70,7 +69,19 @@ thread_local! {
 }
 
 impl QuinnSocket {
-    /// Takes the receiver of `socket`.
+    /// A socket on this address, which holds a datagram for [`QUIC_DEADLINE`](crate::QUIC_DEADLINE) at most.
+    ///
+    /// # Errors
+    /// As [`Builder::bind`](crate::Builder::bind).
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with its I/O and time drivers enabled.
+    pub fn bind(addr: SocketAddr) -> io::Result<Self> {
+        super::bind_for_quic(addr).map(Self::new)
+    }
+
+    /// As [`bind`](Self::bind), for a socket with options of its own: give its policy a deadline of
+    /// [`QUIC_DEADLINE`](crate::QUIC_DEADLINE). Takes the receiver of `socket`.
     ///
     /// # Panics
     /// If it [is taken](UdpSocket::receiver).
