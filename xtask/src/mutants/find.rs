@@ -80,10 +80,11 @@ impl Source {
         for (index, mutant) in self.mutants.iter().enumerate() {
             let Some(id) = id(index) else { continue };
             let prefix = format!("{}crate::mutant::on({id}){}", mutant.prefix.before, mutant.prefix.after);
-            let order = i64::try_from(index).unwrap_or(i64::MAX);
-            marks.push((mutant.range.start, 1, order, index, prefix));
+            let signed = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+            let Range { start, end } = mutant.range;
+            marks.push((start, 1, (-signed(end), signed(index)), index, prefix));
             if !mutant.suffix.is_empty() {
-                marks.push((mutant.range.end, 0, -order, index, mutant.suffix.clone()));
+                marks.push((end, 0, (-signed(start), -signed(index)), index, mutant.suffix.clone()));
             }
         }
         marks.sort();

@@ -78,3 +78,13 @@ fn what_is_written_is_rust_with_all_faults_and_the_source_without_any() {
         assert!(all.text.contains(&format!("crate::mutant::on({id})")), "{id}");
     }
 }
+
+/// Three that `&&` joins are a pair and the third: the pair's fault is around that of its first.
+#[test]
+fn the_fault_of_a_pair_is_around_those_of_its_parts() {
+    let source = Source::parse("s.rs", "", "fn f() { if a && b && c { g(); } }".to_owned()).unwrap();
+    let index = |name: &str| source.mutants.iter().position(|mutant| mutant.name == format!("s.rs f: {name}")).unwrap();
+    let whole = source.write(|index| Some(index as u32 + 1)).whole;
+    let [pair, first] = ["`a && b` is true", "`a` is true"].map(|name| &whole[&index(name)]);
+    assert!(pair.start < first.start && first.end < pair.end, "{pair:?} {first:?}");
+}

@@ -26,6 +26,7 @@ mod groups;
 mod holds;
 mod room;
 mod sends;
+mod tries;
 mod waits;
 mod xnu;
 

@@ -115,6 +115,7 @@ fn others_errors_do_not_make_a_policy_drop() {
             let report = send_one(&model, &mut core).await;
             assert_eq!((report.sent, report.dropped.get(DropReason::Deadline)), (sent, 1 - sent));
             assert!(began.elapsed() <= LAST_BACKSTOP + SLACK);
+            assert_eq!((model.stats.snapshot().parked, model.stats.snapshot().partial), (1, 0));
         }
     });
 }

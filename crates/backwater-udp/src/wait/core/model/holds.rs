@@ -133,6 +133,80 @@ fn a_copy_of_a_transmit_that_is_held_is_accepted_as_far_as_the_other_has_gone() 
     });
 }
 
+#[test]
+fn what_fails_with_the_socket_when_it_is_tried_is_held_no_more_and_what_else_is_held_stays() {
+    runtime().block_on(async {
+        let slices = [IoSlice::new(b"1234")];
+        for is_held in [true, false] {
+            let model = blocked(Row::FreeBsd, WAIT);
+            let mut core = SenderCore::new(model.clone());
+            let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices).segment_size(1));
+            assert!(poll_one(&mut core, &mut ts[0]).is_pending());
+            model.failures.borrow_mut().push_back(libc::EBADF);
+            assert_eq!(core.try_send(&mut ts[usize::from(!is_held)]).unwrap_err().raw_os_error(), Some(libc::EBADF));
+            let counted = model.stats.snapshot();
+            assert_eq!((counted.drops.socket, counted.held), (4, if is_held { 0 } else { 4 }));
+            drop(core);
+            let counted = model.stats.snapshot();
+            assert_eq!((counted.accepted, counted.held), (counted.dropped_total(), 0));
+        }
+    });
+}
+
+/// It takes several calls.
+#[test]
+fn what_is_tried_beside_what_is_held_is_no_part_of_it() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, WAIT);
+        let payload = [0; 300];
+        let slices = [IoSlice::new(&payload)];
+        let mut ts = [(); 2].map(|()| Transmit::new(TO, &slices).segment_size(1));
+        let mut core = SenderCore::new(model.clone());
+        assert!(poll_one(&mut core, &mut ts[0]).is_pending());
+        model.world.borrow_mut().episodes.clear();
+        assert_eq!(core.try_send(&mut ts[1]).unwrap().sent, 300);
+        assert!(core.core().blocked_for().is_none(), "the system has taken something");
+        assert_eq!(model.stats.snapshot().held, 300);
+        drop(core);
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.accepted, counted.sent, counted.drops.cancelled), (600, 300, 300));
+    });
+}
+
+/// Who waits for room holds nothing.
+#[test]
+fn what_was_given_up_to_wait_for_room_is_accepted_anew() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, WAIT);
+        let slices = [IoSlice::new(b"12")];
+        let mut t = Transmit::new(TO, &slices).segment_size(1);
+        let mut core = SenderCore::new(model.clone());
+        assert!(poll_one(&mut core, &mut t).is_pending());
+        let _ = core.poll_room(&mut Context::from_waker(Waker::noop()));
+        assert_eq!((model.stats.snapshot().drops.cancelled, model.stats.snapshot().held), (2, 0));
+        model.world.borrow_mut().episodes.clear();
+        assert_eq!(core.try_send(&mut t).unwrap().sent, 2);
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.accepted, counted.sent, counted.held), (4, 2, 0));
+    });
+}
+
+/// More than a poll sends, and then something else instead of the rest.
+#[test]
+fn the_rest_of_what_a_poll_has_sent_is_given_up_when_something_else_is_offered() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, WAIT);
+        model.world.borrow_mut().episodes.clear();
+        let payload = [0; 5000];
+        let slices = [IoSlice::new(&payload)];
+        let mut core = SenderCore::new(model.clone());
+        assert!(poll_one(&mut core, &mut Transmit::new(TO, &slices).segment_size(1)).is_pending());
+        assert!(poll_one(&mut core, &mut Transmit::new(TO, &slices[..1])).is_ready());
+        let counted = model.stats.snapshot();
+        assert_eq!((counted.sent, counted.drops.cancelled, counted.held), (64 * 64 + 1, 5000 - 64 * 64, 0));
+    });
+}
+
 /// Others run between its first attempt and the next, whether it has begun to yield before or not.
 #[test]
 fn a_sender_yields_before_it_tries_again_each_time_that_it_begins_to_wait() {

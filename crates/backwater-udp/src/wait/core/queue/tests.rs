@@ -532,77 +532,6 @@ async fn a_full_send_buffer_stops_all_and_then_serves_all() {
     assert_balance(&queue, &paths);
 }
 
-/// The send buffer has room for one call more each time that it is half empty.
-#[tokio::test(start_paused = true)]
-async fn a_batch_goes_on_at_each_event() {
-    let paths = paths(&[(1000.0, 1e9)], PATIENT);
-    paths.world.borrow_mut().send_buffer = 10_000.0;
-    let train = vec![0; 256_000];
-    let slices = [IoSlice::new(&train)];
-    let mut ts = [Transmit::new(to(1), &slices).segment_size(100)];
-    let mut core = SenderCore::new(paths.clone());
-    let began = Instant::now();
-    assert_eq!(poll_fn(|cx| core.poll_send_batch(cx, &mut ts)).await.unwrap().sent, 2560);
-    let counted = paths.stats.snapshot();
-    assert_eq!((counted.advised.wakes.timer, counted.spurious_wakes), (0, 0));
-    assert!(began.elapsed() <= 256 * MS, "{:?}: the link was idle", began.elapsed());
-}
-
-/// A timer finds room before half of the send buffer is free, which is when the system says that there is room.
-#[tokio::test(start_paused = true)]
-async fn an_event_that_is_not_due_yet_is_not_lost() {
-    let paths = paths(&[(100.0, 1e9)], PATIENT);
-    paths.world.borrow_mut().send_buffer = 10_000.0;
-    let mut queue = queue(&paths);
-    for n in 0..200 {
-        send(&mut queue, 1, BIG, n..n + 1);
-    }
-    flush(&mut queue).await;
-    let counted = paths.stats.snapshot();
-    assert_eq!((counted.sent, counted.lost_edges), (200, 0));
-    assert!(counted.advised.wakes.timer > 10, "{:?}", counted.advised.wakes);
-}
-
-/// What is refused while others wait does not put off their next attempt.
-#[tokio::test(start_paused = true)]
-async fn datagrams_that_are_refused_all_the_time_stop_nobody_that_waits() {
-    let mut links = vec![(0.001, 0.0); 600];
-    links[599] = (1e6, 0.0);
-    let paths = paths(&links, PATIENT);
-    let mut queue = queue(&paths);
-    send(&mut queue, 59_900, BIG, 0..1);
-    for n in 0..200 {
-        if n == 100 {
-            paths.world.borrow_mut().links[599].limit = 1e9;
-        }
-        send(&mut queue, n, 4, 0..1);
-        tokio::time::sleep(MS / 4).await;
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(queue.poll_flush(&mut cx, &mut |_, _, _| {}).is_pending());
-    }
-    assert_eq!(paths.world.borrow().numbers(59_900), [0]);
-    assert_balance(&queue, &paths);
-}
-
-/// The first that finds it full tells all, also those that wait for a path of theirs; and all go on when the system says so.
-#[tokio::test(start_paused = true)]
-async fn a_send_buffer_that_fills_up_while_others_wait_is_not_tried_for_each_datagram() {
-    let paths = paths(&[(0.001, 0.0), (1000.0, 1e9)], PATIENT);
-    paths.world.borrow_mut().send_buffer = 10_000.0;
-    let mut queue = queue(&paths);
-    send(&mut queue, 1, BIG, 0..1);
-    for n in 0..100 {
-        send(&mut queue, 101, BIG, n..n + 1);
-        send(&mut queue, 102 + n as u16 % 90, BIG, n..n + 1);
-    }
-    assert_eq!(paths.world.borrow().refused, 2);
-    run(&mut queue, 6 * MS).await;
-    assert!(paths.stats.snapshot().advised.wakes.readiness > 0);
-    run(&mut queue, 300 * MS).await;
-    assert_eq!(queue.held(), 1);
-    assert_balance(&queue, &paths);
-}
-
 /// What it takes to wait is there only while something waits, or shortly before.
 #[tokio::test(start_paused = true)]
 async fn an_idle_queue_has_given_back_what_waiting_took() {
@@ -621,7 +550,6 @@ async fn an_idle_queue_has_given_back_what_waiting_took() {
     assert_balance(&queue, &paths);
 }
 
-/// Random loads over shared and separate paths,
 /// Random loads over shared and separate paths, with switches of the policy and what is given up.
 #[tokio::test(start_paused = true)]
 async fn the_books_balance_whatever_happens() {
@@ -666,3 +594,4 @@ mod connected;
 mod hostile;
 mod reports;
 mod sides;
+mod turns;
