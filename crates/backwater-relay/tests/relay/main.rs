@@ -25,6 +25,7 @@ mod mobility;
 mod nat;
 mod operations;
 mod operator;
+mod packaging;
 #[cfg(target_os = "linux")]
 mod paths;
 mod program;
