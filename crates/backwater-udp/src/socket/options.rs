@@ -26,8 +26,8 @@ pub(crate) struct Leaving {
 }
 
 impl Builder {
-    /// Whether the hop limits of what is received are told ([`Train::hop_limit`](crate::Train::hop_limit)). The default is that they are not, which saves
-    /// a control message for each batch. Linux only: elsewhere they are not told.
+    /// Whether the hop limits of what is received are told ([`Train::hop_limit`](crate::Train::hop_limit)). The default is that they
+    /// are not, which saves a control message for each batch. Linux only: elsewhere they are not told.
     #[must_use]
     pub fn receive_hop_limit(mut self, on: bool) -> Self {
         self.told.hop_limit = on;
