@@ -59,6 +59,8 @@ const STAGES: [run::Stage; 2] = [
             "a_class_that_sticks",
             "the_books_balance",
             "a_flow_that_is_held_back",
+            "a_busy_destination_of_a_queue",
+            "a_flow_of_a_queue_that_sticks",
             "a_deadline_that_is_shorter",
             "many_groups_share",
             "four_times_a_millisecond",
