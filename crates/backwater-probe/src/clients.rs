@@ -29,7 +29,8 @@ pub struct Clients {
     server: SocketAddr,
     sockets: Vec<UdpSocket>,
     clients: Vec<Client>,
-    /// The addresses that are assigned on loopback.
+    /// The first address on loopback, and how many are assigned.
+    first: Ipv4Addr,
     addresses: u32,
     user: Option<User>,
     /// Whether the server has answered any request.
@@ -129,11 +130,20 @@ impl Clients {
     /// # Errors
     /// The system's error: too many open files, for one.
     pub fn new(server: SocketAddr, count: usize) -> io::Result<Self> {
+        Self::at(server, count, FIRST)
+    }
+
+    /// As [`new`](Self::new), with addresses from `first` on where the server is on loopback.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn at(server: SocketAddr, count: usize, first: Ipv4Addr) -> io::Result<Self> {
         let tag = RandomState::new().build_hasher().finish() as u32;
         let mut clients = Self {
             server,
             sockets: Vec::new(),
             clients: Vec::with_capacity(count),
+            first,
             addresses: 0,
             user: None,
             has_answered: false,
@@ -249,7 +259,7 @@ impl Clients {
         let ip = match self.server.ip() {
             IpAddr::V4(ip) if ip.is_loopback() => {
                 self.addresses += 1;
-                Some(IpAddr::from(Ipv4Addr::from_bits(FIRST.to_bits() + self.addresses - 1)))
+                Some(IpAddr::from(Ipv4Addr::from_bits(self.first.to_bits() + self.addresses - 1)))
             }
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         };

@@ -310,9 +310,12 @@ impl Session {
     ///
     /// # Errors
     /// The server refuses, or does not answer.
-    pub async fn close(mut self) -> Result<(), LoadError> {
-        if self.allocated {
-            refused(self.clients.release().await?)?;
+    pub async fn close(self) -> Result<(), LoadError> {
+        let Self { mut clients, allocated, sink, .. } = self;
+        // A way down ends at the clients, and a socket has one receiver.
+        drop(sink);
+        if allocated {
+            refused(clients.release().await?)?;
         }
         Ok(())
     }

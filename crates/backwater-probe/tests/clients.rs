@@ -10,6 +10,7 @@ use std::{
 
 use backwater_probe::{
     clients::Clients,
+    load::{Direction, Session, Setup, Via},
     turn::{Credential, TurnError},
 };
 use backwater_stun::{
@@ -77,7 +78,7 @@ fn server(capacity: usize) -> (SocketAddr, thread::JoinHandle<usize>) {
                     let relayed = *client.relayed.get_or_insert(relayed);
                     writer.attribute(&XorRelayedAddress(relayed)).unwrap();
                 } else if request.method() == Method::CHANNEL_BIND {
-                    assert_eq!(request.get::<XorPeerAddress>().unwrap().unwrap().0.port(), 9);
+                    assert_ne!(request.get::<XorPeerAddress>().unwrap().unwrap().0.port(), 0);
                 } else {
                     assert_eq!(request.get::<Lifetime>().unwrap(), Some(Lifetime(0)));
                     client.relayed = None;
@@ -115,6 +116,21 @@ fn every_client_gets_what_it_asks_for() {
         assert!((0..300).all(|i| clients.relayed(i).is_none()));
     });
     assert_eq!(server.join().unwrap(), 0, "released");
+}
+
+/// The clients' sockets are received on by the session where the load ends at them, and by the requests that end the allocations.
+#[test]
+fn a_session_ends_its_allocations_whichever_way_the_load_goes() {
+    let servers = [Direction::Up, Direction::Down, Direction::Across].map(|direction| {
+        let (address, server) = server(usize::MAX);
+        let via = Via::Turn(address, credential("secret"));
+        let setup = Setup { via, direction, clients: 2, peer: ([127, 0, 0, 1], 0).into(), plain_sink: false };
+        runtime().block_on(async { Session::open(&setup).await.unwrap().close().await.unwrap() });
+        (direction, server)
+    });
+    for (direction, server) in servers {
+        assert_eq!(server.join().unwrap(), 0, "{direction:?}");
+    }
 }
 
 #[test]

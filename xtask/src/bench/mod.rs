@@ -3,6 +3,7 @@
 //! All servers run side by side and idle but one. Rounds go through the cells, and in each cell through the servers,
 //! so that whatever the machine does meanwhile happens to all of them; what is compared is the ratio within a round.
 
+mod blocked;
 pub(crate) mod cpu;
 mod report;
 mod search;
@@ -48,6 +49,9 @@ pub(crate) struct Options {
     /// Peers that receive datagrams one by one, without receive offload; only loads that go up.
     #[arg(long)]
     plain_sink: bool,
+    /// Only this row: 990 clients, alone and beside ten whose path is full.
+    #[arg(long, conflicts_with_all = ["full", "plain_sink"])]
+    blocked: bool,
     /// Write the tables to this file as well.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
@@ -149,6 +153,7 @@ fn outside(root: &Path, options: &Options) -> Result<()> {
     again.args(options.quick.then_some("--quick"));
     again.args(options.full.then_some("--full"));
     again.args(options.plain_sink.then_some("--plain-sink"));
+    again.args(options.blocked.then_some("--blocked"));
     if let Some(path) = &options.coturn {
         again.arg("--coturn").arg(std::path::absolute(path)?);
     }
@@ -191,8 +196,11 @@ fn names(kinds: &[Kind]) -> String {
 fn inside(programs: &Path, options: &Options) -> Result<()> {
     let programs = Programs { ours: programs.to_owned(), coturn: options.coturn.clone() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(measure(&programs, options))?;
-    let text = report.to_string();
+    let text = if options.blocked {
+        runtime.block_on(blocked::measure(&programs, options))?
+    } else {
+        runtime.block_on(measure(&programs, options))?.to_string()
+    };
     print!("{text}");
     if let Some(path) = &options.markdown {
         std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;

@@ -204,6 +204,11 @@ impl Server {
         Ok(server)
     }
 
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub(super) fn run_time(&self) -> Result<u64> {
         cpu::run_time(self.child.id())
     }
@@ -305,10 +310,10 @@ impl Drop for Server {
     }
 }
 
-fn credential() -> Credential {
+pub(super) fn credential() -> Credential {
     Credential { user: USER.to_owned(), password: PASSWORD.to_owned() }
 }
 
-fn everything(round: Round) -> Result<()> {
+pub(super) fn everything(round: Round) -> Result<()> {
     round.refusal.map_or(Ok(()), |error| Err(error.into()))
 }
