@@ -39,8 +39,8 @@ const NO_TUNNEL: &[&str] = &["--workspace", "--exclude", "backwater-tunnel", "--
 const SANS_IO: &[&str] = &["-p", "backwater-stun", "-p", "backwater-turn"];
 const NO_STD: &[&str] = &["-p", "backwater-stun", "--no-default-features"];
 
-/// The program that the workflow builds as one static binary.
-const PROBE: &[&str] = &["-p", "backwater-probe"];
+/// The programs that are built as one static binary each: by the workflow, and in packaging/Dockerfile.
+const STATIC: &[&str] = &["-p", "backwater-probe", "-p", "backwater-relay"];
 
 const TARGETS: [Target; 10] = [
     Target { triple: "aarch64-apple-darwin", library: "std", packages: ALL },
@@ -50,7 +50,7 @@ const TARGETS: [Target; 10] = [
     Target { triple: "x86_64-pc-windows-msvc", library: "std", packages: ALL },
     Target { triple: "x86_64-unknown-freebsd", library: "std", packages: NO_TUNNEL },
     Target { triple: "aarch64-linux-android", library: "std", packages: NO_TUNNEL },
-    Target { triple: "x86_64-unknown-linux-musl", library: "std", packages: PROBE },
+    Target { triple: "x86_64-unknown-linux-musl", library: "std", packages: STATIC },
     Target { triple: "wasm32-unknown-unknown", library: "std", packages: SANS_IO },
     Target { triple: "thumbv7em-none-eabi", library: "core", packages: NO_STD },
 ];

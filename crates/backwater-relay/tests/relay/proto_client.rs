@@ -201,8 +201,15 @@ fn turn_client_proto_is_told_of_a_port_that_is_closed() {
         drop(socket);
         client.turn.create_permission(Udp, addr.ip(), client.now()).unwrap();
         client.until("permitted", |c| c.turn.have_permission(Udp, addr.ip()));
-        client.send_to(addr, b"anybody?");
-        client.until("told", |c| c.icmp.contains(&(addr, unreachable.0, unreachable.1)));
+        let is_told = |c: &ProtoClient| c.icmp.contains(&(addr, unreachable.0, unreachable.1));
+        // The kernel may have no ICMP message left this second.
+        for _ in 0..100 {
+            client.send_to(addr, b"anybody?");
+            if client.drive(Duration::from_millis(100), is_told) {
+                break;
+            }
+        }
+        client.until("told", is_told);
     }
     relay.stop(Duration::ZERO);
 }
