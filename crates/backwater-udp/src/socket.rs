@@ -22,7 +22,7 @@ use crate::{
     wait::{self, fairness::Contention},
 };
 
-mod connected;
+mod beside;
 mod options;
 mod rebind;
 
@@ -159,42 +159,6 @@ impl UdpSocket {
             told: self.0.told,
             ..Builder::default()
         }
-    }
-
-    /// A socket that sends as this one does, from a send buffer of its own, and receives nothing.
-    pub(crate) fn send_only_socket(&self) -> io::Result<Self> {
-        let main = &*self.0;
-        // Without a runtime there is no reactor for it.
-        if main.peer.is_some() || tokio::runtime::Handle::try_current().is_err() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        let mut sides = main.sides();
-        let (socket, state) = sys::send_only(&main.sock_ref(), main.local_addr())?;
-        state.set_fragmentation(&SockRef::from(&socket), self.fragmentation())?;
-        let side = Arc::new(Inner {
-            intake: Intake::new(sys::Reader::UNREGISTERED),
-            io: sys::Io::new(socket.into())?,
-            state,
-            stats: main.stats.clone(),
-            backpressure: main.backpressure.clone(),
-            bound: main.bound,
-            port: AtomicU16::new(main.local_addr().port()),
-            peer: None,
-            max_train_bytes: main.max_train_bytes,
-            told: Told::default(),
-            hop_limit: AtomicU8::new(0),
-            fragments: AtomicBool::new(self.fragmentation() == Fragmentation::Allowed),
-            receiver_taken: AtomicBool::new(false),
-            contention: Contention::default(),
-            leases: Leases::default(),
-            sides: Mutex::default(),
-            attached_to: Weak::new(),
-            promotes: false,
-            events: main.events.clone(),
-        });
-        sides.retain(|side| side.strong_count() > 0);
-        sides.push(Arc::downgrade(&side));
-        Ok(Self(side))
     }
 
     /// The options that datagrams leave with now.
