@@ -136,3 +136,15 @@ async fn sockets_for_quic_hold_a_datagram_for_a_second() {
         assert_eq!(socket.backpressure().get(), backwater_udp::Policy::Wait { deadline });
     }
 }
+
+/// As its first line says.
+#[test]
+fn the_example_of_a_client_runs() {
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/quinn_client");
+    assert!(program.is_file(), "`cargo test` without `--test` builds it");
+    let out = std::process::Command::new(program).output().unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success(), "{said}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(said.starts_with("1048576 bytes came back\n") && said.ends_with(" 0 dropped\n"), "{said}");
+}
