@@ -63,13 +63,16 @@ fn an_icmp_message_is_counted_and_is_about_an_earlier_datagram() {
         let socket = crate::UdpSocket::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let slices = [std::io::IoSlice::new(b"x")];
         // Loopback answers within the call, unless the kernel has no ICMP message left this second, or another process has the port.
+        let mut tries = 0;
         let (closed, drained) = loop {
             let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             assert_eq!(socket.sender().try_send(&mut crate::Transmit::new(closed, &slices)).unwrap().sent, 1);
             let drained = socket.0.drain_errors(Some(closed), 0);
+            tries += 1;
             if drained.icmp {
                 break (closed, drained);
             }
+            assert!(tries < 250, "no ICMP message in five seconds");
             std::thread::sleep(std::time::Duration::from_millis(20));
         };
         assert!(!drained.too_large);

@@ -103,6 +103,7 @@ fn a_prober_that_goes_hands_over_at_once() {
     let mut line = Line::of(&[A; 4]);
     line.c.leave(1, line.now);
     assert!(line.is_woken(3), "it is to look in time whether 2 has come");
+    assert!(line.c.is_nobodys_turn(), "nobody has found room");
     assert_eq!((line.woken(), line.wait(2).probes, line.wait(3).probes), (vec![2], true, false));
     line.c.leave(3, line.now);
     assert!(line.woken().is_empty(), "it was not the prober");
@@ -244,6 +245,33 @@ fn another_group_is_called_if_there_is_none_for_the_same() {
     line.refused(4, Bottleneck::Sender(4), By::Call);
     line.found_room(9);
     assert!(line.woken().is_empty(), "the last such call was for nothing");
+    line.now += SPACING;
+    line.found_room(9);
+    assert_eq!(line.woken(), [1], "a moment ago");
+}
+
+#[test]
+fn room_calls_one_sender_whatever_others_wait_for() {
+    let mut line = Line::of(&[A, A, Bottleneck::Socket]);
+    line.found_room(1);
+    assert_eq!(line.woken(), [2]);
+    assert!(!line.wait(3).called);
+}
+
+/// The timer has shown that one sender waits long; an event that was worthless shows nothing.
+#[test]
+fn a_worthless_event_replaces_no_prober() {
+    let mut line = Line::of(&[Bottleneck::Socket; 3]);
+    for _ in 0..3 {
+        line.now = line.wait(1).at;
+        line.refused(1, Bottleneck::Socket, By::Timer);
+    }
+    assert_eq!(line.probers(), [2]);
+    line.now += 200 * MS;
+    line.woken();
+    line.refused(2, Bottleneck::Socket, By::Readiness);
+    assert!(line.woken().is_empty());
+    assert!(line.wait(2).probes);
 }
 
 trait IntoPath {

@@ -41,7 +41,6 @@ const DROPS: usize = 1024;
 
 /// With more than [`REFUSALS`] lines each is tried as often as a sender on its own, as far as that goes.
 const LONGEST_WAIT: Duration = Duration::from_millis(8);
-const SHORTEST_WAIT: Duration = Duration::from_millis(1);
 
 pub(super) struct Lines<K> {
     /// A line without anything in it stays until its turn.
@@ -186,7 +185,7 @@ impl<K: Copy + Ord> Load for Serving<'_, K> {
 
     fn longest_wait(&self) -> Option<Duration> {
         let passes = self.lines.lines.len().div_ceil(REFUSALS) as u32;
-        Some((LONGEST_WAIT / passes.max(1)).max(SHORTEST_WAIT))
+        Some(LONGEST_WAIT / passes.max(1))
     }
 }
 

@@ -93,3 +93,59 @@ async fn a_key_that_begins_to_wait_is_tried_before_the_others() {
         assert_eq!(paths.world.borrow().numbers(8000).len(), n as usize + 1);
     }
 }
+
+/// A key whose first datagram has gone: the next one has a deadline of its own.
+#[tokio::test(start_paused = true)]
+async fn a_datagram_behind_one_that_has_gone_has_a_deadline_of_its_own() {
+    let paths = paths(&[(1e-9, 0.0)], WAIT);
+    let mut queue = queue(&paths);
+    send(&mut queue, 1, BIG, 0..1);
+    send(&mut queue, 2, BIG, 0..1);
+    run(&mut queue, 60 * MS).await;
+    send(&mut queue, 1, BIG, 1..2);
+    // Room for one of the three.
+    paths.world.borrow_mut().links[0].limit = 1.5 * BIG as f64;
+    run(&mut queue, 30 * MS).await;
+    assert_eq!(queue.held(), 2);
+    run(&mut queue, 60 * MS).await;
+    assert_eq!((queue.held(), queue.held_bytes(1)), (1, BIG), "90 ms old");
+    run(&mut queue, 20 * MS).await;
+    assert_eq!((queue.held(), paths.stats.snapshot().drops.deadline), (0, 2));
+    assert_balance(&queue, &paths);
+}
+
+/// What is known of a full send buffer is not forgotten over a path that was refused before it in the same pass.
+#[tokio::test(start_paused = true)]
+async fn a_full_send_buffer_is_waited_for_by_its_event_whatever_else_is_refused() {
+    let paths = paths(&[(1e-9, 0.0), (1000.0, 1e9)], PATIENT);
+    paths.world.borrow_mut().send_buffer = 10_000.0;
+    let mut queue = queue(&paths);
+    send(&mut queue, 1, BIG, 0..1);
+    for n in 0..200 {
+        send(&mut queue, 101, BIG, n..n + 1);
+    }
+    run(&mut queue, 220 * MS).await;
+    assert_eq!((paths.world.borrow().numbers(101).len(), queue.held()), (200, 1));
+    // An event each 5 ms, at each of which the refused path may be tried too.
+    let refused = paths.world.borrow().refused;
+    assert!(refused <= 3 * 220 / 5, "{refused}");
+    assert_balance(&queue, &paths);
+}
+
+/// Whoever flushes is told in the poll that sends the last.
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_flushed_when_the_last_datagram_has_gone() {
+    let paths = paths(&[(1e6, 0.0)], PATIENT);
+    let mut queue = queue(&paths);
+    send(&mut queue, 1, BIG, 0..1);
+    paths.world.borrow_mut().links[0].limit = 1e9;
+    tokio::time::sleep(20 * MS).await;
+    let mut polls = 0;
+    poll_fn(|cx| {
+        polls += 1;
+        assert!(polls == 1 || queue.held() > 0, "it has been empty since the last poll");
+        queue.poll_flush(cx, &mut |_, _, _| {})
+    })
+    .await
+    .unwrap();
+}
