@@ -61,6 +61,7 @@ fn a_full_table_forgets_the_oldest_refusal_and_no_other() {
 
 #[test]
 fn a_kernel_without_segmentation_never_gets_it() {
+    assert!(Segmentation::new(true).is_supported() && !Segmentation::new(false).is_supported());
     let segmentation = Segmentation::new(false);
     assert!(!segmentation.allows(&to(1), 1200));
     segmentation.refused(&to(1), 0);
