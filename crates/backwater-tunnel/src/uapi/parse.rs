@@ -52,7 +52,7 @@ impl Set {
     pub fn parse(text: &[u8]) -> Result<Self, Errno> {
         let mut set = Self::default();
         let lines = text.strip_suffix(b"\n").unwrap_or(text);
-        if !lines.is_empty() {
+        if !text.is_empty() {
             lines.split(|&byte| byte == b'\n').try_for_each(|line| set.take_line(line))?;
         }
         Ok(set)

@@ -84,6 +84,7 @@ fn wrong_line_has_the_errno_of_the_protocol() {
         assert_eq!(Set::parse(format!("public_key={KEY}\n{line}").as_bytes()), Err(Errno::INVAL), "{line}");
     }
     assert_eq!(Set::parse(b"fwmark=\xff"), Err(Errno::PROTO));
+    assert_eq!(Set::parse(b"\n"), Err(Errno::PROTO));
 }
 
 /// A key is in no message for people.
