@@ -27,11 +27,11 @@ impl Io {
         let (from, to) = (socket.as_raw_fd(), self.0.as_raw_fd());
         // SAFETY: both numbers are open, and `to` is this value's own.
         let result = unsafe {
-            #[cfg(any(target_os = "linux", target_os = "android"))]
+            #[cfg(target_os = "linux")]
             {
                 libc::dup3(from, to, libc::O_CLOEXEC)
             }
-            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            #[cfg(not(target_os = "linux"))]
             {
                 libc::dup2(from, to)
             }
@@ -39,7 +39,7 @@ impl Io {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        #[cfg(not(target_os = "linux"))]
         self.sock_ref().set_cloexec(true)?;
         Ok(())
     }
