@@ -171,6 +171,7 @@ fn gather(slices: &[IoSlice<'_>], mut room: &mut [u8]) {
 }
 
 /// The slices as one, copied into a buffer of the thread's.
+#[inline(always)]
 fn gathered<R>(out: &Outgoing<'_>, send: impl FnOnce(&[u8]) -> R) -> R {
     thread_local! {
         static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
