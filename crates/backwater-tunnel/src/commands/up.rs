@@ -49,7 +49,7 @@ pub struct Args {
 /// Opens the tunnel and returns when it is closed again.
 ///
 /// # Errors
-/// [`Errors`](crate::config::Errors), or why it cannot start.
+/// [`Errors`], or why it cannot start.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let name = config::tunnel_name(&args.file)?;
     let (mut config, mut warnings, untrusted) = Config::read_with_owner(&args.file)?;
