@@ -26,5 +26,5 @@ mod signals;
 mod slots;
 pub mod status;
 #[cfg(target_os = "linux")]
-pub mod uapi;
+mod uapi;
 mod yield_budget;

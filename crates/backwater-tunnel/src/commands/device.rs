@@ -52,7 +52,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         private_key: Key([0; 32]),
         addresses: Vec::new(),
         listen_port: 0,
-        // Whoever sets the device up sets it.
+        // wg-quick sets another.
         mtu: Some(DEFAULT_MTU),
         fwmark: 0,
         table: Table::Off,

@@ -18,7 +18,7 @@ use tracing::debug;
 use zeroize::Zeroizing;
 
 pub(crate) use answer::{Answer, Peer};
-pub use parse::{PeerSet, Set};
+pub(crate) use parse::{PeerSet, Set};
 pub(crate) use socket::Watch;
 
 /// The longest request and its longest line, in bytes. The longest configuration file with the most peers is shorter.

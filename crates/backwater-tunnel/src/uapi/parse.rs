@@ -9,59 +9,45 @@ use crate::{config::Key, endpoints::canonical};
 
 /// What a set request changes. What is `None` stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Set {
+pub(crate) struct Set {
     /// `private_key`; zeros: there is none any more.
-    pub private_key: Option<Key>,
+    pub(crate) private_key: Option<Key>,
     /// `listen_port`; 0: any.
-    pub listen_port: Option<u16>,
+    pub(crate) listen_port: Option<u16>,
     /// `fwmark`; 0: none.
-    pub fwmark: Option<u32>,
+    pub(crate) fwmark: Option<u32>,
     /// `replace_peers`: the peers that the tunnel has are removed first.
-    pub replace_peers: bool,
+    pub(crate) replace_peers: bool,
     /// The peers to change, one after the other. One may come again.
-    pub peers: Vec<PeerSet>,
+    pub(crate) peers: Vec<PeerSet>,
 }
 
 /// What is changed of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PeerSet {
+pub(crate) struct PeerSet {
     /// `public_key`.
-    pub public_key: Key,
+    pub(crate) public_key: Key,
     /// `remove`: the peer is removed, and nothing else is done.
-    pub remove: bool,
+    pub(crate) remove: bool,
     /// `update_only`: nothing is done if the tunnel has no such peer. Else it is added.
-    pub update_only: bool,
+    pub(crate) update_only: bool,
     /// `preshared_key`; zeros: none.
-    pub preshared_key: Option<Key>,
+    pub(crate) preshared_key: Option<Key>,
     /// `endpoint`.
-    pub endpoint: Option<SocketAddr>,
+    pub(crate) endpoint: Option<SocketAddr>,
     /// `persistent_keepalive_interval` in seconds; 0: off.
-    pub persistent_keepalive: Option<u16>,
+    pub(crate) persistent_keepalive: Option<u16>,
     /// `replace_allowed_ips`: those that the peer has are removed first.
-    pub replace_allowed_ips: bool,
+    pub(crate) replace_allowed_ips: bool,
     /// `allowed_ip`: prefixes to add (`true`) and to remove, in this order.
-    pub allowed_ips: Vec<(IpNet, bool)>,
+    pub(crate) allowed_ips: Vec<(IpNet, bool)>,
 }
 
 impl Set {
-    /// Understands the lines between `set=1` and the empty line.
+    /// Takes a line between `set=1` and the empty line, without its end.
     ///
     /// # Errors
-    /// That of the first line that is wrong: `EPROTO` if it is no `key=value`, `EINVAL` if the key is unknown or the value is not one of
-    /// the key.
-    pub fn parse(text: &[u8]) -> Result<Self, Errno> {
-        let mut set = Self::default();
-        let lines = text.strip_suffix(b"\n").unwrap_or(text);
-        if !text.is_empty() {
-            lines.split(|&byte| byte == b'\n').try_for_each(|line| set.take_line(line))?;
-        }
-        Ok(set)
-    }
-
-    /// Takes a line, without its end.
-    ///
-    /// # Errors
-    /// As [`parse`](Self::parse).
+    /// `EPROTO` if it is no `key=value`, `EINVAL` if the key is unknown or the value is not one of the key.
     pub(super) fn take_line(&mut self, line: &[u8]) -> Result<(), Errno> {
         let (key, value) = str::from_utf8(line).ok().and_then(|line| line.split_once('=')).ok_or(Errno::PROTO)?;
         if key == "public_key" {
