@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 
 use super::{Fragmentation, Inner, Told, UdpSocket, canonical};
 use crate::{intake::Intake, lease::Leases, sys, wait::fairness::Contention};
@@ -25,27 +25,7 @@ impl UdpSocket {
         let mut sides = main.sides();
         let (socket, state) = sys::send_only(&main.sock_ref(), main.local_addr())?;
         state.set_fragmentation(&SockRef::from(&socket), self.fragmentation())?;
-        let side = Arc::new(Inner {
-            intake: Intake::new(sys::Reader::UNREGISTERED),
-            io: sys::Io::new(socket.into())?,
-            state,
-            stats: main.stats.clone(),
-            backpressure: main.backpressure.clone(),
-            bound: main.bound,
-            port: AtomicU16::new(main.local_addr().port()),
-            peer: None,
-            max_train_bytes: main.max_train_bytes,
-            told: Told::default(),
-            hop_limit: AtomicU8::new(0),
-            fragments: AtomicBool::new(self.fragmentation() == Fragmentation::Allowed),
-            receiver_taken: AtomicBool::new(false),
-            contention: Contention::default(),
-            leases: Leases::default(),
-            sides: Mutex::default(),
-            attached_to: Weak::new(),
-            promotes: false,
-            events: main.events.clone(),
-        });
+        let side = Arc::new(main.beside(socket, state, main.local_addr(), self.fragmentation())?);
         sides.retain(|side| side.strong_count() > 0);
         sides.push(Arc::downgrade(&side));
         Ok(Self(side))
@@ -80,25 +60,11 @@ impl UdpSocket {
         }
         let local = socket.local_addr()?.as_socket().unwrap_or(local);
         let side = Arc::new(Inner {
-            intake: Intake::new(sys::Reader::UNREGISTERED),
-            io: sys::Io::new(socket.into())?,
-            state,
-            stats: main.stats.clone(),
-            backpressure: main.backpressure.clone(),
-            bound: local,
-            port: AtomicU16::new(local.port()),
             peer: Some(canonical(destination)),
-            max_train_bytes: main.max_train_bytes,
             told: main.told,
             hop_limit: AtomicU8::new(main.hop_limit.load(Relaxed)),
-            fragments: AtomicBool::new(fragmentation == Fragmentation::Allowed),
-            contention: Contention::default(),
-            leases: Leases::default(),
-            sides: Mutex::default(),
-            receiver_taken: AtomicBool::new(false),
             attached_to: Arc::downgrade(&self.0),
-            promotes: false,
-            events: main.events.clone(),
+            ..main.beside(socket, state, local, fragmentation)?
         });
         main.intake.attach(side.clone());
         sides.retain(|side| side.strong_count() > 0);
@@ -111,5 +77,38 @@ impl UdpSocket {
         if let Some(main) = Weak::upgrade(&self.0.attached_to) {
             main.intake.close(&self.0);
         }
+    }
+}
+
+impl Inner {
+    /// Another socket with the counters, the policy and the events of this one, which is connected to nobody.
+    fn beside(
+        &self,
+        socket: Socket,
+        state: sys::State,
+        bound: SocketAddr,
+        fragmentation: Fragmentation,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            intake: Intake::new(sys::Reader::UNREGISTERED),
+            io: sys::Io::new(socket.into())?,
+            state,
+            stats: self.stats.clone(),
+            backpressure: self.backpressure.clone(),
+            bound,
+            port: AtomicU16::new(bound.port()),
+            peer: None,
+            max_train_bytes: self.max_train_bytes,
+            told: Told::default(),
+            hop_limit: AtomicU8::new(0),
+            fragments: AtomicBool::new(fragmentation == Fragmentation::Allowed),
+            receiver_taken: AtomicBool::new(false),
+            contention: Contention::default(),
+            leases: Leases::default(),
+            sides: Mutex::default(),
+            attached_to: Weak::new(),
+            promotes: false,
+            events: self.events.clone(),
+        })
     }
 }
