@@ -18,7 +18,7 @@ use backwater_udp::Transmit;
 use crate::{
     client::{Client, PATIENCE, channel_data},
     program::Program,
-    support::{block_on, in_namespace, installed, ip, receive_buffer_errors, skip},
+    support::{TAKE_LINKS_DOWN, block_on, in_namespace, installed, ip, path, receive_buffer_errors, skip},
 };
 
 /// A network for the relay, with two links to the test's. The relay's end of each is `10.7.n.1`, the test's `10.7.n.2` to `10.7.n.9`.
@@ -83,8 +83,7 @@ impl Host {
 
     fn output(&self, command: &str) -> String {
         let words: Vec<_> = self.enter().into_iter().chain(command.split_whitespace().map(str::to_owned)).collect();
-        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-        let out = Command::new(&words[0]).args(&words[1..]).env("PATH", path).output().unwrap();
+        let out = Command::new(&words[0]).args(&words[1..]).env("PATH", path()).output().unwrap();
         assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8(out.stdout).unwrap()
     }
@@ -121,6 +120,9 @@ impl Host {
 
 impl Drop for Host {
     fn drop(&mut self) {
+        let enter = self.enter();
+        let _ =
+            Command::new(&enter[0]).args(&enter[1..]).args(["sh", "-c", TAKE_LINKS_DOWN]).env("PATH", path()).status();
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }

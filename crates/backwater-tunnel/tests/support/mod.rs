@@ -20,7 +20,6 @@ pub mod traffic;
 pub mod tunnel;
 
 use std::{
-    env,
     ffi::OsStr,
     fs::File,
     io::{BufRead, BufReader, Read, Write},
@@ -33,9 +32,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base::{TAKE_LINKS_DOWN, installed, path, skip};
 #[allow(unused_imports, reason = "no test wants all of it")]
 pub use base::{block_on, ip};
-use base::{installed, skip};
 use rustix::{
     process::{Pid, Signal, kill_process},
     thread::{LinkNameSpaceType, move_into_link_name_space},
@@ -63,15 +62,18 @@ pub fn in_namespace(name: &str, programs: &[(&str, &str)], inside: impl FnOnce()
 pub struct Network {
     name: String,
     holder: Child,
-    _stdin: ChildStdin,
+    /// It ends with its input.
+    stdin: Option<ChildStdin>,
 }
 
 impl Network {
     pub fn new(name: &str) -> Self {
         // It ends with its input: with this process at the latest, however that ends.
-        let script =
-            "mount -t tmpfs tmpfs /run && mount -t sysfs sysfs /sys && ip link set lo up && echo ready && exec cat";
-        let mut holder = command("unshare", ["-nm", "sh", "-c", script])
+        let script = format!(
+            "mount -t tmpfs tmpfs /run && mount -t sysfs sysfs /sys && ip link set lo up && echo ready && cat
+             {TAKE_LINKS_DOWN}"
+        );
+        let mut holder = command("unshare", ["-nm", "sh", "-c", &script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -79,8 +81,8 @@ impl Network {
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n", "network {name}: {}", holder.wait().unwrap());
-        let _stdin = holder.stdin.take().unwrap();
-        Self { name: name.to_owned(), holder, _stdin }
+        let stdin = holder.stdin.take();
+        Self { name: name.to_owned(), holder, stdin }
     }
 
     /// Joins two networks by a veth pair. Its device is `fe{index}` in both, with 10.9.`index`.1/24 and
@@ -202,7 +204,7 @@ impl Network {
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let _ = self.holder.kill();
+        drop(self.stdin.take());
         let _ = self.holder.wait();
     }
 }
@@ -326,6 +328,6 @@ fn keep(from: impl Read + Send + 'static, output: Arc<Output>) {
 
 fn command<S: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(program);
-    command.args(arguments).env("PATH", format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default()));
+    command.args(arguments).env("PATH", path());
     command
 }

@@ -4,6 +4,12 @@ use std::{env, process::Command};
 
 const INSIDE: &str = "BACKWATER_TEST_NETNS";
 
+/// For a shell: takes the links of its network down, which empties their queues. What waits in a slow queue keeps its network
+/// alive when nothing else does, for hours; and any ICMP messages in it keep the kernel's room for them, which all networks
+/// share: after some forty such tests nothing on the machine was answered by ICMP any more.
+pub const TAKE_LINKS_DOWN: &str =
+    r"for link in $(sed -n 's/^ *\([^ ]*\):.*/\1/p' /proc/net/dev); do ip link set $link down; done";
+
 /// Runs `inside` in a fresh user and network namespace: the calling test, `name`, is started again there. As an
 /// ordinary user too; where the kernel does not allow it the test is skipped with a line that says so, which is a
 /// failure under `CI=true`.
@@ -24,9 +30,10 @@ pub fn in_namespace(name: &str, inside: impl FnOnce()) {
         return skip(&format!("unshare {flags} is not allowed here"));
     }
     let status = Command::new("unshare")
-        .arg(flags)
+        .args([flags, "sh", "-c", &format!("\"$@\"; status=$?; {TAKE_LINKS_DOWN}; exit $status"), "sh"])
         .arg(env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env("PATH", path())
         .env(INSIDE, "1")
         .status()
         .unwrap();
@@ -41,8 +48,7 @@ pub fn block_on<T>(test: impl Future<Output = T>) -> T {
 
 /// Whether a program can be started.
 pub fn installed(program: &str) -> bool {
-    let paths = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&paths).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(program).is_file())
+    env::split_paths(&path()).any(|dir| dir.join(program).is_file())
 }
 
 /// Says why a test does not run. A failure under `CI=true`.
@@ -78,7 +84,11 @@ pub fn tc(arguments: &str) {
 
 /// A program with these arguments; it has to succeed.
 pub fn run(program: &str, arguments: &str) {
-    let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
-    let out = Command::new(program).args(arguments.split_whitespace()).env("PATH", path).output().unwrap();
+    let out = Command::new(program).args(arguments.split_whitespace()).env("PATH", path()).output().unwrap();
     assert!(out.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// Where programs are looked for: an ordinary user's path may lack those for administrators.
+pub fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default())
 }
