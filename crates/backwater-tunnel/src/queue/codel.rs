@@ -9,6 +9,10 @@ pub const TARGET: Duration = Duration::from_millis(5);
 /// (RFC 8289, section 4.2).
 pub const INTERVAL: Duration = Duration::from_millis(100);
 
+/// The wait from which on packets with ECT(1) are marked: those of L4S (RFC 9331, section 4.1), whose senders slow down a little for
+/// each mark, and so keep the queue that short. It is what `ce_threshold` is for Linux' `fq_codel`.
+pub const CE_THRESHOLD: Duration = Duration::from_millis(1);
+
 /// What is to be done with a packet that leaves the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
