@@ -2,29 +2,20 @@
 
 #![forbid(unsafe_code)]
 
-mod allowed;
 pub mod commands;
 pub mod config;
 mod control;
-pub mod counters;
+pub mod device;
 #[cfg(target_os = "linux")]
 mod dns;
-mod endpoints;
-mod event_loop;
+mod engine;
 mod hooks;
-mod lengths;
-pub mod link;
+mod io;
 mod notices;
-pub mod packet;
-mod path;
-mod path_mtu;
-mod peer;
 mod programs;
-pub mod queue;
-mod session_indices;
 mod signals;
-mod slots;
 pub mod status;
 #[cfg(target_os = "linux")]
 mod uapi;
-mod yield_budget;
+
+pub use engine::{counters, packet, queue};

@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     config::{Config, Endpoint, Errors, Interface, Key, Peer, tunnel_name},
-    session_indices::SessionIndices,
+    engine::session_indices::SessionIndices,
 };
 
 /// Validates a configuration, resolves its names, and tries a handshake with each peer that has an endpoint.

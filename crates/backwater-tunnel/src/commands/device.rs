@@ -14,8 +14,8 @@ use backwater_udp::Policy;
 use super::up::{self, Kind, Opening};
 use crate::{
     config::{Config, Interface, Key, Table, device_name},
+    device::DEFAULT_MTU,
     hooks::Hooks,
-    link::DEFAULT_MTU,
     notices::say,
 };
 

@@ -13,11 +13,10 @@ use tracing::{error, info, warn};
 use crate::{
     config::{self, Config, Dns, Errors, HookTime, Warning},
     control,
-    event_loop::EventLoop,
+    device::Link,
     hooks::Hooks,
-    link::Link,
+    io::{event_loop::EventLoop, path},
     notices::{Notices, say},
-    path,
     signals::{Ending, Order, Signals},
 };
 #[cfg(target_os = "linux")]

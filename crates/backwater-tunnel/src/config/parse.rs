@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, MAX_PEERS, Peer, Table, Warning};
-use crate::endpoints::canonical;
+use crate::engine::endpoints::canonical;
 
 const INTERFACE: &[&str] =
     &["PrivateKey", "Address", "ListenPort", "MTU", "FwMark", "Table", "DNS", "PreUp", "PostUp", "PreDown", "PostDown"];

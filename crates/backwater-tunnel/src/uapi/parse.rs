@@ -5,7 +5,7 @@ use std::{net::SocketAddr, str};
 use ipnet::IpNet;
 use rustix::io::Errno;
 
-use crate::{config::Key, endpoints::canonical};
+use crate::{config::Key, engine::endpoints::canonical};
 
 /// What a set request changes. What is `None` stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

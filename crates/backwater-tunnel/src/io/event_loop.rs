@@ -24,21 +24,25 @@ use tracing::{debug, info, warn};
 #[cfg(target_os = "linux")]
 use crate::uapi;
 use crate::{
-    allowed::{Allowed, Last},
     config::Config,
-    counters::Counters,
-    link::{Link, Monitor, Suspended},
-    notices::Notices,
-    packet::{
-        coalesce::{Coalescer, Offload},
-        icmp, virtio,
+    device::{Link, Monitor, Suspended},
+    engine::{
+        allowed::{Allowed, Last},
+        counters::Counters,
+        packet::{
+            coalesce::{Coalescer, Offload},
+            icmp, virtio,
+        },
+        peer::{Peer, Received, Refused, Tools, kind, name_of, parse},
+        session_indices::SessionIndices,
+        slots::Slots,
     },
-    path::{self, Path},
-    peer::{Peer, Received, Refused, Tools, kind, name_of, parse},
-    session_indices::SessionIndices,
-    slots::Slots,
+    io::{
+        path::{self, Path},
+        yield_budget::YieldBudget,
+    },
+    notices::Notices,
     status::Status,
-    yield_budget::YieldBudget,
 };
 
 #[cfg(target_os = "linux")]

@@ -6,7 +6,7 @@ use backwater_udp::{Fragmentation, IcmpError, IcmpKind};
 use tracing::{debug, info, warn};
 
 use super::EventLoop;
-use crate::{link, peer::name_of};
+use crate::{device, engine::peer::name_of};
 
 impl EventLoop {
     /// Looks up the routes to all peers, or to those whose endpoint is new, and fits the MTU to them.
@@ -50,7 +50,7 @@ impl EventLoop {
     /// Gives the device the MTU of the routes, unless it is configured, and the sockets what they need for it.
     fn fit_mtu(&mut self, now: Instant) {
         let routes = self.peers.iter().filter_map(|peer| peer.path_mtu.route());
-        if let Some(mtu) = link::default_mtu(routes)
+        if let Some(mtu) = device::default_mtu(routes)
             && !self.tools.mtu_is_configured
             && mtu != self.link.mtu()
         {

@@ -8,7 +8,7 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 
-use crate::{config::Key, path::MAX_URGENT, peer::Tools};
+use crate::{config::Key, engine::peer::Tools, io::path::MAX_URGENT};
 
 /// Initiations that are remembered until the next tick, at most: more than are answered in a second.
 const MAX_REMEMBERED: usize = 1024;

@@ -10,8 +10,8 @@ use boringtun::noise::{TunnResult, errors::WireGuardError};
 
 use super::{Peer, Received, Tools, kind, push};
 use crate::{
-    packet::ecn,
-    path::{MAX_URGENT, Path},
+    engine::packet::ecn,
+    io::path::{MAX_URGENT, Path},
 };
 
 impl Peer {

@@ -17,7 +17,7 @@ use std::{
 use backwater_ops::Logs;
 use backwater_tunnel::{
     config::{Config, Dns, Interface, Key, Peer, Table},
-    link::{Change, Error, Link, Monitor},
+    device::{Change, Error, Link, Monitor},
 };
 use ipnet::IpNet;
 use support::{block_on, in_namespace, ip};

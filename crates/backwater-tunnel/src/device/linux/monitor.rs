@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::netlink::messages;
-use crate::link::Change;
+use crate::device::Change;
 
 /// The least time between two changes that are told.
 const INTERVAL: Duration = Duration::from_millis(200);

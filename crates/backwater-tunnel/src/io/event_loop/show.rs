@@ -6,7 +6,7 @@ use backwater_ops::PolicyText;
 
 use super::EventLoop;
 use crate::{
-    peer::name_of,
+    engine::peer::name_of,
     status::{Device, PeerStatus, PeerTotals, Status},
 };
 

@@ -15,8 +15,8 @@ use boringtun::{
 use super::{Peer, Tools};
 use crate::{
     config::{Endpoint, Key},
-    endpoints::Endpoints,
-    path::Path,
+    engine::endpoints::Endpoints,
+    io::path::Path,
 };
 
 /// The state of the protocol with a peer, without a session. Persistent keepalives are sent here, so that their interval can be changed

@@ -19,14 +19,16 @@ use tracing::{debug, warn};
 
 use crate::{
     config::{self, Key},
-    counters::{Numbers, PeerCounters},
-    endpoints::Endpoints,
-    lengths::{LONGEST_PACKET, MAX_DATAGRAM, OVERHEAD},
+    engine::{
+        counters::{Numbers, PeerCounters},
+        endpoints::Endpoints,
+        lengths::{LONGEST_PACKET, MAX_DATAGRAM, OVERHEAD},
+        packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
+        path_mtu::PathMtu,
+        queue::{fair::Fair, rate::Rate},
+    },
+    io::path::{MAX_URGENT, Path},
     notices::Notices,
-    packet::{coalesce::Coalescer, ecn, header::Packet, segment::Segments, virtio},
-    path::{MAX_URGENT, Path},
-    path_mtu::PathMtu,
-    queue::{fair::Fair, rate::Rate},
 };
 
 /// A peer that has sent data hears something within this time (`KEEPALIVE_TIMEOUT`; WireGuard, section 6.5).

@@ -15,9 +15,11 @@ use tracing::{info, warn};
 
 use super::{EventLoop, HANDSHAKES, initiator};
 use crate::{
-    allowed::Last,
     config::{self, Key, MAX_PEERS},
-    peer::{Peer, name_of},
+    engine::{
+        allowed::Last,
+        peer::{Peer, name_of},
+    },
     uapi::{self, Answer, PeerSet, Request, Set},
 };
 

@@ -9,7 +9,7 @@ use std::{
 use tracing::warn;
 
 use super::EventLoop;
-use crate::peer::name_of;
+use crate::engine::peer::name_of;
 
 /// A resolver that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
