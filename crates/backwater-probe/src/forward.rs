@@ -16,7 +16,7 @@ use std::{
 
 use backwater_stun::{CHANNEL_HEADER_LEN, ChannelData};
 use backwater_udp::{
-    Receiver, RecvBatch, Sender, Train, Transmit, UdpSocket,
+    GroBatch, Receiver, RecvBatch, Sender, Transmit, UdpSocket,
     gso::{MAX_SEGMENTS, Shape},
 };
 use tokio::task::JoinSet;
@@ -87,7 +87,7 @@ impl Forwarder {
             })
             .await?;
             order.clear();
-            for (slot, train) in batch.trains().enumerate() {
+            for (slot, train) in batch.gro_batches().enumerate() {
                 let (number, new) = clients.number(train.source);
                 order.push((number, slot));
                 if !new || self.direction == Direction::Across {
@@ -119,7 +119,7 @@ impl Forwarder {
     async fn up(&self, batch: &RecvBatch, order: &[(usize, usize)], clients: &mut Clients) -> io::Result<()> {
         let (mut run, mut client) = (Run::new(), 0);
         for &(number, slot) in order {
-            let Some(train) = batch.train(slot) else { continue };
+            let Some(train) = batch.gro_batch(slot) else { continue };
             for datagram in train.payloads() {
                 let Some(data) = datagram.get(CHANNEL_HEADER_LEN..) else { continue };
                 if number != client || !run.shape.can_append(data.len()) {
@@ -140,7 +140,7 @@ impl Forwarder {
 async fn across(batch: &RecvBatch, order: &[(usize, usize)], clients: &Clients, by: &mut Sender) -> io::Result<()> {
     let (mut run, mut to) = (Run::new(), None);
     for &(number, slot) in order {
-        let (Some(train), partner) = (batch.train(slot), clients.addrs.get(number ^ 1).copied()) else { continue };
+        let (Some(train), partner) = (batch.gro_batch(slot), clients.addrs.get(number ^ 1).copied()) else { continue };
         let Some(partner) = partner else { continue };
         if to != Some(partner) || !run.append(&train) {
             if let Some(to) = to.replace(partner) {
@@ -180,7 +180,7 @@ impl Down {
     }
 
     fn forward(&mut self, cx: &mut Context<'_>, batch: &RecvBatch) -> io::Result<()> {
-        let mut data = batch.trains().flat_map(|train| train.payloads()).peekable();
+        let mut data = batch.gro_batches().flat_map(|train| train.payloads()).peekable();
         let mut slices = Vec::with_capacity(2 * MAX_SEGMENTS);
         while let Some(first) = data.next() {
             let Ok(len) = u16::try_from(first.len()) else { continue };
@@ -211,7 +211,7 @@ impl<'a> Run<'a> {
 
     /// Adds a received batch if all of its datagrams may follow. Returns whether they may.
     #[inline]
-    fn append(&mut self, train: &Train<'a>) -> bool {
+    fn append(&mut self, train: &GroBatch<'a>) -> bool {
         let mut shape = self.shape;
         for len in train.payloads().map(<[u8]>::len) {
             if !shape.can_append(len) {

@@ -7,7 +7,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use backwater_udp::{Bounds, Builder, DropReason, Fragmentation, Receiver, SendQueue, Transmit, UdpSocket};
+use backwater_udp::{
+    DropReason, Fragmentation, QueueBounds, Receiver, SendQueue, Transmit, UdpSocket, UdpSocketBuilder,
+};
 
 use crate::{
     fields::{Fields, IS_FRAGMENTATION_A_CHOICE},
@@ -15,10 +17,10 @@ use crate::{
 };
 
 /// What a listener may hold back: for one client, and for all.
-const OF_LISTENER: Bounds = Bounds { of_a_key: 256 << 10, of_all: 8 << 20, send_only_sockets: 16 };
+const OF_LISTENER: QueueBounds = QueueBounds { of_a_key: 256 << 10, of_all: 8 << 20, dedicated_sockets: 16 };
 
 /// What a relayed socket may hold back: for one peer, and for all. They are one client's: it takes no sockets from the listeners.
-const OF_ALLOCATION: Bounds = Bounds { of_a_key: 256 << 10, of_all: 256 << 10, send_only_sockets: 0 };
+const OF_ALLOCATION: QueueBounds = QueueBounds { of_a_key: 256 << 10, of_all: 256 << 10, dedicated_sockets: 0 };
 
 /// A socket. Nobody waits for it to send: what it refuses waits in a line for its destination, bounded in bytes and by the policy's
 /// deadline.
@@ -31,7 +33,7 @@ pub(crate) struct Endpoint {
 }
 
 /// Returns the options of all of a relay's sockets: what they send may be fragmented, but where DONT-FRAGMENT says no.
-pub(crate) fn builder() -> Builder {
+pub(crate) fn builder() -> UdpSocketBuilder {
     let builder = UdpSocket::builder().receive_hop_limit(true);
     if IS_FRAGMENTATION_A_CHOICE { builder.fragmentation(Fragmentation::Allowed) } else { builder }
 }
@@ -45,7 +47,7 @@ impl Endpoint {
         Self::new(socket, OF_ALLOCATION, Some(lease))
     }
 
-    fn new(socket: UdpSocket, bounds: Bounds, lease: Option<Lease>) -> Self {
+    fn new(socket: UdpSocket, bounds: QueueBounds, lease: Option<Lease>) -> Self {
         let receiver = RefCell::new(socket.receiver());
         Self { receiver, queue: RefCell::new(SendQueue::new(socket.clone(), bounds)), socket, lease }
     }

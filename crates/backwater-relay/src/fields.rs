@@ -1,6 +1,6 @@
 //! The fields of the IP header that go through the relay (RFC 8656, section 14).
 
-use backwater_udp::{Ecn, Fragmentation, Train, Transmit};
+use backwater_udp::{Ecn, Fragmentation, GroBatch, Transmit};
 
 /// What a datagram leaves with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Fields {
     /// Returns the fields of what is relayed of `train`: the hop limit is one less, so that no datagram circles for ever between
     /// relays. `None` if it is used up.
     #[inline]
-    pub(crate) fn relayed(train: &Train<'_>) -> Option<Self> {
+    pub(crate) fn relayed(train: &GroBatch<'_>) -> Option<Self> {
         let hop_limit = train.hop_limit.map(|hops| hops.saturating_sub(1));
         (hop_limit != Some(0)).then_some(Self { ecn: train.ecn, hop_limit, ..Self::OWN })
     }

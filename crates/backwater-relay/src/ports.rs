@@ -17,7 +17,7 @@ use backwater_turn::{
     Families, PeerAddr, PerFamily, RelayedAddr, RelayedPorts,
     server::{PortRequest, RESERVED_FOR},
 };
-use backwater_udp::{Builder, UdpSocket};
+use backwater_udp::{UdpSocket, UdpSocketBuilder};
 
 /// Descriptors that no relayed socket takes.
 #[cfg(unix)]
@@ -126,7 +126,7 @@ impl Ports {
     /// If it is none, what stood in the way of the last.
     pub(crate) fn bind(
         self: &Arc<Self>,
-        builder: &Builder,
+        builder: &UdpSocketBuilder,
         families: Families,
         port: PortRequest,
         now: Instant,
@@ -159,7 +159,7 @@ impl Ports {
 
     fn bind_one(
         self: &Arc<Self>,
-        builder: &Builder,
+        builder: &UdpSocketBuilder,
         family: AddressFamily,
         port: PortRequest,
         now: Instant,

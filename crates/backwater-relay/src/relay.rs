@@ -14,7 +14,7 @@ use std::{
 };
 
 use backwater_turn::server::Server;
-use backwater_udp::{Backpressure, Builder, Stats, UdpSocket};
+use backwater_udp::{Backpressure, Stats, UdpSocket, UdpSocketBuilder};
 use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
@@ -250,7 +250,7 @@ struct Thread {
     ports: Arc<Ports>,
     counters: Arc<Counters>,
     /// What all its sockets have in common.
-    common: Builder,
+    common: UdpSocketBuilder,
     /// How many threads have clients still, once the relay stops.
     busy: Arc<AtomicUsize>,
     stopped: watch::Receiver<Option<Instant>>,

@@ -133,7 +133,7 @@ impl<'b> Iterator for Payloads<'_, 'b> {
     fn next(&mut self) -> Option<&'b [u8]> {
         if self.left == 0 {
             let piece = self.pieces.get(self.next as usize)?;
-            let train = self.batch.train(piece.at.slot as usize)?;
+            let train = self.batch.gro_batch(piece.at.slot as usize)?;
             self.rest = train.payload.get(piece.at.start as usize..)?;
             (self.left, self.stride, self.len) = (piece.count, train.segment_size, piece.at.len as usize);
             self.next = piece.next;

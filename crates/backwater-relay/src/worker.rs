@@ -19,7 +19,7 @@ use backwater_turn::{
     server::{self, Action, AllocationId, Bind, DropReason, Framing, HandoverRequest, MAX_REPLY, Server},
 };
 use backwater_udp::{
-    Builder, IcmpError, IcmpKind, RecvBatch, Train, Transmit, UdpSocket,
+    GroBatch, IcmpError, IcmpKind, RecvBatch, Transmit, UdpSocket, UdpSocketBuilder,
     gso::{Batch, MAX_SEGMENTS},
 };
 use tokio::task::{AbortHandle, spawn_local};
@@ -62,7 +62,7 @@ pub(crate) struct Worker {
     /// Where trains to clients are put together.
     down: RefCell<DownBatch>,
     /// How relayed sockets are made.
-    builder: Builder,
+    builder: UdpSocketBuilder,
     ports: Arc<Ports>,
     counters: Arc<Counters>,
     number: usize,
@@ -96,7 +96,7 @@ impl Worker {
     pub(crate) fn new(
         server: Server,
         listeners: Vec<UdpSocket>,
-        builder: Builder,
+        builder: UdpSocketBuilder,
         ports: Arc<Ports>,
         (counters, lines): (Arc<Counters>, Lines),
         (number, mailboxes): (usize, Vec<Mailbox>),
@@ -195,7 +195,7 @@ impl Worker {
         let mut runs = self.runs.borrow_mut();
         runs.clear();
         let mut reply = [0; MAX_REPLY];
-        for (slot, train) in batch.trains().enumerate() {
+        for (slot, train) in batch.gro_batches().enumerate() {
             let from = listener.five_tuple(&train);
             let fields = Fields::relayed(&train);
             let (mut start, mut payloads) = (0, train.payloads());
@@ -402,7 +402,7 @@ impl Worker {
     /// The way down: what peers have sent to an allocation's socket.
     fn peers_sent(&self, listener: usize, id: AllocationId, batch: &RecvBatch) {
         let Some(mut down) = self.down(listener, Instant::now()) else { return };
-        for train in batch.trains() {
+        for train in batch.gro_batches() {
             let (datagrams, bytes) = (train.datagram_count(), train.payload.len());
             let Some(fields) = Fields::relayed(&train) else {
                 self.counters.count_drop(DropReason::HopLimit, datagrams);
@@ -483,7 +483,7 @@ impl Relayed {
 }
 
 impl Listener {
-    fn five_tuple(&self, train: &Train<'_>) -> FiveTuple {
+    fn five_tuple(&self, train: &GroBatch<'_>) -> FiveTuple {
         let mut server = self.endpoint.socket.local_addr();
         if self.wildcard
             && let Some(ip) = train.local_ip
@@ -583,6 +583,6 @@ fn now() -> Now {
 const LISTENER_BUFFER: usize = 1 << 20;
 
 /// Binds a listener.
-pub(crate) fn listen(addr: SocketAddr, shared: bool, common: &Builder) -> io::Result<UdpSocket> {
+pub(crate) fn listen(addr: SocketAddr, shared: bool, common: &UdpSocketBuilder) -> io::Result<UdpSocket> {
     common.clone().reuse_port(shared).receive_buffer(LISTENER_BUFFER).send_buffer(4 << 20).bind(addr)
 }

@@ -17,7 +17,7 @@ async fn main() -> io::Result<()> {
     let mut batch = RecvBatch::new(8);
     loop {
         receiver.recv(&mut batch).await?;
-        for train in batch.trains() {
+        for train in batch.gro_batches() {
             let payload = [io::IoSlice::new(train.payload)];
             let mut echo = Transmit::new(train.source, &payload)
                 .segment_size(train.segment_size)

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use backwater_udp::{Bounds, RecvBatch, SendQueue, Transmit, UdpSocket};
+use backwater_udp::{QueueBounds, RecvBatch, SendQueue, Transmit, UdpSocket};
 
 /// What the loop waits for.
 enum Event {
@@ -45,7 +45,7 @@ fn main() -> io::Result<()> {
 
     let loopback = || UdpSocket::bind(([127, 0, 0, 1], 0).into());
     let (socket, echo) = (loopback()?, loopback()?);
-    let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+    let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
     let (mut receiver, mut batch) = (socket.receiver(), RecvBatch::new(8));
     runtime.spawn(echo_server(echo.clone()));
 

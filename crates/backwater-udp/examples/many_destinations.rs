@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use backwater_udp::{Bounds, DatagramStream, SendQueue, Transmit, UdpSocket};
+use backwater_udp::{DatagramStream, QueueBounds, SendQueue, Transmit, UdpSocket};
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval},
@@ -30,7 +30,7 @@ async fn main() -> io::Result<()> {
     }
 
     // A subscriber may keep 64 KiB waiting, all of them together 1 MiB.
-    let bounds = Bounds { of_a_key: 64 << 10, of_all: 1 << 20, ..Bounds::default() };
+    let bounds = QueueBounds { of_a_key: 64 << 10, of_all: 1 << 20, ..QueueBounds::default() };
     let mut queue = SendQueue::new(loopback()?, bounds);
     publish(&mut queue, &addresses).await?;
 

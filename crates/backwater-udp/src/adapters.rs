@@ -23,7 +23,7 @@ use tokio::task::coop;
 
 use crate::{
     Ecn,
-    receiver::{Receiver, RecvBatch, Train},
+    receiver::{GroBatch, Receiver, RecvBatch},
     sender::Sender,
     transmit::OwnedTransmit,
 };
@@ -237,7 +237,7 @@ impl DatagramStream {
 
     fn take_next(&mut self) -> Option<OwnedDatagram> {
         if self.current.is_none() {
-            let train = self.batch.train(self.next_slot)?;
+            let train = self.batch.gro_batch(self.next_slot)?;
             self.next_slot += 1;
             self.current = Some(Rest::of(&train, &mut self.arena));
         }
@@ -251,8 +251,8 @@ impl DatagramStream {
 }
 
 impl Rest {
-    fn of(train: &Train<'_>, arena: &mut BytesMut) -> Self {
-        let Train { source: peer, local_ip, ecn, segment_size, payload, .. } = *train;
+    fn of(train: &GroBatch<'_>, arena: &mut BytesMut) -> Self {
+        let GroBatch { source: peer, local_ip, ecn, segment_size, payload, .. } = *train;
         if arena.capacity() < payload.len() {
             arena.reserve(ARENA.max(payload.len()));
         }
@@ -307,10 +307,10 @@ mod tests {
     use super::*;
     use crate::RecvMeta;
 
-    fn train(payload: &[u8], segment_size: usize) -> Train<'_> {
+    fn train(payload: &[u8], segment_size: usize) -> GroBatch<'_> {
         let source = SocketAddr::from(([127, 0, 0, 1], 9));
         let meta = RecvMeta { source, ecn: Some(Ecn::Ect0), segment_size, len: payload.len(), ..RecvMeta::default() };
-        Train::new(&meta, None, payload)
+        GroBatch::new(&meta, None, payload)
     }
 
     fn take_apart(rest: &mut Rest) -> VecDeque<Bytes> {

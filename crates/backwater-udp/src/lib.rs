@@ -30,7 +30,7 @@
 //! # What `Ok` means
 //!
 //! [`Sender::send`] returns `Ok` when every datagram of the transmit has an end, which may be that it was dropped: too old, too
-//! large, without a route. `?` alone does not notice that. Look at the [`Report`], whose `sent` and `dropped` add up, or send single
+//! large, without a route. `?` alone does not notice that. Look at the [`SendReport`], whose `sent` and `dropped` add up, or send single
 //! datagrams with [`Sender::send_to`], for which a dropped datagram is an error:
 //!
 //! ```
@@ -92,9 +92,9 @@ pub use adapters::{DatagramSink, DatagramStream, OwnedDatagram};
 pub use ecn::Ecn;
 pub use events::{IcmpError, IcmpKind, IcmpQuote};
 pub use policy::{Backpressure, Policy};
-pub use receiver::{Datagram, Receiver, RecvBatch, RecvMeta, Train};
-pub use send_queue::{Bounds, SendQueue};
+pub use receiver::{GroBatch, Receiver, RecvBatch, RecvDatagram, RecvMeta};
+pub use send_queue::{QueueBounds, SendQueue};
 pub use sender::Sender;
-pub use socket::{Builder, Fragmentation, UdpSocket};
-pub use stats::{DropCounts, DropReason, Report, Stats, StatsSnapshot};
+pub use socket::{Fragmentation, UdpSocket, UdpSocketBuilder};
+pub use stats::{DropCounts, DropReason, SendReport, Stats, StatsSnapshot};
 pub use transmit::{OwnedTransmit, Transmit};

@@ -45,7 +45,7 @@ pub struct RecvMeta {
     /// The ECN field of its datagrams.
     pub ecn: Option<Ecn>,
     /// The time to live (IPv4) or hop limit (IPv6) that its datagrams arrived with, where
-    /// [`Builder::receive_hop_limit`](crate::Builder::receive_hop_limit) asks for it.
+    /// [`UdpSocketBuilder::receive_hop_limit`](crate::UdpSocketBuilder::receive_hop_limit) asks for it.
     pub hop_limit: Option<u8>,
     /// The length of every datagram but the last, which may be shorter, in bytes.
     pub segment_size: usize,
@@ -54,7 +54,7 @@ pub struct RecvMeta {
     /// Whether the buffer was too small: the rest is lost. Linux only: elsewhere it is not told.
     pub truncated: bool,
     /// When the kernel received it (the first one of a GRO batch), where
-    /// [`Builder::receive_timestamps`](crate::Builder::receive_timestamps) asks for it.
+    /// [`UdpSocketBuilder::receive_timestamps`](crate::UdpSocketBuilder::receive_timestamps) asks for it.
     pub timestamp: Option<SystemTime>,
 }
 
@@ -77,7 +77,7 @@ impl Default for RecvMeta {
 
 /// A run of datagrams of one flow that the system received as one (GRO), or a single datagram.
 #[derive(Clone, Copy, Debug)]
-pub struct Train<'a> {
+pub struct GroBatch<'a> {
     /// Who sent it. An IPv4 address is never shown as mapped into IPv6.
     pub source: SocketAddr,
     /// The address it came to, where known.
@@ -87,10 +87,10 @@ pub struct Train<'a> {
     /// The ECN field of its datagrams.
     pub ecn: Option<Ecn>,
     /// The time to live (IPv4) or hop limit (IPv6) that its datagrams arrived with, where
-    /// [`Builder::receive_hop_limit`](crate::Builder::receive_hop_limit) asks for it.
+    /// [`UdpSocketBuilder::receive_hop_limit`](crate::UdpSocketBuilder::receive_hop_limit) asks for it.
     pub hop_limit: Option<u8>,
     /// When the kernel received it (the first one of a GRO batch), where
-    /// [`Builder::receive_timestamps`](crate::Builder::receive_timestamps) asks for it.
+    /// [`UdpSocketBuilder::receive_timestamps`](crate::UdpSocketBuilder::receive_timestamps) asks for it.
     pub timestamp: Option<SystemTime>,
     /// The length of every datagram but the last, which may be shorter.
     pub segment_size: usize,
@@ -100,7 +100,7 @@ pub struct Train<'a> {
 
 /// A received datagram, borrowed from the [`RecvBatch`].
 #[derive(Clone, Copy, Debug)]
-pub struct Datagram<'a> {
+pub struct RecvDatagram<'a> {
     /// Who sent it. An IPv4 address is never shown as mapped into IPv6.
     pub source: SocketAddr,
     /// The address it came to, where known.
@@ -147,7 +147,7 @@ impl Receiver {
         let Self { socket, pause, idle, .. } = self;
         let received = poll_into(socket, pause, idle, cx, Room::Batch(&mut batch.buffers));
         batch.filled = ready!(received)?;
-        self.socket.0.stats.receive(batch.trains().map(|t| t.datagram_count()).sum());
+        self.socket.0.stats.receive(batch.gro_batches().map(|t| t.datagram_count()).sum());
         Poll::Ready(Ok(()))
     }
 
@@ -155,7 +155,7 @@ impl Receiver {
     /// no more than there are of either. Waits when nothing has arrived. The other metas stay as they are.
     ///
     /// A GRO batch has up to 65,535 bytes. A shorter buffer may lose a part of it ([`RecvMeta::truncated`]), unless the socket was made
-    /// with [`Builder::receive_offload(false)`](crate::Builder::receive_offload): then it has to hold one datagram.
+    /// with [`UdpSocketBuilder::receive_offload(false)`](crate::UdpSocketBuilder::receive_offload): then it has to hold one datagram.
     ///
     /// # Errors
     /// As [`poll_recv`](Self::poll_recv).
@@ -306,17 +306,17 @@ impl RecvBatch {
     }
 
     /// What was received last, by train.
-    pub fn trains(&self) -> impl Iterator<Item = Train<'_>> {
-        (0..self.filled).filter_map(|slot| self.train(slot))
+    pub fn gro_batches(&self) -> impl Iterator<Item = GroBatch<'_>> {
+        (0..self.filled).filter_map(|slot| self.gro_batch(slot))
     }
 
     /// One of them, by its place.
-    pub fn train(&self, slot: usize) -> Option<Train<'_>> {
+    pub fn gro_batch(&self, slot: usize) -> Option<GroBatch<'_>> {
         if slot >= self.filled {
             return None;
         }
         let (meta, payload) = self.buffers.train(slot)?;
-        Some(Train::new(meta, self.fallback_ip, payload))
+        Some(GroBatch::new(meta, self.fallback_ip, payload))
     }
 
     /// How many trains were received last.
@@ -335,12 +335,12 @@ impl RecvBatch {
     }
 
     /// What was received last, by datagram.
-    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
-        self.trains().flat_map(|train| train.datagrams())
+    pub fn datagrams(&self) -> impl Iterator<Item = RecvDatagram<'_>> {
+        self.gro_batches().flat_map(|train| train.datagrams())
     }
 }
 
-impl<'a> Train<'a> {
+impl<'a> GroBatch<'a> {
     /// `fallback_ip` is the address it came to when the system does not say.
     pub(crate) fn new(meta: &RecvMeta, fallback_ip: Option<IpAddr>, payload: &'a [u8]) -> Self {
         let RecvMeta { source, local_ip, interface, ecn, hop_limit, segment_size, timestamp, .. } = *meta;
@@ -355,9 +355,9 @@ impl<'a> Train<'a> {
     }
 
     /// The datagrams.
-    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'a>> + use<'a> {
+    pub fn datagrams(&self) -> impl Iterator<Item = RecvDatagram<'a>> + use<'a> {
         let Self { source, local_ip, ecn, .. } = *self;
-        self.payloads().map(move |payload| Datagram { source, local_ip, ecn, payload })
+        self.payloads().map(move |payload| RecvDatagram { source, local_ip, ecn, payload })
     }
 
     /// How many datagrams it holds.
@@ -393,6 +393,6 @@ impl fmt::Debug for Receiver {
 
 impl fmt::Debug for RecvBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.trains()).finish()
+        f.debug_list().entries(self.gro_batches()).finish()
     }
 }

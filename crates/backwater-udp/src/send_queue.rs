@@ -7,14 +7,14 @@ use std::{
     time::Duration,
 };
 
-use crate::{UdpSocket, stats::Report, transmit::Transmit, wait::core::QueueCore};
+use crate::{UdpSocket, stats::SendReport, transmit::Transmit, wait::core::QueueCore};
 
 /// Sends to many destinations on one socket, and keeps what there is no room for: for a task that must not wait for any of them.
 ///
 /// Kernels refuse a *path* (an interface's queue, a traffic class, a full neighbour table), not a socket. So what is refused
 /// waits in a line for its key, by default its destination, and other keys' datagrams go on. `EWOULDBLOCK` alone means that
 /// the socket has no room for anyone. Lines are served by turns, so many bytes each (deficit round robin). Each key, and all together,
-/// keep no more than the [`Bounds`] say, and nothing for longer than the [`Policy`](crate::Policy) of the socket; under
+/// keep no more than the [`QueueBounds`] say, and nothing for longer than the [`Policy`](crate::Policy) of the socket; under
 /// [`Policy::Drop`](crate::Policy::Drop) nothing is kept.
 ///
 /// A path with a deep queue refuses nothing, but keeps the send buffer full, which stops all keys. So on Linux a key that sends while
@@ -32,13 +32,13 @@ use crate::{UdpSocket, stats::Report, transmit::Transmit, wait::core::QueueCore}
 /// [`poll_flush`](Self::poll_flush) has to be polled by a task: it sends what waits, and is the only one to wait.
 ///
 /// ```
-/// use backwater_udp::{Bounds, DatagramStream, SendQueue, Transmit, UdpSocket};
+/// use backwater_udp::{QueueBounds, DatagramStream, SendQueue, Transmit, UdpSocket};
 /// use std::{future::poll_fn, io::IoSlice};
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 /// let here = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
 /// let there = UdpSocket::bind("127.0.0.1:0".parse().unwrap())?;
-/// let mut queue = SendQueue::new(here, Bounds::default());
+/// let mut queue = SendQueue::new(here, QueueBounds::default());
 /// let to = there.local_addr();
 /// let payload = [IoSlice::new(b"hello")];
 /// queue.send(to, &mut Transmit::new(to, &payload))?;
@@ -50,20 +50,21 @@ pub struct SendQueue<K: Copy + Ord = SocketAddr>(QueueCore<UdpSocket, K>);
 
 /// How much a [`SendQueue`] keeps, in bytes of payload, 4 GiB at most; a transmit counts 512 at least, which is what one costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
+pub struct QueueBounds {
     /// Of one key.
     pub of_a_key: usize,
     /// Of all keys together.
     pub of_all: usize,
-    /// Keys that may have a socket of their own at a time, 16 at most: a send-only one on Linux, a connected one on Apple's systems, none
-    /// elsewhere. All queues of a process together have 256: a queue whose keys are all one user's wants none.
-    pub send_only_sockets: usize,
+    /// Keys that may have a socket of their own at a time, 16 at most. On Linux that socket only sends; on Apple's systems it is connected to
+    /// the key's destination; on other systems no key gets one. All queues of a process together have 256, so that a queue whose keys
+    /// all belong to one user wants none.
+    pub dedicated_sockets: usize,
 }
 
-impl Default for Bounds {
-    /// 256 KiB a key, 4 MiB together, 16 send-only sockets.
+impl Default for QueueBounds {
+    /// 256 KiB a key, 4 MiB together, 16 dedicated sockets.
     fn default() -> Self {
-        Self { of_a_key: 256 << 10, of_all: 4 << 20, send_only_sockets: 16 }
+        Self { of_a_key: 256 << 10, of_all: 4 << 20, dedicated_sockets: 16 }
     }
 }
 
@@ -72,7 +73,7 @@ const _: () = assert!(size_of::<SendQueue>() <= 64);
 
 impl<K: Copy + Ord> SendQueue<K> {
     /// A queue without anything in it.
-    pub fn new(socket: UdpSocket, bounds: Bounds) -> Self {
+    pub fn new(socket: UdpSocket, bounds: QueueBounds) -> Self {
         Self(QueueCore::new(socket, bounds))
     }
 
@@ -86,7 +87,7 @@ impl<K: Copy + Ord> SendQueue<K> {
     ///
     /// # Errors
     /// When the socket has failed; what was left of `t` is then dropped.
-    pub fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         self.0.send(key, t)
     }
 
@@ -95,7 +96,7 @@ impl<K: Copy + Ord> SendQueue<K> {
     ///
     /// # Errors
     /// As [`send`](Self::send).
-    pub fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         self.0.send_or_drop(key, t)
     }
 
@@ -122,7 +123,7 @@ impl<K: Copy + Ord> SendQueue<K> {
     pub fn poll_flush_with(
         &mut self,
         cx: &mut Context<'_>,
-        mut done: impl FnMut(K, &Report, usize),
+        mut done: impl FnMut(K, &SendReport, usize),
     ) -> Poll<io::Result<()>> {
         self.0.poll_flush(cx, &mut done)
     }
@@ -142,7 +143,7 @@ impl<K: Copy + Ord> SendQueue<K> {
         self.0.held()
     }
 
-    /// Bytes that wait under a key, as they count towards [`Bounds::of_a_key`].
+    /// Bytes that wait under a key, as they count towards [`QueueBounds::of_a_key`].
     pub fn held_bytes(&self, key: K) -> usize {
         self.0.held_bytes(key)
     }

@@ -10,7 +10,7 @@ use tokio::task::coop;
 
 use crate::{
     UdpSocket,
-    stats::{DropReason, Report},
+    stats::{DropReason, SendReport},
     transmit::{OwnedTransmit, Transmit},
     wait::core::SenderCore,
 };
@@ -56,7 +56,7 @@ impl Sender {
     /// # Errors
     /// Only when the socket has failed; what was left of `t` is then dropped. A destination that cannot be reached, a
     /// firewall, or a datagram that is too large are not errors but reasons in the report, and nothing waits for them.
-    pub fn poll_send(&mut self, cx: &mut Context<'_>, t: &mut Transmit<'_>) -> Poll<io::Result<Report>> {
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, t: &mut Transmit<'_>) -> Poll<io::Result<SendReport>> {
         self.0.poll_send_batch(cx, std::slice::from_mut(t))
     }
 
@@ -64,7 +64,7 @@ impl Sender {
     ///
     /// # Errors
     /// As [`poll_send`](Self::poll_send).
-    pub fn poll_send_owned(&mut self, cx: &mut Context<'_>, t: &mut OwnedTransmit) -> Poll<io::Result<Report>> {
+    pub fn poll_send_owned(&mut self, cx: &mut Context<'_>, t: &mut OwnedTransmit) -> Poll<io::Result<SendReport>> {
         t.lend(|t| self.poll_send(cx, t))
     }
 
@@ -73,7 +73,7 @@ impl Sender {
     ///
     /// # Errors
     /// As [`poll_send`](Self::poll_send).
-    pub fn poll_send_batch(&mut self, cx: &mut Context<'_>, ts: &mut [Transmit<'_>]) -> Poll<io::Result<Report>> {
+    pub fn poll_send_batch(&mut self, cx: &mut Context<'_>, ts: &mut [Transmit<'_>]) -> Poll<io::Result<SendReport>> {
         self.0.poll_send_batch(cx, ts)
     }
 
@@ -84,7 +84,7 @@ impl Sender {
     ///
     /// # Errors
     /// As [`poll_send`](Self::poll_send).
-    pub async fn send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub async fn send(&mut self, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         let sending = Sending { sender: self, t };
         poll_fn(|cx| {
             ready!(coop::poll_proceed(cx)).made_progress();
@@ -93,7 +93,7 @@ impl Sender {
         .await
     }
 
-    /// Sends one datagram; waits while there is no room. For those who would rather have an error than a [`Report`].
+    /// Sends one datagram; waits while there is no room. For those who would rather have an error than a [`SendReport`].
     ///
     /// Cancel safe: the datagram of a future that is dropped has been sent, or is counted as cancelled.
     ///
@@ -115,7 +115,7 @@ impl Sender {
     /// # Errors
     /// `WouldBlock` when some of `t` is left, whether the system said `EWOULDBLOCK` or `ENOBUFS`; else as
     /// [`poll_send`](Self::poll_send).
-    pub fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         self.0.try_send(t)
     }
 

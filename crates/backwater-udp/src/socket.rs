@@ -13,7 +13,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tracing::debug;
 
 use crate::{
-    Backpressure, IcmpError, OwnedDatagram, Receiver, Report, Sender, Stats, Train, Transmit,
+    Backpressure, GroBatch, IcmpError, OwnedDatagram, Receiver, SendReport, Sender, Stats, Transmit,
     events::Events,
     intake::Intake,
     lease::Leases,
@@ -72,7 +72,7 @@ pub(crate) struct Inner {
 
 /// How to make a [`UdpSocket`].
 #[derive(Clone, Debug, Default)]
-pub struct Builder {
+pub struct UdpSocketBuilder {
     receive_buffer: Option<usize>,
     send_buffer: Option<usize>,
     reuse_port: bool,
@@ -102,25 +102,25 @@ pub enum Fragmentation {
 }
 
 impl UdpSocket {
-    /// A socket on this address, with the defaults of [`Builder`].
+    /// A socket on this address, with the defaults of [`UdpSocketBuilder`].
     ///
     /// # Errors
-    /// See [`Builder::bind`].
+    /// See [`UdpSocketBuilder::bind`].
     pub fn bind(addr: SocketAddr) -> io::Result<Self> {
-        Builder::default().bind(addr)
+        UdpSocketBuilder::default().bind(addr)
     }
 
     /// How to make one that differs from the defaults.
-    pub fn builder() -> Builder {
-        Builder::default()
+    pub fn builder() -> UdpSocketBuilder {
+        UdpSocketBuilder::default()
     }
 
-    /// Takes over a bound socket, with the defaults of [`Builder`].
+    /// Takes over a bound socket, with the defaults of [`UdpSocketBuilder`].
     ///
     /// # Errors
-    /// See [`Builder::from_std`].
+    /// See [`UdpSocketBuilder::from_std`].
     pub fn from_std(socket: std::net::UdpSocket) -> io::Result<Self> {
-        Builder::default().from_std(socket)
+        UdpSocketBuilder::default().from_std(socket)
     }
 
     /// A socket on the same local address that is connected to `peer`, with this one's counters and policy: from now on the
@@ -128,7 +128,7 @@ impl UdpSocket {
     ///
     /// On Apple's systems only a connected socket learns of congestion; elsewhere it saves looking up the route. A datagram to
     /// anyone but the peer is dropped there as [`Invalid`](crate::DropReason::Invalid). This socket has to have been bound
-    /// with [`Builder::reuse_port`].
+    /// with [`UdpSocketBuilder::reuse_port`].
     ///
     /// A socket is born unconnected, and systems hand it anyone's datagrams until it is connected, some microseconds later.
     /// What came so is returned beside it, with whom it came from: it is up to the caller as if it had arrived here (or
@@ -137,7 +137,7 @@ impl UdpSocket {
     /// hand it others' datagrams later too: look at where each comes from.
     ///
     /// # Errors
-    /// Those of the system: `AddrInUse` without [`Builder::reuse_port`]; `Unsupported` where ports cannot be shared
+    /// Those of the system: `AddrInUse` without [`UdpSocketBuilder::reuse_port`]; `Unsupported` where ports cannot be shared
     /// (Windows).
     ///
     /// # Panics
@@ -149,15 +149,15 @@ impl UdpSocket {
         Ok((connected, caught))
     }
 
-    fn sharing(&self) -> Builder {
-        Builder {
+    fn sharing(&self) -> UdpSocketBuilder {
+        UdpSocketBuilder {
             reuse_port: true,
             stats: Some(self.0.stats.clone()),
             backpressure: self.0.backpressure.clone(),
             max_train_bytes: Some(self.0.max_train_bytes),
             fragmentation: self.fragmentation(),
             told: self.0.told,
-            ..Builder::default()
+            ..UdpSocketBuilder::default()
         }
     }
 
@@ -172,7 +172,7 @@ impl UdpSocket {
         for _ in 0..CATCH_BUDGET {
             let Ok(slots) = buffers.receive(inner.sock_ref(), &inner.state) else { break };
             for (meta, payload) in (0..slots).filter_map(|slot| buffers.train(slot)) {
-                let train = Train { local_ip, ..Train::new(meta, None, payload) };
+                let train = GroBatch { local_ip, ..GroBatch::new(meta, None, payload) };
                 caught.extend(train.datagrams().map(|d| OwnedDatagram {
                     peer: d.source,
                     local_ip,
@@ -185,7 +185,7 @@ impl UdpSocket {
         caught
     }
 
-    /// Another descriptor of the same socket, to be taken over by [`Builder::from_std`] on another runtime.
+    /// Another descriptor of the same socket, to be taken over by [`UdpSocketBuilder::from_std`] on another runtime.
     ///
     /// # Errors
     /// When there is no descriptor left.
@@ -279,7 +279,7 @@ impl UdpSocket {
     ///
     /// # Errors
     /// As [`Sender::try_send`].
-    pub fn try_send(&self, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub fn try_send(&self, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         wait::core::try_send(self, t)
     }
 
@@ -290,7 +290,7 @@ impl UdpSocket {
     }
 
     /// How many datagrams the system joins to one on receipt, at most (GRO): 1 where it has no receive offload, or with
-    /// [`Builder::receive_offload(false)`](Builder::receive_offload).
+    /// [`UdpSocketBuilder::receive_offload(false)`](UdpSocketBuilder::receive_offload).
     pub fn max_receive_segments(&self) -> usize {
         self.0.state.max_receive_segments()
     }
@@ -322,7 +322,7 @@ impl UdpSocket {
     }
 }
 
-impl Builder {
+impl UdpSocketBuilder {
     /// The receive buffer to ask for, in bytes. The default is the system's. A system that allows less gives what it
     /// allows; see [`UdpSocket::receive_buffer`].
     #[must_use]

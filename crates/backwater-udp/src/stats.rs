@@ -123,7 +123,7 @@ impl fmt::Debug for DropCounts {
 
 /// What became of the datagrams of a transmit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct SendReport {
     /// Accepted by the kernel.
     pub sent: u32,
     /// Dropped, with the reason.
@@ -131,7 +131,7 @@ pub struct Report {
 }
 
 /// Counters shared by all clones and senders of a socket, or of several sockets (see
-/// [`Builder::stats`](crate::Builder::stats)). They only grow. Datagrams, where nothing else is said.
+/// [`UdpSocketBuilder::stats`](crate::UdpSocketBuilder::stats)). They only grow. Datagrams, where nothing else is said.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Accepted and sent in one go, and counted here alone: each counter costs a locked instruction.

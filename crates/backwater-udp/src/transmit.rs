@@ -9,7 +9,7 @@ use crate::{
     Ecn,
     gso::MAX_SEGMENTS,
     socket::Fragmentation,
-    stats::{DropReason, Report},
+    stats::{DropReason, SendReport},
     sys::Outgoing,
 };
 
@@ -66,7 +66,7 @@ pub(crate) struct Cursor {
     begun: bool,
     pub(crate) next: Next,
     pub(crate) hold: Hold,
-    pub(crate) report: Report,
+    pub(crate) report: SendReport,
 }
 
 /// Which sender has counted it as accepted, and in which of its calls. Zeroes: none has.
@@ -104,7 +104,7 @@ impl<'a> Transmit<'a> {
                 begun: false,
                 next: Next::Fresh,
                 hold: Hold::default(),
-                report: Report::default(),
+                report: SendReport::default(),
             },
         }
     }
@@ -171,7 +171,7 @@ impl<'a> Transmit<'a> {
     }
 
     /// What has become of the datagrams that are done, so far.
-    pub fn report(&self) -> &Report {
+    pub fn report(&self) -> &SendReport {
         &self.cursor.report
     }
 

@@ -35,7 +35,7 @@ async fn received(socket: &UdpSocket, count: usize) -> Vec<(SocketAddr, Vec<u8>)
     seen
 }
 
-async fn send(from: &UdpSocket, to: SocketAddr, payload: &[u8]) -> backwater_udp::Report {
+async fn send(from: &UdpSocket, to: SocketAddr, payload: &[u8]) -> backwater_udp::SendReport {
     from.sender().send(&mut Transmit::new(to, &[IoSlice::new(payload)])).await.unwrap()
 }
 

@@ -86,7 +86,7 @@ async fn metas_tell_what_was_asked_for() {
         sender.send(&mut Transmit::new(to, &slices).segment_size(3)).await.unwrap();
         let mut batch = RecvBatch::new(4);
         b.receiver().recv(&mut batch).await.unwrap();
-        let train = batch.train(0).unwrap();
+        let train = batch.gro_batch(0).unwrap();
         assert!(train.timestamp.is_some() && train.interface == Some(1));
     }
 }

@@ -255,7 +255,7 @@ async fn a_batch_is_forwarded_by_a_spawned_task() {
     let forwarding = tokio::spawn(async move {
         let (mut receiver, mut sender, mut batch) = (b.receiver(), b.sender(), RecvBatch::new(8));
         receiver.recv(&mut batch).await.unwrap();
-        for train in batch.trains() {
+        for train in batch.gro_batches() {
             for payload in train.payloads() {
                 sender.send_to(payload, from).await.unwrap();
             }
@@ -336,7 +336,7 @@ async fn hop_limits_are_told_and_sent() {
                     .await
                     .expect("datagrams are missing")
                     .unwrap();
-                for train in batch.trains() {
+                for train in batch.gro_batches() {
                     seen.extend(std::iter::repeat_n(train.hop_limit, train.datagram_count()));
                 }
             }

@@ -13,13 +13,13 @@ use std::{
     time::Duration,
 };
 
-use backwater_udp::{Bounds, Builder, RecvBatch, SendQueue, Transmit, UdpSocket};
+use backwater_udp::{QueueBounds, RecvBatch, SendQueue, Transmit, UdpSocket, UdpSocketBuilder};
 use tokio::time::timeout;
 
 const ANY: [&str; 4] = ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"];
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn builder() -> Builder {
+fn builder() -> UdpSocketBuilder {
     UdpSocket::builder().receive_buffer(4 << 20).connect_busy_destinations(true)
 }
 
@@ -61,7 +61,7 @@ async fn what_is_sent_looks_the_same_from_the_sixteenth_datagram_on() {
         let socket = builder().bind(any.parse().unwrap()).unwrap();
         let (peer, own) = (peer(&socket), SocketAddr::new(loopback(socket.local_addr()), socket.local_addr().port()));
         let (to, source) = (peer.local_addr().unwrap(), Some(own.ip()).filter(|_| named));
-        let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+        let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
         for (datagrams, open) in [(15, 1), (16, 2), (1, 2), (64, 2)] {
             assert_eq!(send(&mut queue, to, source, datagrams), datagrams as u32);
             assert_sockets(own, open);
@@ -82,7 +82,7 @@ async fn what_is_sent_looks_the_same_from_the_sixteenth_datagram_on() {
 async fn sixteen_destinations_have_one() {
     let socket = builder().bind(ANY[0].parse().unwrap()).unwrap();
     let peers: Vec<_> = (0..40).map(|_| peer(&socket)).collect();
-    let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+    let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
     for _ in 0..3 {
         for peer in &peers {
             assert_eq!(send(&mut queue, peer.local_addr().unwrap(), None, 16), 16);
@@ -97,7 +97,7 @@ async fn a_receiver_that_does_not_come_costs_bounded_sockets() {
     let socket = builder().bind(ANY[0].parse().unwrap()).unwrap();
     let (to, peers) = (socket.local_addr(), [(); 8].map(|()| peer(&socket)));
     for _ in 0..20 {
-        let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+        let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
         for peer in &peers {
             assert_eq!(send(&mut queue, peer.local_addr().unwrap(), None, 16), 16);
             peer.send_to(b"x", to).unwrap();
@@ -163,7 +163,7 @@ async fn nothing_is_lost_while_sockets_come_and_go() {
         };
         let mut opened = 0;
         for round in 0..200 {
-            let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+            let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
             for address in &addresses {
                 send(&mut queue, *address, None, 16);
             }

@@ -203,7 +203,7 @@ async fn a_socket_that_is_replaced_all_the_time_works() {
 mod stuck {
     use std::{future::poll_fn, task::Poll};
 
-    use backwater_udp::{Backpressure, Bounds, Builder, Policy, SendQueue};
+    use backwater_udp::{Backpressure, Policy, QueueBounds, SendQueue, UdpSocketBuilder};
 
     use super::{
         support::{block_on, in_namespace, ip, tc},
@@ -223,7 +223,7 @@ mod stuck {
         tc("filter add dev lo parent 1: protocol ip prio 1 u32 match ip dst 10.7.0.2 flowid 1:20");
     }
 
-    fn builder() -> Builder {
+    fn builder() -> UdpSocketBuilder {
         let policy = Policy::Wait { deadline: Duration::from_secs(3600) };
         UdpSocket::builder().send_buffer(30_000).backpressure(Backpressure::new(policy))
     }
@@ -296,7 +296,7 @@ mod stuck {
                 let slow = UdpSocket::builder().receive_buffer(1 << 20).bind(SLOW.parse().unwrap()).unwrap();
                 let (bytes, to) = ([7; 1000], slow.local_addr());
                 let slices = [IoSlice::new(&bytes)];
-                let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+                let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
                 let send = |queue: &mut SendQueue| queue.send(to, &mut Transmit::new(to, &slices)).unwrap().sent;
                 let sent: u32 = (0..200).map(|_| send(&mut queue)).sum();
                 let held = queue.held();

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use backwater_udp::{DropReason, Fragmentation, Policy, Report, Transmit, UdpSocket};
+use backwater_udp::{DropReason, Fragmentation, Policy, SendReport, Transmit, UdpSocket};
 use support::{block_on, in_namespace, installed, ip, skip};
 use veth::Veth;
 
@@ -21,7 +21,7 @@ use veth::Veth;
 const PATIENT: Policy = Policy::Wait { deadline: Duration::from_secs(10) };
 
 /// Sends a GSO batch of so many bytes, whose datagrams begin with numbers. What became of it, and in how many system calls.
-async fn send(socket: &UdpSocket, to: SocketAddr, bytes: usize, segment: usize, first: u32) -> (Report, u64) {
+async fn send(socket: &UdpSocket, to: SocketAddr, bytes: usize, segment: usize, first: u32) -> (SendReport, u64) {
     let mut payload = vec![0; bytes];
     for (datagram, number) in payload.chunks_mut(segment).zip(first..) {
         datagram[..4].copy_from_slice(&number.to_be_bytes());

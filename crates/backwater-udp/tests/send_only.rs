@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use backwater_udp::{Bounds, Builder, Ecn, IcmpKind, Policy, RecvBatch, SendQueue, Transmit, UdpSocket};
+use backwater_udp::{Ecn, IcmpKind, Policy, QueueBounds, RecvBatch, SendQueue, Transmit, UdpSocket, UdpSocketBuilder};
 use support::{block_on, in_namespace, ip, receive_buffer_errors, tc};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ fn own_address(v4: bool) -> IpAddr {
     if v4 { [10, 7, 0, 1].into() } else { [0xfd07, 0, 0, 0, 0, 0, 0, 1].into() }
 }
 
-fn builder() -> Builder {
+fn builder() -> UdpSocketBuilder {
     UdpSocket::builder().send_buffer(30_000).backpressure(backwater_udp::Backpressure::new(Policy::Drop))
 }
 
@@ -90,11 +90,11 @@ async fn receives_all(any: SocketAddr) {
         }
     });
     let (mut receiver, mut batch, mut opened) = (socket.receiver(), RecvBatch::new(64), 0);
-    let mut shared = SendQueue::new(socket.clone(), Bounds::default());
+    let mut shared = SendQueue::new(socket.clone(), QueueBounds::default());
     // The shared send buffer is full from now on.
     assert!(fill(&mut shared, t, 100) > 15);
     while arrived.load(SeqCst) < 10_000 {
-        let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+        let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
         opened += fill(&mut queue, t, 1);
         let received = tokio::time::timeout(PATIENCE, receiver.recv(&mut batch)).await;
         received.expect("all arrive").unwrap();
@@ -124,14 +124,14 @@ async fn looks_the_same(any: SocketAddr) {
     let bytes = [0; 1000];
     let slices = [IoSlice::new(&bytes)];
     let t = || Transmit::new(peer.local_addr(), &slices).ecn(Some(Ecn::Ect0)).hop_limit(33);
-    let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+    let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
     let sent = fill(&mut queue, t, 40);
-    assert_eq!(sent, fill(&mut SendQueue::new(socket.clone(), Bounds::default()), t, 1) + sent - 1);
+    assert_eq!(sent, fill(&mut SendQueue::new(socket.clone(), QueueBounds::default()), t, 1) + sent - 1);
     assert!(sent > 25, "{any}: {sent} fit");
     let (mut receiver, mut batch, mut seen) = (peer.receiver(), RecvBatch::new(64), Vec::new());
     while seen.len() < sent as usize + 1 {
         tokio::time::timeout(PATIENCE, receiver.recv(&mut batch)).await.expect("all arrive").unwrap();
-        for train in batch.trains() {
+        for train in batch.gro_batches() {
             seen.extend(train.datagrams().map(|d| (d.source, d.ecn, train.hop_limit)));
         }
     }
@@ -155,7 +155,7 @@ fn icmp_errors_come_to_the_shared_socket() {
                 let open = StdSocket::bind(to(0)).unwrap();
                 let bytes = [0; 1000];
                 let slices = [IoSlice::new(&bytes)];
-                let mut queue = SendQueue::new(socket.clone(), Bounds::default());
+                let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
                 // The shared send buffer is full, and stays so for longer than a send takes.
                 let t = |to| Transmit::new(to, &slices).source(Some(own_address(any.is_ipv4())));
                 fill(&mut queue, || t(open.local_addr().unwrap()), 40);
@@ -210,7 +210,7 @@ fn clients_stay_with_their_listener() {
             let bytes = [0; 1000];
             let slices = [IoSlice::new(&bytes)];
             let t = || Transmit::new(slow.local_addr().unwrap(), &slices);
-            let mut queues = listeners.map(|listener| SendQueue::new(listener, Bounds::default()));
+            let mut queues = listeners.map(|listener| SendQueue::new(listener, QueueBounds::default()));
             for queue in &mut queues {
                 fill(queue, t, 100);
                 let two = [IoSlice::new(&[7, 7])];

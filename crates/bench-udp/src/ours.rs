@@ -56,7 +56,7 @@ impl Subject for Ours {
             let mut left = datagrams;
             while left > 0 {
                 self.receiver.recv(&mut self.batch).await.unwrap();
-                for train in self.batch.trains() {
+                for train in self.batch.gro_batches() {
                     for datagram in train.payloads() {
                         look.at(datagram);
                         left -= 1;
@@ -71,7 +71,7 @@ impl Subject for Ours {
             let mut left = datagrams;
             while left > 0 {
                 self.receiver.recv(&mut self.batch).await.unwrap();
-                for train in self.batch.trains() {
+                for train in self.batch.gro_batches() {
                     let mut slices = ArrayVec::<_, { 2 * MAX_SEGMENTS }>::new();
                     for datagram in train.payloads() {
                         left -= 1;

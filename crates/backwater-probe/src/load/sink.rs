@@ -125,7 +125,7 @@ impl Sink {
                             break;
                         }
                         let now = start.elapsed().as_nanos() as u64;
-                        batch.trains().for_each(|train| self.count.add(train.payload, train.segment_size, now));
+                        batch.gro_batches().for_each(|train| self.count.add(train.payload, train.segment_size, now));
                         if !batch.is_full() {
                             break;
                         }

@@ -37,7 +37,7 @@ async fn hops(from: &UdpSocket, to: SocketAddr, payload: &[u8], hops: u8, at: &U
     assert_eq!(sent.sent, 1);
     let mut batch = RecvBatch::new(1);
     tokio::time::timeout(PATIENCE, at.receiver().recv(&mut batch)).await.expect("a datagram").unwrap();
-    batch.train(0).unwrap().hop_limit
+    batch.gro_batch(0).unwrap().hop_limit
 }
 
 #[test]

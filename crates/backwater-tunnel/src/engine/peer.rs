@@ -9,7 +9,7 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use backwater_udp::{DropReason, Ecn, Report, Transmit, gso::Batch};
+use backwater_udp::{DropReason, Ecn, SendReport, Transmit, gso::Batch};
 use boringtun::{
     noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -405,12 +405,12 @@ impl Peer {
     }
 
     /// Takes what has become of datagrams that were held, and the bytes of those that were sent.
-    pub(crate) fn held_are_done(&mut self, report: &Report, bytes: usize) {
+    pub(crate) fn held_are_done(&mut self, report: &SendReport, bytes: usize) {
         self.held = self.held.saturating_sub((report.sent + report.dropped.total()) as usize);
         self.count(report, bytes);
     }
 
-    fn count(&mut self, report: &Report, bytes: usize) {
+    fn count(&mut self, report: &SendReport, bytes: usize) {
         self.counters.datagrams_sent += u64::from(report.sent);
         self.counters.datagrams_dropped += u64::from(report.dropped.total());
         // `EINVAL` and `EADDRNOTAVAIL` may mean that the address to send from is no longer this host's.

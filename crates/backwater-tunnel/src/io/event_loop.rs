@@ -330,7 +330,7 @@ impl EventLoop {
             calls,
             ..
         } = self;
-        for train in batch.trains() {
+        for train in batch.gro_batches() {
             for datagram in train.datagrams() {
                 let index = match *datagram.payload {
                     [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]

@@ -7,7 +7,7 @@ use std::{
     task::Context,
 };
 
-use backwater_udp::{Backpressure, Bounds, Receiver, Report, SendQueue, Stats, Transmit, UdpSocket};
+use backwater_udp::{Backpressure, QueueBounds, Receiver, SendQueue, SendReport, Stats, Transmit, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// The longest message that is not data: a handshake initiation.
@@ -15,15 +15,15 @@ pub(crate) const MAX_URGENT: usize = 148;
 
 /// Messages that may wait on one socket: 64, and 32 for one destination. The retransmission of the protocol makes good for one that is
 /// dropped.
-const OF_URGENT: Bounds = Bounds { of_a_key: 16 << 10, of_all: 32 << 10, send_only_sockets: 0 };
+const OF_URGENT: QueueBounds = QueueBounds { of_a_key: 16 << 10, of_all: 32 << 10, dedicated_sockets: 0 };
 
 /// Encrypted data that may wait on one socket. A peer gives no more than what one packet of the device makes. Send-only sockets would
 /// have a send buffer that is not fitted to the path, but on Apple's systems that holds nothing, and only connected sockets are told of
 /// congestion.
-const OF_DATA: Bounds = Bounds {
+const OF_DATA: QueueBounds = QueueBounds {
     of_a_key: 256 << 10,
     of_all: 64 << 20,
-    send_only_sockets: if cfg!(target_vendor = "apple") { 16 } else { 0 },
+    dedicated_sockets: if cfg!(target_vendor = "apple") { 16 } else { 0 },
 };
 
 /// Bytes to ask for: a burst of a hundred full trains while the process does not run.
@@ -181,7 +181,7 @@ impl Path {
 
     /// Sends data that waits, as far as there is room, and calls `done` with a peer's number, what has become of its datagrams, and the
     /// bytes that were sent.
-    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>, mut done: impl FnMut(usize, &Report, usize)) {
+    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>, mut done: impl FnMut(usize, &SendReport, usize)) {
         for side in self.sides() {
             // The datagrams of a failed socket are in the reports; the receiver finds that it has failed.
             let _ = side.data.poll_flush_with(cx, &mut done);

@@ -13,7 +13,7 @@ use arrayvec::ArrayVec;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
-    Builder, Receiver, RecvBatch, Transmit, UdpSocket,
+    Receiver, RecvBatch, Transmit, UdpSocket, UdpSocketBuilder,
     gso::{MAX_SEGMENTS, Shape},
 };
 
@@ -23,7 +23,7 @@ use crate::{
 /// it waits. What is older than the deadline of the [`Policy`](crate::Policy) is dropped and counted.
 #[derive(Debug, Default)]
 pub struct GotatunSockets {
-    builder: Builder,
+    builder: UdpSocketBuilder,
 }
 
 /// Sends what gotatun has encrypted. Clones send on the same socket.
@@ -45,7 +45,7 @@ const SLOTS: usize = 16;
 
 impl GotatunSockets {
     /// Makes them with these options: counters and policy, sizes of buffers.
-    pub fn new(builder: Builder) -> Self {
+    pub fn new(builder: UdpSocketBuilder) -> Self {
         Self { builder }
     }
 }
@@ -139,7 +139,7 @@ fn batch_len(packets: &[(Packet, SocketAddr)]) -> usize {
 impl GotatunReceiver {
     /// The next packet of what was received last, copied into one of the pool's.
     fn take_next(&mut self, pool: &PacketBufPool) -> Option<(Packet, SocketAddr)> {
-        let train = self.batch.train(self.slot)?;
+        let train = self.batch.gro_batch(self.slot)?;
         let rest = train.payload.get(self.at..).unwrap_or_default();
         let bytes = rest.get(..train.segment_size.max(1)).unwrap_or(rest);
         let mut packet = pool.get();
@@ -177,7 +177,7 @@ impl UdpRecv for GotatunReceiver {
         pool: &mut PacketBufPool,
         packets: &mut Vec<(Packet, SocketAddr)>,
     ) -> io::Result<()> {
-        if self.batch.train(self.slot).is_none() {
+        if self.batch.gro_batch(self.slot).is_none() {
             self.receive().await?;
         }
         packets.extend(std::iter::from_fn(|| self.take_next(pool)));

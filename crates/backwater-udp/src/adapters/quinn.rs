@@ -72,7 +72,7 @@ impl QuinnSocket {
     /// A socket on this address, which holds a datagram for [`QUIC_DEADLINE`](crate::QUIC_DEADLINE) at most.
     ///
     /// # Errors
-    /// As [`Builder::bind`](crate::Builder::bind).
+    /// As [`UdpSocketBuilder::bind`](crate::UdpSocketBuilder::bind).
     ///
     /// # Panics
     /// Outside a tokio runtime with its I/O and time drivers enabled.

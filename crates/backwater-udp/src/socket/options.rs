@@ -4,7 +4,7 @@ use std::io;
 
 use socket2::Socket;
 
-use super::Builder;
+use super::UdpSocketBuilder;
 use crate::sys;
 
 /// What is told of what is received, and how it arrives.
@@ -25,8 +25,8 @@ pub(crate) struct Leaving {
     pub(crate) interface: Option<u32>,
 }
 
-impl Builder {
-    /// Whether the hop limits of what is received are told ([`Train::hop_limit`](crate::Train::hop_limit)). The default is that they
+impl UdpSocketBuilder {
+    /// Whether the hop limits of what is received are told ([`GroBatch::hop_limit`](crate::GroBatch::hop_limit)). The default is that they
     /// are not, which saves a control message for each batch. Linux only: elsewhere they are not told.
     #[must_use]
     pub fn receive_hop_limit(mut self, on: bool) -> Self {

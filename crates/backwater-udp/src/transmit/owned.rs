@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{Cursor, Header, Transmit};
-use crate::{Ecn, stats::Report};
+use crate::{Ecn, stats::SendReport};
 
 /// A [`Transmit`] that owns its bytes and knows how much of it is done: for those who keep what there is no room for.
 #[derive(Debug)]
@@ -60,12 +60,12 @@ impl OwnedTransmit {
     }
 
     /// What has become of the datagrams that are done.
-    pub fn report(&self) -> &Report {
+    pub fn report(&self) -> &SendReport {
         &self.cursor.report
     }
 
     /// What has become of the datagrams that are done since this was called last.
-    pub(crate) fn take_report(&mut self) -> Report {
+    pub(crate) fn take_report(&mut self) -> SendReport {
         std::mem::take(&mut self.cursor.report)
     }
 
@@ -119,7 +119,7 @@ impl From<&Transmit<'_>> for OwnedTransmit {
             header: t.header,
             segment_size: t.segment_size,
             bytes: bytes.into(),
-            cursor: Cursor { begun: false, report: Report::default(), ..t.cursor },
+            cursor: Cursor { begun: false, report: SendReport::default(), ..t.cursor },
         }
     }
 }

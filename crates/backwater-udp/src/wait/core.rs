@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     io::Io,
-    stats::{DropReason, Report},
+    stats::{DropReason, SendReport},
     transmit::{Hold, Transmit},
     wait::backoff::Class,
 };
@@ -183,7 +183,7 @@ impl<I: Io> Drop for Core<I> {
 }
 
 /// Offers `t` to the system for no sender: nothing is held.
-pub(crate) fn try_send<I: Io>(io: &I, t: &mut Transmit<'_>) -> io::Result<Report> {
+pub(crate) fn try_send<I: Io>(io: &I, t: &mut Transmit<'_>) -> io::Result<SendReport> {
     // A sender that holds it counts it as given up by itself.
     t.cursor.hold = Hold::default();
     let failed = match pass(io, 0, std::slice::from_mut(t)) {
@@ -196,7 +196,7 @@ pub(crate) fn try_send<I: Io>(io: &I, t: &mut Transmit<'_>) -> io::Result<Report
 }
 
 /// What a socket that has failed leaves is dropped.
-fn result_of<I: Io>(io: &I, ended: Attempt, t: &mut Transmit<'_>) -> io::Result<Report> {
+fn result_of<I: Io>(io: &I, ended: Attempt, t: &mut Transmit<'_>) -> io::Result<SendReport> {
     match ended {
         Attempt::Done => Ok(t.cursor.report),
         Attempt::Refused(_) | Attempt::Crowded | Attempt::Paused => Err(io::ErrorKind::WouldBlock.into()),

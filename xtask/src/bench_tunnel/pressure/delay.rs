@@ -70,7 +70,7 @@ impl Delay {
             });
             let now = Instant::now();
             if received.await? {
-                for train in batch.trains() {
+                for train in batch.gro_batches() {
                     let to = if train.source.ip() == self.near.ip() { self.far } else { self.near };
                     let (payload, segment_size, ecn) = (train.payload.into(), train.segment_size, train.ecn);
                     under_way.push_back(Train { due: now + self.delay, to, payload, segment_size, ecn });

@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use backwater_udp::Datagram;
+use backwater_udp::RecvDatagram;
 use boringtun::noise::{TunnResult, errors::WireGuardError};
 
 use super::{Peer, Received, Tools, kind, push};
@@ -19,12 +19,12 @@ impl Peer {
     pub(crate) fn receive(
         &mut self,
         now: Instant,
-        datagram: Datagram<'_>,
+        datagram: RecvDatagram<'_>,
         path: &mut Path,
         tools: &mut Tools,
         allows: impl FnOnce(IpAddr) -> bool,
     ) -> Received {
-        let Datagram { source, local_ip, ecn: outer, payload } = datagram;
+        let RecvDatagram { source, local_ip, ecn: outer, payload } = datagram;
         let message = payload.first().copied().unwrap_or_default();
         let Some(space) = tools.coalescer.space(payload.len().max(MAX_URGENT)) else { return Received::Bad };
         let (packet, from) = match self.tunn.decapsulate(Some(source.ip()), payload, space) {

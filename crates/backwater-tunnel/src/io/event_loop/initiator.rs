@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, io};
 
-use backwater_udp::Datagram;
+use backwater_udp::RecvDatagram;
 use boringtun::{
     noise::{Packet, TunnResult, handshake::parse_handshake_anon, rate_limiter::RateLimiter},
     x25519::{PublicKey, StaticSecret},
@@ -40,7 +40,7 @@ pub(super) fn of(
     seen: &mut HashSet<[u8; 16]>,
     private_key: &StaticSecret,
     public_key: &PublicKey,
-    datagram: Datagram<'_>,
+    datagram: RecvDatagram<'_>,
     tools: &mut Tools,
 ) -> Initiator {
     let Some(&mac1) = datagram.payload.get(116..).and_then(<[u8]>::first_chunk) else { return Initiator::Nobody };

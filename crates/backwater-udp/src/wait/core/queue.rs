@@ -12,8 +12,8 @@ use super::{Attempt, Class, Core, Load, attempt::drop_rest};
 use crate::{
     Policy,
     io::Io,
-    send_queue::Bounds,
-    stats::{DropReason, Report},
+    send_queue::QueueBounds,
+    stats::{DropReason, SendReport},
     transmit::{Hold, OwnedTransmit, Transmit},
 };
 
@@ -48,7 +48,7 @@ struct Busy<I: Io, K: Copy + Ord> {
     promotion: Option<Promotion<K>>,
 }
 
-/// [`Bounds`] in less space: 4 GiB are the most.
+/// [`QueueBounds`] in less space: 4 GiB are the most.
 #[derive(Clone, Copy)]
 struct Limits {
     of_a_key: u32,
@@ -57,13 +57,13 @@ struct Limits {
     is_side: bool,
 }
 
-impl From<Bounds> for Limits {
-    fn from(bounds: Bounds) -> Self {
+impl From<QueueBounds> for Limits {
+    fn from(bounds: QueueBounds) -> Self {
         let bytes = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         Self {
             of_a_key: bytes(bounds.of_a_key),
             of_all: bytes(bounds.of_all),
-            sides: bounds.send_only_sockets.min(sides::MOST) as u8,
+            sides: bounds.dedicated_sockets.min(sides::MOST) as u8,
             is_side: false,
         }
     }
@@ -76,8 +76,8 @@ impl Limits {
 }
 
 impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
-    pub(crate) fn new(io: I, bounds: Bounds) -> Self {
-        let promotes = io.promotes() && !io.is_connected() && bounds.send_only_sockets > 0;
+    pub(crate) fn new(io: I, bounds: QueueBounds) -> Self {
+        let promotes = io.promotes() && !io.is_connected() && bounds.dedicated_sockets > 0;
         let mut queue = Self { core: Core::new(io), waker: None, busy: None, bounds: bounds.into(), unseen: 0 };
         if promotes {
             queue.busy().promotion = Some(Promotion::new());
@@ -128,7 +128,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     /// Inlined into its callers, with what it calls: the system call leaves nothing of what predicts a return.
     #[inline]
-    pub(crate) fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub(crate) fn send(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         if let Some(side) = self.side(Some(key), t) {
             if let Ok(report) = side.send(key, t) {
                 return Ok(self.look_at_destination(key, t, report));
@@ -142,7 +142,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     }
 
     #[inline(never)]
-    fn keep(&mut self, key: K, t: &mut Transmit<'_>, class: Class) -> io::Result<Report> {
+    fn keep(&mut self, key: K, t: &mut Transmit<'_>, class: Class) -> io::Result<SendReport> {
         if class == Class::Advised && self.open_side(Some(key)).is_some() {
             return self.send(key, t);
         }
@@ -154,7 +154,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         Ok(t.cursor.report)
     }
 
-    pub(crate) fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub(crate) fn send_or_drop(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         let side = Some(key).filter(|_| self.has_side(Some(key)));
         if let Some(of_side) = self.side(side, t) {
             if let Ok(report) = of_side.send_or_drop(key, t) {
@@ -293,7 +293,7 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// Returns what came of a send on a socket of the key's own. If it is a connected one, and the destination has failed, the key goes on
     /// without.
     #[inline]
-    fn look_at_destination(&mut self, key: K, t: &Transmit<'_>, report: Report) -> Report {
+    fn look_at_destination(&mut self, key: K, t: &Transmit<'_>, report: SendReport) -> SendReport {
         const FAILURES: [DropReason; 3] = [DropReason::Unreachable, DropReason::Invalid, DropReason::Other];
         if self.promotes() && FAILURES.iter().any(|reason| report.dropped.get(*reason) > 0) {
             self.demote(key, t.path());

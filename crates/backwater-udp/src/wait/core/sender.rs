@@ -17,7 +17,7 @@ use super::{
 use crate::{
     Policy,
     io::Io,
-    stats::{DropReason, Report},
+    stats::{DropReason, SendReport},
     transmit::{Hold, Transmit},
     wait::backoff::Class,
 };
@@ -43,11 +43,11 @@ impl<I: Io> SenderCore<I> {
         &mut self,
         cx: &mut Context<'_>,
         ts: &mut [Transmit<'_>],
-    ) -> Poll<io::Result<Report>> {
+    ) -> Poll<io::Result<SendReport>> {
         let mut failed = None;
         if self.held == 0 && self.core.wait.is_none() && self.core.io.contention().is_nobodys_turn() {
             match pass(&self.core.io, self.core.id, ts) {
-                Ok(Some(sent)) => return Poll::Ready(Ok(Report { sent, ..Report::default() })),
+                Ok(Some(sent)) => return Poll::Ready(Ok(SendReport { sent, ..SendReport::default() })),
                 Ok(None) => {}
                 Err(known) => failed = Some(known),
             }
@@ -96,7 +96,7 @@ impl<I: Io> SenderCore<I> {
         }
     }
 
-    pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<Report> {
+    pub(crate) fn try_send(&mut self, t: &mut Transmit<'_>) -> io::Result<SendReport> {
         if !self.holds(t) {
             t.cursor.hold = Hold::default();
         }
@@ -160,7 +160,7 @@ impl<I: Io> SenderCore<I> {
     }
 
     /// The rest goes on when others have run.
-    fn pause(&mut self, cx: &mut Context<'_>, ts: &[Transmit<'_>]) -> Poll<io::Result<Report>> {
+    fn pause(&mut self, cx: &mut Context<'_>, ts: &[Transmit<'_>]) -> Poll<io::Result<SendReport>> {
         self.held = remaining(ts);
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -180,7 +180,7 @@ impl<I: Io> SenderCore<I> {
         }
     }
 
-    fn finish(&mut self, ts: &mut [Transmit<'_>], ended: Attempt) -> io::Result<Report> {
+    fn finish(&mut self, ts: &mut [Transmit<'_>], ended: Attempt) -> io::Result<SendReport> {
         self.held = 0;
         self.core.look_after();
         match ended {
@@ -228,11 +228,11 @@ impl Load for [Transmit<'_>] {
 }
 
 /// What has become of all of them.
-fn total(ts: &[Transmit<'_>]) -> Report {
+fn total(ts: &[Transmit<'_>]) -> SendReport {
     if let [t] = ts {
         return t.cursor.report;
     }
-    let mut total = Report::default();
+    let mut total = SendReport::default();
     for t in ts {
         total.sent += t.cursor.report.sent;
         for reason in DropReason::ALL {

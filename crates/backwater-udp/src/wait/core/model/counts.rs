@@ -18,14 +18,14 @@ fn block(model: &Model, time: Duration) {
     model.world.borrow_mut().episodes = vec![(Instant::now(), Instant::now() + time)];
 }
 
-async fn send(model: &Model, core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Report {
+async fn send(model: &Model, core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> SendReport {
     tokio::select! {
         report = poll_fn(|cx| core.poll_send_batch(cx, ts)) => report.unwrap(),
         () = reactor(model) => unreachable!(),
     }
 }
 
-async fn send_one(model: &Model, core: &mut SenderCore<Model>) -> Report {
+async fn send_one(model: &Model, core: &mut SenderCore<Model>) -> SendReport {
     let slices = [IoSlice::new(b"x")];
     send(model, core, &mut [Transmit::new(TO, &slices)]).await
 }

@@ -17,11 +17,11 @@ fn edge(model: &Model) {
     world.deliver_due(Instant::now());
 }
 
-fn poll(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Poll<io::Result<Report>> {
+fn poll(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Poll<io::Result<SendReport>> {
     core.poll_send_batch(&mut Context::from_waker(Waker::noop()), ts)
 }
 
-async fn send(model: &Model, core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> io::Result<Report> {
+async fn send(model: &Model, core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> io::Result<SendReport> {
     tokio::select! {
         report = poll_fn(|cx| core.poll_send_batch(cx, ts)) => report,
         () = reactor(model) => unreachable!(),

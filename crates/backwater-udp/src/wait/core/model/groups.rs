@@ -251,7 +251,7 @@ impl Schedule {
         ts: &mut [Transmit<'_>],
         give_up: Duration,
         sleeps: (Duration, Duration),
-    ) -> Option<Report> {
+    ) -> Option<SendReport> {
         let began = Instant::now();
         let mut send = poll_fn(|cx| {
             let fits = !core.core.is_parked() && self.fits(&left(ts));

@@ -9,11 +9,11 @@ fn blocked(row: Row, policy: Policy) -> Model {
     model
 }
 
-fn poll(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Poll<Report> {
+fn poll(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Poll<SendReport> {
     core.poll_send_batch(&mut Context::from_waker(Waker::noop()), ts).map(Result::unwrap)
 }
 
-fn poll_one(core: &mut SenderCore<Model>, t: &mut Transmit<'_>) -> Poll<Report> {
+fn poll_one(core: &mut SenderCore<Model>, t: &mut Transmit<'_>) -> Poll<SendReport> {
     poll(core, std::slice::from_mut(t))
 }
 

@@ -23,7 +23,7 @@ fn a_try_counts_as_accepted_what_it_sends_before_the_next_call_and_nothing_else(
 }
 
 /// What becomes of five datagrams of which one call fails, and again when it is tried again.
-fn failing_with(errno: i32) -> (io::Result<Report>, u64) {
+fn failing_with(errno: i32) -> (io::Result<SendReport>, u64) {
     runtime().block_on(async {
         let model = model(Row::SendBuffer, 1, Policy::default());
         model.world.borrow_mut().episodes = Vec::new();

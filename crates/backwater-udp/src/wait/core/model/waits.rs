@@ -4,11 +4,11 @@ use super::*;
 
 const MS: Duration = Duration::from_millis(1);
 
-async fn send(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> Report {
+async fn send(core: &mut SenderCore<Model>, ts: &mut [Transmit<'_>]) -> SendReport {
     poll_fn(|cx| core.poll_send_batch(cx, ts)).await.unwrap()
 }
 
-async fn send_one(core: &mut SenderCore<Model>) -> Report {
+async fn send_one(core: &mut SenderCore<Model>) -> SendReport {
     let slices = [IoSlice::new(b"x")];
     send(core, &mut [Transmit::new(TO, &slices)]).await
 }

@@ -4,7 +4,7 @@
 use std::rc::Weak;
 
 use super::*;
-use crate::{send_queue::Bounds, wait::core::QueueCore};
+use crate::{send_queue::QueueBounds, wait::core::QueueCore};
 
 /// How XNU holds a flow back, or fails to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -362,7 +362,7 @@ fn a_class_that_sticks_is_reported_whatever_the_policy() {
 fn queue_overload(how: How, promotes: bool, seconds: u64) -> [u64; 3] {
     runtime().block_on(async {
         let xnu = Xnu { connected: false, promotes, ..Xnu::new(how, wait(1000)) };
-        let mut queue = QueueCore::new(xnu.clone(), Bounds::default());
+        let mut queue = QueueCore::new(xnu.clone(), QueueBounds::default());
         let (mut offered, began) = (0u64, Instant::now());
         let sending = async {
             while offered < seconds * 2_000 {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::sides;
 use crate::{
     io::Io,
-    stats::{DropReason, Report},
+    stats::{DropReason, SendReport},
     transmit::OwnedTransmit,
     wait::{
         backoff::Class,
@@ -81,7 +81,7 @@ pub(super) struct Serving<'a, K> {
 }
 
 /// Takes a key, what has become of datagrams that were held under it, and the bytes of those that were sent.
-pub(crate) type Done<'a, K> = &'a mut dyn FnMut(K, &Report, usize);
+pub(crate) type Done<'a, K> = &'a mut dyn FnMut(K, &SendReport, usize);
 
 /// How a line's turn ended.
 enum Served {
@@ -227,7 +227,7 @@ impl<K: Copy + Ord> Serving<'_, K> {
             self.lines.datagrams -= before - head.transmit.remaining();
             let report = head.transmit.take_report();
             self.lines.sent += u64::from(report.sent);
-            if bytes > 0 || report != Report::default() {
+            if bytes > 0 || report != SendReport::default() {
                 // Datagrams that were dropped have no part in it.
                 let sent = bytes.min(report.sent as usize * head.transmit.datagram_len());
                 (self.done)(key, &report, sent);
@@ -379,8 +379,8 @@ impl Line {
     }
 }
 
-fn dropped(reason: DropReason, datagrams: usize) -> Report {
-    let mut report = Report::default();
+fn dropped(reason: DropReason, datagrams: usize) -> SendReport {
+    let mut report = SendReport::default();
     report.dropped.add(reason, datagrams as u32);
     report
 }

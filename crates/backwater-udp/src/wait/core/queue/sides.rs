@@ -17,7 +17,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Done, Line, QueueCore, promotion::Path};
-use crate::{io::Io, send_queue::Bounds, wait::core::timer::Timer};
+use crate::{io::Io, send_queue::QueueBounds, wait::core::timer::Timer};
 
 /// Of one queue.
 pub(super) const MOST: usize = 16;
@@ -219,7 +219,7 @@ impl<I: Io, K: Copy + Ord> Side<I, K> {
     }
 
     fn with(io: I, key: Option<K>, path: Option<Path>, counted: Counted) -> Self {
-        let queue = QueueCore::new(io, Bounds::default());
+        let queue = QueueCore::new(io, QueueBounds::default());
         Self { key, path, queue, used: Instant::now(), _counted: counted }
     }
 

@@ -292,11 +292,11 @@ const PATIENT: Policy = Policy::Wait { deadline: Duration::from_secs(3600) };
 const SLOW_AND_FAST: [(f64, f64); 2] = [(10.0, 2000.0), (1e6, 1e9)];
 
 fn queue(paths: &Paths) -> QueueCore<Paths, u16> {
-    QueueCore::new(paths.clone(), Bounds::default())
+    QueueCore::new(paths.clone(), QueueBounds::default())
 }
 
 /// Numbered datagrams of so many bytes.
-fn send(queue: &mut QueueCore<Paths, u16>, port: u16, bytes: usize, numbers: std::ops::Range<u32>) -> Report {
+fn send(queue: &mut QueueCore<Paths, u16>, port: u16, bytes: usize, numbers: std::ops::Range<u32>) -> SendReport {
     let mut train = Vec::new();
     for number in numbers {
         train.extend_from_slice(&number.to_be_bytes());
@@ -404,7 +404,7 @@ async fn no_call_takes_more_than_a_turn() {
 #[tokio::test(start_paused = true)]
 async fn a_line_and_all_of_them_are_bounded() {
     let paths = paths(&[(0.001, 0.0); 2], PATIENT);
-    let bounds = Bounds { of_a_key: 10 * BIG, of_all: 15 * BIG, ..Bounds::default() };
+    let bounds = QueueBounds { of_a_key: 10 * BIG, of_all: 15 * BIG, ..QueueBounds::default() };
     let mut queue = QueueCore::new(paths.clone(), bounds);
     for n in 0..20 {
         send(&mut queue, 1, BIG, n..n + 1);

@@ -46,7 +46,8 @@ async fn a_destination_gets_a_socket_when_it_is_busy() {
 async fn no_more_than_sixteen_or_what_the_bounds_say_have_one() {
     for most in [0, 2, 16, 100] {
         let paths = promoting(&FAST, WAIT);
-        let mut queue = QueueCore::new(paths.clone(), Bounds { send_only_sockets: most, ..Bounds::default() });
+        let mut queue =
+            QueueCore::new(paths.clone(), QueueBounds { dedicated_sockets: most, ..QueueBounds::default() });
         let mut sent = 0;
         for number in 0..5u32 {
             for port in 0..40 {

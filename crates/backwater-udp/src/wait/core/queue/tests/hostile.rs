@@ -6,7 +6,8 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn what_is_held_is_not_taken_or_counted_again_when_it_is_offered_again() {
     let paths = paths(&[(0.001, 0.0)], PATIENT);
-    let mut queue = QueueCore::new(paths.clone(), Bounds { of_a_key: 2 * BIG, of_all: 2 * BIG, ..Bounds::default() });
+    let mut queue =
+        QueueCore::new(paths.clone(), QueueBounds { of_a_key: 2 * BIG, of_all: 2 * BIG, ..QueueBounds::default() });
     let bytes = [7; 2 * BIG];
     let slices = [IoSlice::new(&bytes)];
     let mut t = Transmit::new(to(1), &slices).segment_size(BIG);
@@ -23,7 +24,7 @@ async fn what_is_held_is_not_taken_or_counted_again_when_it_is_offered_again() {
 #[tokio::test(start_paused = true)]
 async fn what_a_sender_holds_is_counted_once_more_when_the_queue_drops_it() {
     let paths = paths(&[(0.001, 0.0)], PATIENT);
-    let mut queue = QueueCore::new(paths.clone(), Bounds { of_a_key: BIG, of_all: BIG, ..Bounds::default() });
+    let mut queue = QueueCore::new(paths.clone(), QueueBounds { of_a_key: BIG, of_all: BIG, ..QueueBounds::default() });
     send(&mut queue, 1, BIG, 0..1);
     let bytes = [7; BIG];
     let slices = [IoSlice::new(&bytes)];
@@ -123,7 +124,8 @@ async fn what_cannot_be_sent_is_dropped_after_it_was_held_too() {
 #[tokio::test(start_paused = true)]
 async fn what_waits_for_its_turn_is_kept_no_longer_than_the_policy_says() {
     let paths = paths(&[(1e9, 0.0)], WAIT);
-    let mut queue = QueueCore::new(paths.clone(), Bounds { of_a_key: 4 << 20, of_all: 4 << 20, ..Bounds::default() });
+    let mut queue =
+        QueueCore::new(paths.clone(), QueueBounds { of_a_key: 4 << 20, of_all: 4 << 20, ..QueueBounds::default() });
     for n in 0..2000 {
         send(&mut queue, 1, BIG, n..n + 1);
     }

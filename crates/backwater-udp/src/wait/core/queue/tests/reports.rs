@@ -16,14 +16,14 @@ struct Account {
 type Accounts = RefCell<BTreeMap<u16, Account>>;
 
 impl Account {
-    fn add(&mut self, report: &Report) {
+    fn add(&mut self, report: &SendReport) {
         self.sent += u64::from(report.sent);
         self.dropped += u64::from(report.dropped.total());
     }
 }
 
 async fn run_with(queue: &mut QueueCore<Paths, u16>, time: Duration, accounts: &Accounts) {
-    let mut done = |key, report: &Report, bytes| {
+    let mut done = |key, report: &SendReport, bytes| {
         let mut accounts = accounts.borrow_mut();
         let account: &mut Account = accounts.entry(key).or_default();
         account.add(report);
@@ -64,7 +64,7 @@ async fn what_is_dropped_is_told_with_the_reason() {
     let mut queue = queue(&paths);
     let told = RefCell::new(Vec::new());
     let poll = async |queue: &mut QueueCore<Paths, u16>| {
-        let mut done = |key, report: &Report, bytes| told.borrow_mut().push((key, *report, bytes));
+        let mut done = |key, report: &SendReport, bytes| told.borrow_mut().push((key, *report, bytes));
         poll_fn(|cx| queue.poll_flush(cx, &mut done)).await
     };
     send(&mut queue, 1, BIG, 0..3);
