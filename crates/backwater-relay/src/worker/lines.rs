@@ -143,7 +143,7 @@ impl Worker {
         self.server.borrow_mut().stop().for_each(|event| self.log_event(&event));
     }
 
-    fn log_event(&self, Event { kind, client, user, relayed }: &Event) {
+    fn log_event(&self, Event { kind, client, user, relayed, .. }: &Event) {
         let PerFamily { v4, v6 } = relayed;
         let relayed = v4.iter().chain(v6).map(RelayedAddr::to_string).collect::<Vec<_>>().join(", ");
         let user: String = shown(user);

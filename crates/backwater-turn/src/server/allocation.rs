@@ -39,6 +39,7 @@ pub(super) struct Allocation {
     /// The content of the response to the Allocate request, for its retransmissions.
     pub(super) granted: Granted,
     pub(super) traffic: Traffic,
+    pub(super) created: Instant,
     /// Sorted by address.
     permissions: Vec<Permission>,
     /// Sorted by number.
@@ -103,6 +104,7 @@ impl Allocation {
             queued_for: None,
             granted,
             traffic: Traffic::default(),
+            created: now,
             permissions: Vec::new(),
             channels: Vec::new(),
         }
@@ -121,6 +123,11 @@ impl Allocation {
     /// Returns when the first relayed address expires.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.expires.v4.into_iter().chain(self.expires.v6).min()
+    }
+
+    /// Returns the numbers of permissions and channels, including expired ones that are not removed yet.
+    pub(super) fn peers(&self) -> (usize, usize) {
+        (self.permissions.len(), self.channels.len())
     }
 
     /// Removes these families, with their permissions and channels. Returns whether a family is left.

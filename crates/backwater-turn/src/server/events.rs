@@ -1,6 +1,10 @@
 //! Events of allocations, for a log.
 
-use std::{cell::Cell, collections::VecDeque, time::Duration};
+use std::{
+    cell::Cell,
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use super::{Server, allocation::Allocation};
 use crate::{ClientAddr, PerFamily, RelayedAddr};
@@ -19,6 +23,8 @@ pub struct Event {
     pub user: Box<str>,
     /// The relayed addresses that the allocation was created with: one, or one of each family.
     pub relayed: PerFamily<Option<RelayedAddr>>,
+    /// When the allocation was created.
+    pub created: Instant,
 }
 
 /// What happened to an allocation.
@@ -46,6 +52,8 @@ pub enum Ending {
     Deleted,
     /// The lifetime ended without a refresh.
     Expired,
+    /// The operator ended it: [`Server::end`].
+    Operator,
     /// The server stopped.
     Stopped,
 }
@@ -56,6 +64,7 @@ impl Ending {
         match self {
             Self::Deleted => "deleted",
             Self::Expired => "expired",
+            Self::Operator => "operator",
             Self::Stopped => "stopped",
         }
     }
@@ -72,6 +81,11 @@ impl Traffic {
     #[inline]
     pub(super) fn to_peers(&self, bytes: usize) {
         self.to_peers.set(self.to_peers.get() + bytes as u64);
+    }
+
+    /// Returns the bytes to peers and to the client.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        (self.to_peers.get(), self.to_client.get())
     }
 
     #[inline]
@@ -100,12 +114,13 @@ impl Event {
             client: allocation.five_tuple.client,
             user: allocation.user.name.clone(),
             relayed: allocation.granted.relayed,
+            created: allocation.created,
         }
     }
 
     pub(super) fn ended(why: Ending, allocation: &Allocation) -> Self {
-        let Traffic { to_peers, to_client } = &allocation.traffic;
-        let kind = EventKind::Ended { why, bytes_to_peers: to_peers.get(), bytes_to_client: to_client.get() };
+        let (bytes_to_peers, bytes_to_client) = allocation.traffic.bytes();
+        let kind = EventKind::Ended { why, bytes_to_peers, bytes_to_client };
         Self::new(kind, allocation)
     }
 }

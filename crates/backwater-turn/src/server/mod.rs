@@ -28,6 +28,7 @@ mod data;
 mod events;
 mod mobility;
 mod requests;
+mod sessions;
 
 use std::{
     cmp::Reverse,
@@ -45,6 +46,7 @@ use allocation::Allocation;
 pub use allocation::MAX_PEERS;
 pub use events::{Ending, Event, EventKind};
 pub use mobility::{DetachedAllocation, HandoverRequest};
+pub use sessions::Session;
 
 use crate::{
     AuthFailure, Credentials, FailureLimit, Families, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, PeerRules,

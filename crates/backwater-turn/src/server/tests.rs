@@ -13,6 +13,7 @@ mod limits;
 mod loops;
 mod mobility;
 mod secrets;
+mod sessions;
 
 const REALM: &str = "example.org";
 const CLIENT: &str = "192.0.2.1:40000";
