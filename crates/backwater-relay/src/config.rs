@@ -1,9 +1,10 @@
-//! The configuration: flags, environment and a TOML file, by one table of keys.
+//! The configuration. Three layers (flags, environment, a TOML file) are merged as text with the place of each value, read into one typed
+//! structure ([`keys::Settings`]), and checked ([`Config::new`]). Mistakes of all three steps are reported together.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     ops::RangeInclusive,
     sync::Arc,
     thread::available_parallelism,
@@ -26,16 +27,16 @@ use crate::{
 };
 
 mod announce;
+mod checks;
 mod credentials;
 mod file;
 mod keys;
-mod reader;
 mod suggest;
+mod values;
 
 pub(crate) use file::{ConfigFile, Stamp};
-pub(crate) use keys::BACKPRESSURE;
-use keys::*;
-use reader::{PREFIX, Ports, Reader, TOTAL_LIMITS, USER_LIMITS, loopback};
+use keys::{KEYS, Settings};
+use values::*;
 
 /// What a relay is to do.
 #[derive(Clone, Debug)]
@@ -134,7 +135,7 @@ impl Arguments {
             .subcommands(commands::commands())
             .arg(Arg::new("config").long("config").value_name("FILE").global(true).help("A configuration file (TOML)"));
         for key in KEYS {
-            let action = if key.list { ArgAction::Append } else { ArgAction::Set };
+            let action = if key.is_list { ArgAction::Append } else { ArgAction::Set };
             command = command.arg(
                 Arg::new(key.name)
                     .long(key.name)
@@ -183,7 +184,7 @@ impl Arguments {
         for key in KEYS {
             let place = variable(key.name);
             if let Some(value) = env.remove(&place) {
-                let values = if key.list { elements(&value) } else { vec![value] };
+                let values = if key.is_list { elements(&value) } else { vec![value] };
                 given.insert(key.name, Given { place, values });
             }
             if let Some(values) = matches.get_many::<String>(key.name) {
@@ -262,67 +263,43 @@ impl Config {
     /// # Errors
     /// All that is wrong with them.
     pub fn new(arguments: &Arguments) -> Result<Self, Vec<ConfigError>> {
-        let mut r = Reader { arguments, errors: arguments.errors.clone() };
-        let listen = r.list(&LISTEN, "an address and a port, such as 192.0.2.1:3478 or [2001:db8::1]:3478");
-        let relay: Vec<IpAddr> = r.list(&RELAY_ADDRESS, "an IP address of this host");
-        let external: Vec<IpAddr> = r.list(&EXTERNAL_ADDRESS, "an IP address");
-        let Ports(ports) =
-            r.one(&PORTS, "two ports and a hyphen, such as 49152-65535").unwrap_or(Ports(49_152..=65_535));
-        let realm: String = r.one(&REALM, "a name").unwrap_or_else(|| "backwater".to_owned());
-        let allow = r.list(&ALLOW_PEER, PREFIX);
-        let deny = r.list(&DENY_PEER, PREFIX);
-        r.no_overlap(&allow, &deny);
-        let nat64 = r.nat64();
-        let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
-        let most_threads = if cfg!(target_os = "linux") { 1024 } else { 1 };
-        let threads = r.number(&THREADS, 1..=most_threads).unwrap_or(cores as u64) as usize;
-        let (total_limits, user_limits) = (r.limits(TOTAL_LIMITS), r.limits(USER_LIMITS));
-        r.no_more_than_all(&user_limits, &total_limits);
-        let reply_limit = r.number(&REPLY_LIMIT, 0..=1_000_000).unwrap_or(1000) as u32;
-        let failure_limit = r.number(&FAILURE_LIMIT, 0..=1_000_000).unwrap_or(30) as u32;
-        let max_lifetime = Duration::from_secs(r.number(&MAX_LIFETIME, 600..=86_400).unwrap_or(3600));
-        let drain = Duration::from_secs(r.number(&DRAIN, 0..=3600).unwrap_or(5));
-        let policy = r.parsed(&BACKPRESSURE).map_or_else(Policy::default, |PolicyText(policy)| policy);
-        let breaker = r.breaker();
-        let admin = r.admin();
-        let log_level = r.log_level();
-        let log_allocations = r.switch(&LOG_ALLOCATIONS).unwrap_or(false);
-        if r.has(&LISTEN) && listen.is_empty() && r.errors.is_empty() {
-            r.error(&LISTEN, "expected at least one address and port, found none");
-        }
-        r.no_duplicates(&listen);
-
-        let listen = if r.has(&LISTEN) { listen } else { loopback() };
-        let mut credentials = r.credentials(&realm);
-        let on_loopback = listen.iter().all(|l: &SocketAddr| l.ip().is_loopback());
-        let mut peers = PeerRules { allow, deny, nat64, ..PeerRules::default() };
-        let mut first_run = None;
-        if credentials.is_empty() && r.errors.is_empty() {
-            if on_loopback {
-                first_run = Some(r.make_up(&mut credentials, &mut peers));
+        let mut errors = arguments.errors.clone();
+        let s = Settings::read(&arguments.values, &mut errors);
+        checks::no_overlap(&s.allow_peer, &s.deny_peer, &mut errors);
+        let (total_limits, user_limits) = checks::limits(&s, &mut errors);
+        let listen = checks::listeners(&s.listen, &mut errors);
+        let credentials = credentials::credentials(&s, &mut errors);
+        let mut peers = PeerRules {
+            allow: s.allow_peer.values.clone(),
+            deny: s.deny_peer.values.clone(),
+            nat64: s.nat64_prefix.values.iter().map(|&Nat64Prefix(net)| net).collect(),
+            ..PeerRules::default()
+        };
+        let (mut credentials, mut first_run) = (credentials, None);
+        if let Some(credentials) = credentials.as_mut().filter(|credentials| credentials.is_empty())
+            && errors.is_empty()
+        {
+            if listen.iter().all(|listener| listener.ip().is_loopback()) {
+                first_run = Some(credentials::make_up(&s, credentials, &mut peers, &mut errors));
             } else {
                 let problem = "expected a user NAME:PASSWORD, or a secret, since others than this host are listened to";
-                r.error(&USER, problem);
+                errors.push(s.user.error(problem));
             }
         }
-        let mut family = |v4: bool| r.relay_ip(&listen, &relay, &external, v4);
+        let mut family = |v4| checks::relay_ip(&listen, &s.relay_address, &s.external_address, v4, &mut errors);
         let (relay_v4, relay_v6) = (family(true), family(false));
-        if relay_v4.is_none() && relay_v6.is_none() && r.errors.is_empty() {
-            r.error(&RELAY_ADDRESS, "expected the address that peers reach, since listen names none");
+        if relay_v4.is_none() && relay_v6.is_none() && errors.is_empty() {
+            errors.push(s.relay_address.error("expected the address that peers reach, since listen names none"));
         }
+        let Ports(ports) = s.ports.one().unwrap_or(Ports(49_152..=65_535));
         let families = usize::from(relay_v4.is_some()) + usize::from(relay_v6.is_some());
-        let sockets = families * ports.len();
-        if r.has(&MAX_ALLOCATIONS) && sockets > 0 && total_limits.allocations > sockets {
-            let found = total_limits.allocations;
-            r.error(
-                &MAX_ALLOCATIONS,
-                &format!("expected at most {sockets}, as many as there are ports, found {found}"),
-            );
+        let (sockets, found) = (families * ports.len(), total_limits.allocations);
+        if s.max_allocations.is_given() && sockets > 0 && found > sockets {
+            let problem = format!("expected at most {sockets}, as many as there are ports, found {found}");
+            errors.push(s.max_allocations.error(problem));
         }
-        let Reader { errors, .. } = r;
-        if !errors.is_empty() {
-            return Err(errors);
-        }
+        let Some(credentials) = credentials.filter(|_| errors.is_empty()) else { return Err(errors) };
+        let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
         Ok(Self {
             listen,
             relay_v4,
@@ -330,19 +307,19 @@ impl Config {
             ports,
             credentials,
             peers,
-            threads,
+            threads: s.threads.one().map_or(cores, |Number(threads)| threads as usize),
             user_limits,
             total_limits,
-            reply_limit,
-            failure_limit,
-            max_lifetime,
-            policy,
-            breaker,
-            admin,
+            reply_limit: s.reply_limit.one().map_or(1000, |Number(limit)| limit as u32),
+            failure_limit: s.failure_limit.one().map_or(30, |Number(limit)| limit as u32),
+            max_lifetime: Duration::from_secs(s.max_lifetime.one().map_or(3600, |Number(seconds)| seconds)),
+            policy: s.backpressure.one().map_or_else(Policy::default, |PolicyText(policy)| policy),
+            breaker: s.breaker.one().and_then(|Breaker(limits)| limits),
+            admin: s.admin.one().map(|AdminAddr(addr)| addr),
             file: arguments.file.clone(),
-            drain,
-            log_level,
-            log_allocations,
+            drain: Duration::from_secs(s.drain.one().map_or(5, |Number(seconds)| seconds)),
+            log_level: s.log_level.one().map_or_else(|| "info".to_owned(), |LogFilter(filter)| filter),
+            log_allocations: s.log_allocations.one().unwrap_or(false),
             first_run,
         })
     }

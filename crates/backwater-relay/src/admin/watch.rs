@@ -2,7 +2,7 @@
 
 use backwater_udp::Policy;
 
-use crate::config::{BACKPRESSURE, Config, ConfigError, ConfigFile, Stamp};
+use crate::config::{Config, ConfigError, ConfigFile, Stamp};
 
 /// Notices that the file has changed, and what that means.
 pub(super) struct FileWatch {
@@ -86,16 +86,15 @@ impl FileWatch {
         self.invalid.clear();
         let mut changes = Vec::new();
         let Some(file) = config.file else { return changes };
-        if file.differences(&self.latest).any(|key| key.name == BACKPRESSURE.name) {
-            match file.instead(&BACKPRESSURE) {
+        if let Some(key) = file.differences(&self.latest).find(|key| key.is_live) {
+            match file.instead(key) {
                 Some(by) => changes.push(Change::Overruled(by.to_owned())),
                 None if config.policy != self.policy => changes.push(Change::Policy(config.policy)),
                 None => {}
             }
         }
-        let restart = file.differences(&self.started).map(|key| (key.name, file.instead(key)));
-        let restart: Vec<_> =
-            restart.filter(|(name, by)| *name != BACKPRESSURE.name && by.is_none()).map(|(name, _)| name).collect();
+        let restart = file.differences(&self.started).filter(|key| !key.is_live && file.instead(key).is_none());
+        let restart: Vec<_> = restart.map(|key| key.name).collect();
         if restart != self.restart {
             self.restart.clone_from(&restart);
             if !restart.is_empty() {

@@ -12,7 +12,7 @@ use backwater_ops::exposed_mode;
 
 use super::{
     Arguments, ConfigError, Given,
-    keys::{HASHED_USER, KEYS, Key, NAMED_SECRET, SECRET, USER},
+    keys::{KEYS, Key},
     suggest,
 };
 
@@ -39,9 +39,6 @@ pub(crate) struct Stamp {
 /// A file that is longer is not read again: it is something else than a configuration.
 const MAX_LEN: u64 = 1 << 20;
 
-/// The keys whose values are nobody else's to read.
-const SECRETS: [&Key; 4] = [&USER, &HASHED_USER, &SECRET, &NAMED_SECRET];
-
 impl ConfigFile {
     /// # Errors
     /// That it cannot be read, or is no TOML.
@@ -62,7 +59,8 @@ impl ConfigFile {
 
     /// What to say of passwords in it that others can read.
     pub(super) fn exposed_secrets(&self) -> Option<String> {
-        let mode = self.exposed.filter(|_| SECRETS.iter().any(|key| self.values.contains_key(key.name)))?;
+        let has_secrets = || KEYS.iter().any(|key| key.is_secret && self.values.contains_key(key.name));
+        let mode = self.exposed.filter(|_| has_secrets())?;
         let path = self.path.display();
         Some(format!("{path}: others can read the passwords in it (mode {mode:04o}): chmod 600 it"))
     }
@@ -95,7 +93,7 @@ impl ConfigFile {
         Ok(Arguments::of_file(file))
     }
 
-    /// What stands instead of the file's value for this key: a flag or a variable.
+    /// Returns the flag or the variable that counts before the file's value of this key.
     pub(crate) fn instead(&self, key: &Key) -> Option<&str> {
         self.instead.get(key.name).map(|given| given.place.as_str())
     }
@@ -144,22 +142,32 @@ pub(super) fn parse(name: &str, text: &str) -> Result<Parsed, Vec<ConfigError>> 
             errors.push(ConfigError { key: place, problem });
             continue;
         };
-        let values = match value.as_array().filter(|_| known.list) {
-            Some(values) => values.iter().map(scalar).collect(),
-            None => scalar(&value).map(|value| vec![value]),
-        };
-        match values {
-            Some(values) => drop(found.insert(known.name, Given { place, values })),
-            None => {
-                let list = if known.list { "an array of strings" } else { "a string or a number" };
-                errors.push(ConfigError { key: place, problem: format!("expected {list}: {}", known.value) });
-            }
+        match texts(known, &value) {
+            Ok(values) => drop(found.insert(known.name, Given { place, values })),
+            Err(problem) => errors.push(ConfigError { key: place, problem }),
         }
     }
     Ok((found, errors))
 }
 
-fn scalar(value: &toml::Value) -> Option<String> {
-    let number = value.as_integer().map(|number| number.to_string());
-    value.as_str().map(str::to_owned).or(number).or_else(|| value.as_bool().map(|on| on.to_string()))
+/// Returns the values as flags would have them, or what was found instead.
+fn texts(key: &Key, value: &toml::Value) -> Result<Vec<String>, String> {
+    let text = |value: &toml::Value| match value {
+        toml::Value::String(text) => Ok(text.clone()),
+        toml::Value::Integer(number) => Ok(number.to_string()),
+        toml::Value::Boolean(on) if key.is_switch => Ok(on.to_string()),
+        toml::Value::Float(_)
+        | toml::Value::Boolean(_)
+        | toml::Value::Datetime(_)
+        | toml::Value::Array(_)
+        | toml::Value::Table(_) => {
+            let expected = if key.is_list { "an array of strings" } else { "a string or a number" };
+            let article = if matches!(value, toml::Value::Integer(_) | toml::Value::Array(_)) { "an" } else { "a" };
+            Err(format!("expected {expected}: {}, found {article} {}", key.value, value.type_str()))
+        }
+    };
+    match value.as_array().filter(|_| key.is_list) {
+        Some(values) => values.iter().map(text).collect(),
+        None => Ok(vec![text(value)?]),
+    }
 }

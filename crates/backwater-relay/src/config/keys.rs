@@ -1,124 +1,213 @@
-//! The table of keys: what there is to configure. A key is declared here and named by its constant everywhere else, so that a
-//! misspelt one does not compile.
+//! The keys of the configuration. Each is declared once, with its type: its flag, its variable, its name in the file, and its field
+//! in [`Settings`] come from that line. A misspelt field does not compile, and neither does one that nobody reads.
 
-/// A key of the configuration: a flag `--name`, a variable `BACKWATER_RELAY_NAME`, and `name` in the file.
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use backwater_ops::PolicyText;
+use ipnet::IpNet;
+
+use super::{ConfigError, Given, values::*};
+
+/// A key: a flag `--name`, a variable `BACKWATER_RELAY_NAME`, and `name` in the file.
+#[derive(Debug)]
 pub(crate) struct Key {
     pub(crate) name: &'static str,
+    /// What stands for the value in `--help`.
     pub(super) value: &'static str,
-    /// May be given several times; separated by commas in the environment; an array in the file.
-    pub(super) list: bool,
+    /// Whether it may be given several times: separated by commas in the environment, an array in the file.
+    pub(super) is_list: bool,
+    /// Whether the running relay applies a change of it.
+    pub(crate) is_live: bool,
+    /// Whether nobody but the file's owner may read it.
+    pub(super) is_secret: bool,
+    /// Whether the file may have `true` and `false` for it.
+    pub(super) is_switch: bool,
     pub(super) help: &'static str,
 }
 
-const fn one(name: &'static str, value: &'static str, help: &'static str) -> Key {
-    Key { name, value, list: false, help }
+/// What the layers say about a key.
+pub(super) struct Setting<T> {
+    pub(super) key: &'static Key,
+    /// Where it is set; `None`: nowhere.
+    place: Option<String>,
+    /// The values that could be read.
+    pub(super) values: Vec<T>,
 }
 
-const fn many(name: &'static str, value: &'static str, help: &'static str) -> Key {
-    Key { name, value, list: true, help }
+impl<T: Value> Setting<T> {
+    fn read(key: &'static Key, given: Option<&Given>, errors: &mut Vec<ConfigError>) -> Self {
+        let mut setting = Self { key, place: given.map(|given| given.place.clone()), values: Vec::new() };
+        for text in given.into_iter().flat_map(|given| &given.values) {
+            match T::read(text) {
+                Ok(value) => setting.values.push(value),
+                Err(problem) => errors.push(setting.error(problem)),
+            }
+        }
+        setting
+    }
 }
 
-/// Declares each key as a constant, and all of them as [`KEYS`].
+impl<T> Setting<T> {
+    pub(super) fn is_given(&self) -> bool {
+        self.place.is_some()
+    }
+
+    /// Returns the value of a key that has one at most.
+    pub(super) fn one(self) -> Option<T> {
+        self.values.into_iter().next_back()
+    }
+
+    pub(super) fn error(&self, problem: impl Into<String>) -> ConfigError {
+        ConfigError { key: self.place.clone().unwrap_or_else(|| self.key.name.to_owned()), problem: problem.into() }
+    }
+}
+
+/// Returns the name of a field as the name of a key.
+const fn hyphenated<const LEN: usize>(field: &str) -> [u8; LEN] {
+    let (mut name, mut at) = ([0; LEN], 0);
+    while at < LEN {
+        name[at] = if field.as_bytes()[at] == b'_' { b'-' } else { field.as_bytes()[at] };
+        at += 1;
+    }
+    name
+}
+
+/// Declares the keys: whether the running relay applies a change (`live`) or it needs a restart (`fixed`), `one` or `many` values, the
+/// field, the type of a value, what stands for it in `--help`, and the help.
 macro_rules! keys {
-    ($($constant:ident = $key:expr;)*) => {
-        $(pub(crate) static $constant: Key = $key;)*
+    ($($change:ident $arity:ident $field:ident: $type:ty = ($value:literal, $help:literal $(,)?);)*) => {
+        #[allow(non_upper_case_globals, reason = "they are named as the fields are")]
+        mod key {
+            use super::*;
 
-        pub(super) static KEYS: &[&Key] = &[$(&$constant),*];
+            $(pub(super) static $field: Key = Key {
+                name: {
+                    const NAME: [u8; stringify!($field).len()] = hyphenated(stringify!($field));
+                    match str::from_utf8(&NAME) {
+                        Ok(name) => name,
+                        Err(_) => panic!("a key is ASCII"),
+                    }
+                },
+                value: $value,
+                is_list: keys!(@is_list $arity),
+                is_live: keys!(@is_live $change),
+                is_secret: <$type as Value>::IS_SECRET,
+                is_switch: <$type as Value>::IS_SWITCH,
+                help: $help,
+            };)*
+        }
+
+        /// All keys.
+        pub(super) static KEYS: &[&Key] = &[$(&key::$field),*];
+
+        /// The values of all keys.
+        pub(super) struct Settings {
+            $(pub(super) $field: Setting<$type>,)*
+        }
+
+        impl Settings {
+            /// Reads the values, and adds what is wrong with them to `errors`.
+            pub(super) fn read(given: &HashMap<&'static str, Given>, errors: &mut Vec<ConfigError>) -> Self {
+                Self { $($field: Setting::read(&key::$field, given.get(key::$field.name), errors),)* }
+            }
+        }
     };
+    (@is_list one) => { false };
+    (@is_list many) => { true };
+    (@is_live live) => { true };
+    (@is_live fixed) => { false };
 }
+
+/// A number of allocations, permissions or channels.
+pub(super) type Count = Number<1, 1_000_000_000>;
+
+/// Bytes in a second.
+pub(super) type Bytes = Number<1000, 1_000_000_000_000>;
+
+/// On other systems than Linux, one listener gets all clients.
+const MOST_THREADS: u64 = if cfg!(target_os = "linux") { 1024 } else { 1 };
 
 keys! {
-    LISTEN = many("listen", "IP:PORT", "Where clients reach the relay [default: 127.0.0.1:3478 and [::1]:3478]");
-    RELAY_ADDRESS = many(
-        "relay-address",
+    fixed many listen: SocketAddr = ("IP:PORT", "Where clients reach the relay [default: 127.0.0.1:3478 and [::1]:3478]");
+    fixed many relay_address: IpAddr = (
         "IP",
         "Where peers reach the clients: one address of each family [default: the listeners' own; with a wildcard listener and \
          external-address, every address of this host]",
     );
-    EXTERNAL_ADDRESS = many(
-        "external-address",
+    fixed many external_address: IpAddr = (
         "IP",
         "What peers see the relay-address of the same family as, behind a one-to-one NAT [default: the same]",
     );
-    PORTS = one("ports", "FIRST-LAST", "Ports of relayed addresses [default: 49152-65535]");
-    REALM = one("realm", "NAME", "The realm of the credentials [default: backwater]");
-    USER = many("user", "NAME:PASSWORD", "A user [default: one is made up when only loopback is listened on]");
-    HASHED_USER = many(
-        "hashed-user",
+    fixed one ports: Ports = ("FIRST-LAST", "Ports of relayed addresses [default: 49152-65535]");
+    fixed one realm: String = ("NAME", "The realm of the credentials [default: backwater]");
+    fixed many user: Secret = ("NAME:PASSWORD", "A user [default: one is made up when only loopback is listened on]");
+    fixed many hashed_user: Secret = (
         "NAME:KEYS",
         "A user whose password is stored as the keys it makes: a line that hash-password prints, or NAME and the MD5 key in hexadecimal",
     );
-    SECRET = many(
-        "secret",
+    fixed many secret: Secret = (
         "SECRET",
         "A shared secret for time-limited credentials: user EXPIRY:NAME or NAME:EXPIRY, password base64(HMAC-SHA1(SECRET, user)), \
          or with HMAC-SHA256",
     );
-    NAMED_SECRET = many("named-secret", "ID:SECRET", "The same, with an id by which the command credentials is told which one to use");
-    ALLOW_PEER = many(
-        "allow-peer",
+    fixed many named_secret: Secret = ("ID:SECRET", "The same, with an id by which the command credentials is told which one to use");
+    fixed many allow_peer: IpNet = (
         "PREFIX",
         "Peers to allow that are refused by default: private, loopback, link-local, multicast, and all other ranges that \
          the registries of special-purpose addresses do not call globally reachable",
     );
-    DENY_PEER = many("deny-peer", "PREFIX", "Peers to refuse, whatever else is allowed");
-    NAT64_PREFIX = many(
-        "nat64-prefix",
+    fixed many deny_peer: IpNet = ("PREFIX", "Peers to refuse, whatever else is allowed");
+    fixed many nat64_prefix: Nat64Prefix = (
         "PREFIX",
         "Prefixes of NAT64 translators, beside 64:ff9b::/96: a peer there is judged by its IPv4 address too",
     );
-    THREADS = one("threads", "N", "Threads [default: one for each core on Linux, else 1]");
-    MAX_ALLOCATIONS = one("max-allocations", "N", "Allocations there may be [default: as many as there are ports]");
-    MAX_ALLOCATIONS_PER_USER = one("max-allocations-per-user", "N", "Allocations that a user may have [default: no limit]");
-    MAX_PERMISSIONS = one("max-permissions", "N", "Permissions there may be in all allocations [default: 256 in each allocation]");
-    MAX_PERMISSIONS_PER_USER = one("max-permissions-per-user", "N", "Permissions that a user may have in all allocations [default: no limit]");
-    MAX_CHANNELS = one("max-channels", "N", "Channels there may be in all allocations [default: 256 in each allocation]");
-    MAX_CHANNELS_PER_USER = one("max-channels-per-user", "N", "Channels that a user may have in all allocations [default: no limit]");
-    MAX_BYTES_PER_SECOND = one(
-        "max-bytes-per-second",
+    fixed one threads: Number<1, MOST_THREADS> = ("N", "Threads [default: one for each core on Linux, else 1]");
+    fixed one max_allocations: Count = ("N", "Allocations there may be [default: as many as there are ports]");
+    fixed one max_allocations_per_user: Count = ("N", "Allocations that a user may have [default: no limit]");
+    fixed one max_permissions: Count = ("N", "Permissions there may be in all allocations [default: 256 in each allocation]");
+    fixed one max_permissions_per_user: Count = ("N", "Permissions that a user may have in all allocations [default: no limit]");
+    fixed one max_channels: Count = ("N", "Channels there may be in all allocations [default: 256 in each allocation]");
+    fixed one max_channels_per_user: Count = ("N", "Channels that a user may have in all allocations [default: no limit]");
+    fixed one max_bytes_per_second: Bytes = (
         "N",
         "Payload bytes that are relayed in a second, both ways together, from 1000; what comes beyond is dropped \
          [default: no limit]",
     );
-    MAX_BYTES_PER_SECOND_PER_USER = one("max-bytes-per-second-per-user", "N", "The same for one user [default: no limit]");
-    REPLY_LIMIT = one(
-        "reply-limit",
+    fixed one max_bytes_per_second_per_user: Bytes = ("N", "The same for one user [default: no limit]");
+    fixed one reply_limit: Number<0, 1_000_000> = (
         "N",
         "Answers in a second to a source that has not authenticated (an IPv4 address, an IPv6 network of 64 bits), 0 for \
          no limit; loopback is not limited [default: 1000]",
     );
-    FAILURE_LIMIT = one(
-        "failure-limit",
+    fixed one failure_limit: Number<0, 1_000_000> = (
         "N",
         "Wrong passwords in a minute that are looked at from a source (an IPv4 address, an IPv6 network of 64 bits), and \
          twice as many for a user name; what comes beyond is dropped; 0 for no limit [default: 30]",
     );
-    MAX_LIFETIME = one(
-        "max-lifetime",
+    fixed one max_lifetime: Number<600, 86_400> = (
         "SECONDS",
         "The longest lifetime of an allocation between refreshes, 600 to 86400 [default: 3600]",
     );
-    BACKPRESSURE = one(
-        "backpressure",
+    live one backpressure: PolicyText = (
         "POLICY",
         "What to do with a datagram that the system has no room for: wait (100 ms; macOS: 500), wait:TIME such as wait:50ms, or \
          drop; a change in the file is applied at once [default: wait]",
     );
-    BREAKER = one(
-        "breaker",
+    fixed one breaker: Breaker = (
         "LIMITS",
         "When to switch to drop by itself: lost-edges=N/min, stall=TIME, or both with a comma, on any thread; or off \
          [default: off]",
     );
-    ADMIN = one("admin", "IP:PORT", "Where to serve metrics and the policy over HTTP, on loopback [default: nowhere]");
-    DRAIN = one("drain", "SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]");
-    LOG_ALLOCATIONS = one(
-        "log-allocations",
+    fixed one admin: AdminAddr = ("IP:PORT", "Where to serve metrics and the policy over HTTP, on loopback [default: nowhere]");
+    fixed one drain: Number<0, 3600> = ("SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]");
+    fixed one log_allocations: bool = (
         "on|off",
         "Whether allocations that are made, refreshed and ended are in the log at info, or at debug [default: off]",
     );
-    LOG_LEVEL = one(
-        "log-level",
+    fixed one log_level: LogFilter = (
         "FILTER",
         "error, warn, info, debug, trace, or a list such as info,backwater_turn=debug [default: info]",
     );

@@ -1,4 +1,6 @@
-use super::{reader::Text, *};
+use std::net::IpAddr;
+
+use super::*;
 
 fn config(args: &[&str], env: &[(&str, &str)]) -> Result<Config, Vec<ConfigError>> {
     let args = std::iter::once("backwater-relay").chain(args.iter().copied());
@@ -131,9 +133,13 @@ fn rules_that_cannot_be_met_are_all_named() {
         "10.0.0.0/8",
     ]);
     assert_eq!(all.len(), 3, "{all:?}");
-    assert!(all[0].contains("10.1.0.0/16 can never be allowed, since deny-peer has 10.0.0.0/8"), "{all:?}");
-    assert!(all[1].starts_with("--nat64-prefix: expected an IPv6 prefix") && all[1].contains("10.0.0.0/8"), "{all:?}");
-    assert!(all[2].contains("found 2001:db8::/33"), "{all:?}");
+    for (key, part) in [
+        ("--allow-peer", "10.1.0.0/16 can never be allowed, since deny-peer has 10.0.0.0/8"),
+        ("--nat64-prefix: expected an IPv6 prefix", "found \"10.0.0.0/8\""),
+        ("--nat64-prefix: expected an IPv6 prefix", "found \"2001:db8::/33\""),
+    ] {
+        assert!(all.iter().any(|line| line.starts_with(key) && line.contains(part)), "{part}: {all:?}");
+    }
     config(&["--allow-peer", "10.0.0.0/8", "--deny-peer", "10.1.0.0/16", "--nat64-prefix", "2001:db8::/96"], &[])
         .unwrap();
 }
@@ -247,28 +253,25 @@ fn file_with_secrets_that_others_can_read_is_a_warning() {
 /// Blanks belong to a password. In a list of the environment, commas and backslashes of a value are written with a backslash.
 #[test]
 fn values_are_taken_as_written() {
-    let given = |args: &[&str], env: &[(&str, &str)], key| {
+    let given = |args: &[&str], env: &[(&str, &str)]| {
         let args = std::iter::once("backwater-relay").chain(args.iter().copied());
         let matches = Arguments::command().try_get_matches_from(args).unwrap();
         let arguments = Arguments::read(&matches, variables(env)).unwrap();
-        Reader { arguments: &arguments, errors: vec![] }
-            .list::<Text>(key, "")
-            .into_iter()
-            .map(|t| t.0)
-            .collect::<Vec<_>>()
+        let settings = Settings::read(&arguments.values, &mut vec![]);
+        [settings.user, settings.secret].into_iter().flat_map(|s| s.values).map(|Secret(s)| s).collect::<Vec<_>>()
     };
-    assert_eq!(given(&["--user", "alice: a b "], &[], &USER), ["alice: a b "]);
-    assert_eq!(given(&["--secret", " a,b "], &[], &SECRET), [" a,b "]);
-    assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", r" a\,b ,c\d,")], &SECRET), [" a,b ", r"c\d", ""]);
+    assert_eq!(given(&["--user", "alice: a b "], &[]), ["alice: a b "]);
+    assert_eq!(given(&["--secret", " a,b "], &[]), [" a,b "]);
+    assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", r" a\,b ,c\d,")]), [" a,b ", r"c\d", ""]);
     for (written, meant) in
         [(r"a\\,b", &[r"a\", "b"][..]), (r"a\\\,b", &[r"a\,b"]), (r"a\\b\", &[r"a\b\"]), (r"\\\\,\,", &[r"\\", ","])]
     {
-        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", written)], &SECRET), meant, "{written}");
+        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", written)]), meant, "{written}");
         let joined =
             meant.iter().map(|value| value.replace('\\', r"\\").replace(',', r"\,")).collect::<Vec<_>>().join(",");
-        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", &joined)], &SECRET), meant, "{joined}");
+        assert_eq!(given(&[], &[("BACKWATER_RELAY_SECRET", &joined)]), meant, "{joined}");
     }
-    assert_eq!(given(&["--secret", r"a\\,b\,"], &[], &SECRET), [r"a\\,b\,"], "a flag has one value");
+    assert_eq!(given(&["--secret", r"a\\,b\,"], &[]), [r"a\\,b\,"], "a flag has one value");
     let c = config(&[], &[("BACKWATER_RELAY_LISTEN", "127.0.0.1:1, 127.0.0.2:2 ")]).unwrap();
     assert_eq!(c.listen.len(), 2, "an address has no blanks");
 }
@@ -355,7 +358,7 @@ fn an_empty_list_of_listeners_is_named() {
 fn every_key_is_read() {
     for key in KEYS {
         let flag = format!("--{}", key.name);
-        let wrong = if key.name == SECRET.name { "" } else { "\u{1}" };
+        let wrong = if key.name == "secret" { "" } else { "\u{1}" };
         let all = problems(&[&flag, wrong]);
         assert!(all.iter().any(|line| line.starts_with(&format!("{flag}: "))), "{flag}: {all:?}");
     }
@@ -368,4 +371,20 @@ fn a_mistake_in_the_file_has_its_line() {
     for mistake in [", line 7: relm: unknown", ", line 2: threads: expected", ", line 4: listen: expected"] {
         assert!(all.iter().any(|line| line.contains(mistake)), "{mistake}: {all:?}");
     }
+}
+
+/// A value of another type is no text: `true` would become the realm.
+#[test]
+fn a_value_of_the_wrong_type_is_named_with_what_was_found() {
+    let all = with_file("realm = true\nthreads = [2]\nuser = [1.5]\nports = {}\nlog-allocations = true\n", &[]);
+    let all: Vec<_> = all.unwrap_err().iter().map(ToString::to_string).collect();
+    for mistake in [
+        ", line 1: realm: expected a string or a number: NAME, found a boolean",
+        ", line 2: threads: expected a string or a number: N, found an array",
+        ", line 3: user: expected an array of strings: NAME:PASSWORD, found a float",
+        ", line 4: ports: expected a string or a number: FIRST-LAST, found a table",
+    ] {
+        assert!(all.iter().any(|line| line.ends_with(mistake)), "{mistake}: {all:?}");
+    }
+    assert_eq!(all.len(), 4, "{all:?}");
 }

@@ -1,0 +1,117 @@
+//! What is wrong with values only beside those of other keys.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
+
+use backwater_turn::Limits as Quota;
+use ipnet::IpNet;
+
+use super::{
+    ConfigError,
+    keys::{Setting, Settings},
+    values::Number,
+};
+use crate::ports::RelayIp;
+
+/// The limits of all users together, and those of one.
+pub(super) fn limits(s: &Settings, errors: &mut Vec<ConfigError>) -> (Quota, Quota) {
+    fn number<const MIN: u64, const MAX: u64>(setting: &Setting<Number<MIN, MAX>>) -> Option<u64> {
+        setting.values.last().map(|&Number(number)| number)
+    }
+    /// A limit of one user's that is above that of all users would never be met.
+    fn both<const MIN: u64, const MAX: u64>(
+        [all, user]: [&Setting<Number<MIN, MAX>>; 2],
+        errors: &mut Vec<ConfigError>,
+    ) -> [Option<u64>; 2] {
+        let (of_all, of_user) = (number(all), number(user));
+        if let (Some(total), Some(found)) = (of_all, of_user)
+            && found > total
+        {
+            errors.push(user.error(format!("expected at most the {total} of {}, found {found}", all.key.name)));
+        }
+        [of_all, of_user]
+    }
+    let allocations = both([&s.max_allocations, &s.max_allocations_per_user], errors);
+    let permissions = both([&s.max_permissions, &s.max_permissions_per_user], errors);
+    let channels = both([&s.max_channels, &s.max_channels_per_user], errors);
+    let bytes = both([&s.max_bytes_per_second, &s.max_bytes_per_second_per_user], errors);
+    let quota = |which: usize| {
+        let count = |limits: [Option<u64>; 2]| limits[which].map_or(usize::MAX, |limit| limit as usize);
+        Quota {
+            allocations: count(allocations),
+            permissions: count(permissions),
+            channels: count(channels),
+            bytes_per_second: bytes[which],
+        }
+    };
+    (quota(0), quota(1))
+}
+
+/// Denied wins: what is allowed inside it is a mistake.
+pub(super) fn no_overlap(allow: &Setting<IpNet>, deny: &Setting<IpNet>, errors: &mut Vec<ConfigError>) {
+    for allowed in &allow.values {
+        if let Some(denied) = deny.values.iter().find(|denied| denied.contains(allowed)) {
+            let problem = format!("{allowed} can never be allowed, since {} has {denied}", deny.key.name);
+            errors.push(allow.error(problem));
+        }
+    }
+}
+
+/// Returns where to listen. The system would let two sockets share an address, unless it picks their ports.
+pub(super) fn listeners(listen: &Setting<SocketAddr>, errors: &mut Vec<ConfigError>) -> Vec<SocketAddr> {
+    if !listen.is_given() {
+        return loopback();
+    }
+    if listen.values.is_empty() && errors.is_empty() {
+        errors.push(listen.error("expected at least one address and port, found none"));
+    }
+    let mut seen = HashSet::new();
+    for addr in listen.values.iter().filter(|addr| addr.port() != 0) {
+        if !seen.insert(addr) {
+            errors.push(listen.error(format!("expected each address once, found {addr} twice")));
+        }
+    }
+    listen.values.clone()
+}
+
+/// The relayed address of a family: as given, or that of a listener.
+pub(super) fn relay_ip(
+    listen: &[SocketAddr],
+    relay: &Setting<IpAddr>,
+    external: &Setting<IpAddr>,
+    v4: bool,
+    errors: &mut Vec<ConfigError>,
+) -> Option<RelayIp> {
+    let mut of_family = |setting: &Setting<IpAddr>| {
+        let ips: Vec<_> = setting.values.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect();
+        if ips.len() > 1 {
+            errors.push(setting.error("expected one address of each family"));
+        }
+        ips.first().copied()
+    };
+    let (relay_ip, external_ip) = (of_family(relay), of_family(external));
+    let mut listeners = listen.iter().map(SocketAddr::ip).filter(|ip| ip.is_ipv4() == v4);
+    let own = listeners.clone().find(|ip| !ip.is_unspecified());
+    // Peers know the wildcard by the external address.
+    let wildcard = listeners.next().filter(|_| external_ip.is_some());
+    let Some(bind) = relay_ip.or(own).or(wildcard) else {
+        if let Some(found) = external_ip {
+            let family = if v4 { "IPv6" } else { "IPv4" };
+            let problem = format!("expected an {family} address, as listen and relay-address are, found {found}");
+            errors.push(external.error(problem));
+        }
+        return None;
+    };
+    if bind.is_unspecified() && external_ip.is_none() {
+        errors.push(relay.error("expected an address that clients can be told, found the wildcard"));
+    }
+    Some(RelayIp { bind, advertise: external_ip.unwrap_or(bind) })
+}
+
+/// Loopback in the families that this host has.
+fn loopback() -> Vec<SocketAddr> {
+    let all = [SocketAddr::from(([127, 0, 0, 1], 3478)), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 3478))];
+    all.into_iter().filter(|addr| addr.is_ipv4() || UdpSocket::bind((addr.ip(), 0)).is_ok()).collect()
+}
