@@ -490,7 +490,7 @@ impl Listener {
         {
             server.set_ip(ip);
         }
-        FiveTuple { client: ClientAddr(train.source), server }
+        FiveTuple::udp(ClientAddr(train.source), server)
     }
 
     fn send(&self, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, fields: Fields) {

@@ -116,7 +116,7 @@ impl Relay {
     }
 
     async fn handle_client(&mut self, source: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        let from = FiveTuple { client: ClientAddr(source), server: self.listener.local_addr()? };
+        let from = FiveTuple::udp(ClientAddr(source), self.listener.local_addr()?);
         let mut reply = [0; MAX_REPLY];
         let mut action = self.server.handle_client(now(), from, datagram, &mut reply);
         if let Action::Bind(bind) = action {

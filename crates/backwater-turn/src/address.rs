@@ -1,4 +1,8 @@
-use std::{fmt, net::SocketAddr};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    net::SocketAddr,
+};
 
 use backwater_stun::AddressFamily;
 
@@ -35,13 +39,63 @@ address!(
     RelayedAddr
 );
 
-/// The 5-tuple that identifies an allocation (RFC 8656 §2), without the protocol, which is UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The 5-tuple that identifies an allocation (RFC 8656 §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FiveTuple {
     /// The client.
     pub client: ClientAddr,
     /// The transport address of the server's listener.
     pub server: SocketAddr,
+    /// The protocol between the two.
+    pub protocol: Protocol,
+}
+
+/// The transport protocol between a client and the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// UDP: anybody can forge the source, and datagrams can be lost or doubled.
+    Udp,
+    /// TCP, with TLS or without: the handshake has proved the source.
+    Tcp,
+}
+
+impl Protocol {
+    /// Returns the word for logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+impl FiveTuple {
+    /// Returns the 5-tuple of a client that sends datagrams.
+    #[inline]
+    pub fn udp(client: ClientAddr, server: SocketAddr) -> Self {
+        Self { client, server, protocol: Protocol::Udp }
+    }
+
+    /// Returns the 5-tuple of a connection.
+    #[inline]
+    pub fn tcp(client: ClientAddr, server: SocketAddr) -> Self {
+        Self { client, server, protocol: Protocol::Tcp }
+    }
+
+    /// Whether nobody can have forged the source.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.protocol == Protocol::Tcp
+    }
+}
+
+/// The hash of a 5-tuple leaves out the protocol, so that a look-up costs what it did with UDP alone: at most two clients share
+/// the addresses.
+impl Hash for FiveTuple {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.client.hash(state);
+        self.server.hash(state);
+    }
 }
 
 /// A value for IPv4 and one for IPv6.

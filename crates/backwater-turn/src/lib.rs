@@ -18,7 +18,7 @@
 //! #     reply_limit: None, failure_limit: None, relayed_ports: Arc::default(), nonce_key: [1; 64], thread: 0,
 //! # });
 //! # let source = "192.0.2.1:5000".parse().unwrap();
-//! # let from = FiveTuple { client: ClientAddr(source), server: "198.51.100.1:3478".parse().unwrap() };
+//! # let from = FiveTuple::udp(ClientAddr(source), "198.51.100.1:3478".parse().unwrap());
 //! # let datagram = &[0, 1, 0, 0, 0x21, 0x12, 0xA4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 //! # let mut sent = 0;
 //! let mut reply = [0; MAX_REPLY];
@@ -50,7 +50,7 @@ mod relayed_ports;
 mod reply_limit;
 pub mod server;
 
-pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, RelayedAddr};
+pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, Protocol, RelayedAddr};
 pub use auth::{AuthFailure, AuthFailureReason, Credentials, CredentialsError, HashedPassword, time_limited_password};
 pub use failure_limit::FailureLimit;
 pub use peers::{PeerRefused, PeerRules, Subject};

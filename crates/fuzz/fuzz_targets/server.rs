@@ -383,5 +383,5 @@ fn peer(input: &mut Input<'_>) -> SocketAddr {
 
 fn five_tuple(client: usize, port: u8) -> FiveTuple {
     let client = SocketAddr::from(([192, 0, 2, 1 + client as u8], 40_000 + u16::from(port)));
-    FiveTuple { client: ClientAddr(client), server: SocketAddr::from(([192, 0, 2, 250], 3478)) }
+    FiveTuple::udp(ClientAddr(client), SocketAddr::from(([192, 0, 2, 250], 3478)))
 }

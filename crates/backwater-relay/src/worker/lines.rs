@@ -143,7 +143,8 @@ impl Worker {
         self.server.borrow_mut().stop().for_each(|event| self.log_event(&event));
     }
 
-    fn log_event(&self, Event { kind, client, user, relayed, .. }: &Event) {
+    fn log_event(&self, Event { kind, client, protocol, user, relayed, .. }: &Event) {
+        let transport = protocol.name();
         let PerFamily { v4, v6 } = relayed;
         let relayed = v4.iter().chain(v6).map(RelayedAddr::to_string).collect::<Vec<_>>().join(", ");
         let user: String = shown(user);
@@ -155,13 +156,13 @@ impl Worker {
         }
         match kind {
             EventKind::Made(lifetime) => {
-                line!(%client, user, relayed, lifetime_seconds = lifetime.as_secs(), "allocation made");
+                line!(%client, transport, user, relayed, lifetime_seconds = lifetime.as_secs(), "allocation made");
             }
             EventKind::Refreshed(lifetime) => {
-                line!(%client, user, relayed, lifetime_seconds = lifetime.as_secs(), "allocation refreshed");
+                line!(%client, transport, user, relayed, lifetime_seconds = lifetime.as_secs(), "allocation refreshed");
             }
             EventKind::Ended { why, bytes_to_peers, bytes_to_client } => {
-                line!(%client, user, relayed, why = why.name(), bytes_to_peers, bytes_to_client, "allocation ended");
+                line!(%client, transport, user, relayed, why = why.name(), bytes_to_peers, bytes_to_client, "allocation ended");
             }
         }
     }

@@ -268,7 +268,7 @@ mod tests {
 
     fn allocation(now: Instant) -> Allocation {
         let client = ClientAddr("192.0.2.1:1".parse().unwrap());
-        let five_tuple = FiveTuple { client, server: "192.0.2.2:3478".parse().unwrap() };
+        let five_tuple = FiveTuple::udp(client, "192.0.2.2:3478".parse().unwrap());
         let granted = Granted {
             transaction_id: TransactionId([0; 12]),
             integrity: Integrity::Sha1,

@@ -76,7 +76,7 @@ impl Server {
                 };
                 // Browsers print the phrase. It is left out where the response to a forged source would amplify.
                 match challenge(code.reason()) {
-                    Ok(len) if amplifies(request, len) => challenge(""),
+                    Ok(len) if amplifies(from, request, len) => challenge(""),
                     result => result,
                 }
             }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{Server, allocation::Allocation};
-use crate::{ClientAddr, PerFamily, RelayedAddr};
+use crate::{ClientAddr, PerFamily, Protocol, RelayedAddr};
 
 /// Unread events that are kept. A caller that reads them after each call never has as many.
 const MAX_EVENTS: usize = 1024;
@@ -19,6 +19,8 @@ pub struct Event {
     pub kind: EventKind,
     /// The client's current address.
     pub client: ClientAddr,
+    /// The protocol that the client uses.
+    pub protocol: Protocol,
     /// The user name.
     pub user: Box<str>,
     /// The relayed addresses that the allocation was created with: one, or one of each family.
@@ -54,6 +56,8 @@ pub enum Ending {
     Expired,
     /// The operator ended it: [`Server::end`].
     Operator,
+    /// The client's connection ended.
+    Disconnected,
     /// The server stopped.
     Stopped,
 }
@@ -65,6 +69,7 @@ impl Ending {
             Self::Deleted => "deleted",
             Self::Expired => "expired",
             Self::Operator => "operator",
+            Self::Disconnected => "disconnected",
             Self::Stopped => "stopped",
         }
     }
@@ -112,6 +117,7 @@ impl Event {
         Self {
             kind,
             client: allocation.five_tuple.client,
+            protocol: allocation.five_tuple.protocol,
             user: allocation.user.name.clone(),
             relayed: allocation.granted.relayed,
             created: allocation.created,

@@ -2,13 +2,14 @@
 //!
 //! # How to drive it
 //!
-//! The caller owns the sockets, the clock and the threads. It makes four kinds of calls:
+//! The caller owns the sockets, the clock and the threads. It makes these calls:
 //!
 //! | When | Call | Then |
 //! |---|---|---|
-//! | a client's datagram arrives at a listener | [`Server::handle_client`] | carry out the [`Action`] |
+//! | a client's datagram arrives at a listener, or a frame of its connection (with its padding) | [`Server::handle_client`] | carry out the [`Action`] |
 //! | a peer's datagram, or a GRO batch of them, arrives at a relayed socket | [`Server::handle_peer`] | send it to the client in the [`Framing`] that is returned; [`Server::data_indication`] writes the header of a Data indication |
 //! | the network returns an ICMP error to a relayed socket | [`Server::icmp_indication`] | send the indication to the client |
+//! | a client's connection ends | [`Server::client_gone`] | close the sockets that it names |
 //! | [`Server::poll_timeout`] is due | [`Server::expire`], until it returns `None` | close the sockets that it names |
 //!
 //! After each call, [`Server::poll_event`] returns what a log may record, until it returns `None`. [`Server::poll_timeout`] may
@@ -209,7 +210,7 @@ drop_reasons! {
     Fingerprint "fingerprint",
     /// A response, or an indication other than Send.
     Unexpected "unexpected",
-    /// A request with a method that TURN over UDP does not have.
+    /// A request with a method that this server does not have.
     Method "method",
     /// An indication that has an unknown comprehension-required attribute, or lacks one of its own.
     Indication "indication",
@@ -261,7 +262,7 @@ const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
     AttributeType::RESERVATION_TOKEN,
 ]);
 
-/// A TURN server over UDP, without its sockets.
+/// A TURN server over UDP and TCP, without its sockets.
 pub struct Server {
     config: Config,
     nonces: Nonces,
@@ -355,6 +356,21 @@ impl Server {
         None
     }
 
+    /// Ends what a client held whose connection is gone, and returns which sockets the caller must close. An allocation with mobility
+    /// stays until it expires, for its client to return with the ticket from elsewhere (RFC 8016).
+    pub fn client_gone(&mut self, client: FiveTuple) -> Option<(AllocationId, Families)> {
+        let id = self.clients.get(&client).copied()?;
+        let allocation = self.allocation(id)?;
+        if allocation.mobile {
+            self.clients.remove(&client);
+            self.recent = None;
+            return None;
+        }
+        let families = allocation.families();
+        self.close(id, families, Ending::Disconnected);
+        Some((id, families))
+    }
+
     fn stun(&mut self, now: Now, from: FiveTuple, datagram: &[u8], reply: &mut [u8]) -> Action {
         let Ok(message) = Message::parse(datagram) else {
             return Action::Drop(DropReason::Malformed);
@@ -417,7 +433,10 @@ impl Server {
     fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
         self.allocation(id)?;
         let allocation = self.allocations.remove(id.index());
-        self.clients.remove(&allocation.five_tuple);
+        // The addresses of a connection that is gone may be another one's by now.
+        if self.clients.get(&allocation.five_tuple) == Some(&id) {
+            self.clients.remove(&allocation.five_tuple);
+        }
         self.recent = None;
         // The queue still holds the entries of allocations that were deleted early. This bounds their number.
         if self.expiries.len() > 2 * self.allocations.len() + 64 {

@@ -52,7 +52,10 @@ impl Server {
         fingerprint: bool,
         reply: &mut [u8],
     ) -> Action {
-        if self.config.relayed_ports.contains(from.client.0) && self.config.peers.is_relayed(from.client.0.ip()) {
+        if !from.is_proven()
+            && self.config.relayed_ports.contains(from.client.0)
+            && self.config.peers.is_relayed(from.client.0.ip())
+        {
             return Action::Drop(DropReason::Loop);
         }
         let mut answer =
@@ -86,7 +89,7 @@ impl Server {
         };
         let action = result.unwrap_or_else(|refusal| self.refuse(now, message, from, refusal, &answer, reply));
         if let (Action::Reply(len), None) = (&action, &answer.user)
-            && amplifies(message, *len)
+            && amplifies(from, message, *len)
         {
             return Action::Drop(DropReason::Amplification);
         }
@@ -112,7 +115,7 @@ impl Server {
         if self.may_answer_stranger(now.instant, from).is_ok()
             && let Action::Reply(len) =
                 self.refuse(now, message, from, Refusal::Challenge(Code::UNAUTHENTICATED), answer, reply)
-            && !amplifies(message, len)
+            && !amplifies(from, message, len)
         {
             failure.reply = Some(len);
         }
@@ -131,11 +134,16 @@ impl Server {
         }
     }
 
-    /// Returns whether an unauthenticated request gets a response. A client with an allocation always does.
+    /// Returns whether an unauthenticated request gets a response. A client with an allocation always does, and so does a connection:
+    /// its source is not forged.
     fn may_answer_stranger(&self, now: Instant, from: FiveTuple) -> Result<(), Refusal> {
         let allowed = |limit: &ReplyLimit| limit.allows(from.client.0.ip(), now) || self.clients.contains_key(&from);
         let limit = self.config.reply_limit.as_ref();
-        if limit.is_none_or(|limit| allowed(limit)) { Ok(()) } else { Err(DropReason::ReplyLimit.into()) }
+        if from.is_proven() || limit.is_none_or(|limit| allowed(limit)) {
+            Ok(())
+        } else {
+            Err(DropReason::ReplyLimit.into())
+        }
     }
 
     /// Authenticates a request (RFC 8489 §9.2.4). The nonce is checked first: this costs least, and rules out a spoofed source.
@@ -335,9 +343,10 @@ impl Server {
     }
 }
 
-/// Returns whether a response is more than 4.5 times as long as its request. A forged source can direct no more than that.
-pub(super) fn amplifies(request: &Message<'_>, answer: usize) -> bool {
-    2 * answer > 9 * request.as_bytes().len()
+/// Returns whether a response is more than 4.5 times as long as a request whose source may be forged. Nobody can direct more than that
+/// at somebody else.
+pub(super) fn amplifies(from: FiveTuple, request: &Message<'_>, answer: usize) -> bool {
+    !from.is_proven() && 2 * answer > 9 * request.as_bytes().len()
 }
 
 /// Answers a Binding request with the client's address (RFC 8489 §12).

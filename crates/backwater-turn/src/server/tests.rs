@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use backwater_stun::*;
 
 use super::*;
-use crate::{AuthFailureReason, ClientAddr, Limits, QuotaReason, RelayedAddr};
+use crate::{AuthFailureReason, ClientAddr, Limits, Protocol, QuotaReason, RelayedAddr};
 
 mod authentication;
 mod data;
@@ -14,6 +14,7 @@ mod loops;
 mod mobility;
 mod secrets;
 mod sessions;
+mod streams;
 
 const REALM: &str = "example.org";
 const CLIENT: &str = "192.0.2.1:40000";
@@ -38,7 +39,7 @@ fn addr(text: &str) -> SocketAddr {
 }
 
 fn from(client: &str) -> FiveTuple {
-    FiveTuple { client: ClientAddr(addr(client)), server: addr("192.0.2.250:3478") }
+    FiveTuple::udp(ClientAddr(addr(client)), addr("192.0.2.250:3478"))
 }
 
 fn key(user: &str) -> HmacKey {
@@ -93,8 +94,12 @@ impl Bench {
     }
 
     fn bytes(&mut self, client: &str, bytes: &[u8]) -> (Action, Vec<u8>) {
+        self.bytes_from(from(client), bytes)
+    }
+
+    fn bytes_from(&mut self, from: FiveTuple, bytes: &[u8]) -> (Action, Vec<u8>) {
         let mut reply = [0; MAX_REPLY];
-        let action = self.server.handle_client(self.now, from(client), bytes, &mut reply);
+        let action = self.server.handle_client(self.now, from, bytes, &mut reply);
         let len = match action {
             Action::Reply(len) | Action::Unbind(_, _, len) | Action::Forbid(len, ..) | Action::OverQuota(len, _) => len,
             Action::Unauthenticated(ref failure) => failure.reply.unwrap_or(0),

@@ -727,7 +727,7 @@ fn key(user: usize) -> HmacKey {
 
 fn client_address(n: u64) -> FiveTuple {
     let client = SocketAddr::new(IpAddr::from([192, 0, 2, 1 + n as u8 / 4]), 40_000 + n as u16);
-    FiveTuple { client: ClientAddr(client), server: "192.0.2.250:3478".parse().unwrap() }
+    FiveTuple::udp(ClientAddr(client), "192.0.2.250:3478".parse().unwrap())
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn transaction(n: u32) -> Transaction {
     let mut id = [0; 12];
     id[..4].copy_from_slice(&n.to_be_bytes());
     Transaction {
-        client: FiveTuple { client, server: "192.0.2.2:3478".parse().unwrap() },
+        client: FiveTuple::udp(client, "192.0.2.2:3478".parse().unwrap()),
         method: Method::ALLOCATE,
         id: TransactionId(id),
     }
