@@ -23,12 +23,12 @@ use crate::{
     counters::Counters,
     endpoint,
     health::Health,
+    ingress::udp::listen,
     ports::{Ports, RelayIp},
     pulse::{Pulse, Responder},
     worker::{
         Worker,
         lines::Lines,
-        listen,
         mobility::{self, Inbox, Mailbox},
     },
 };

@@ -16,6 +16,15 @@ pub(crate) struct Runs {
     stamp: u32,
 }
 
+/// Where the payloads of runs lie.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'b> {
+    Batch(&'b RecvBatch),
+    #[allow(dead_code, reason = "the connections follow")]
+    /// What a connection has received. Its pieces are one payload each.
+    Bytes(&'b [u8]),
+}
+
 /// Datagrams of one allocation to one peer that leave in one call.
 pub(crate) struct Run {
     pub(crate) via: AllocationId,
@@ -109,8 +118,8 @@ impl Runs {
     }
 
     /// The payloads of a run, in their order.
-    pub(crate) fn payloads<'b>(&self, run: &Run, batch: &'b RecvBatch) -> impl Iterator<Item = &'b [u8]> {
-        Payloads { pieces: &self.pieces, next: run.first, batch, left: 0, stride: 0, len: 0, rest: &[] }
+    pub(crate) fn payloads<'b>(&self, run: &Run, source: Source<'b>) -> impl Iterator<Item = &'b [u8]> {
+        Payloads { pieces: &self.pieces, next: run.first, source, left: 0, stride: 0, len: 0, rest: &[] }
     }
 }
 
@@ -118,7 +127,7 @@ impl Runs {
 struct Payloads<'r, 'b> {
     pieces: &'r [Piece],
     next: u32,
-    batch: &'b RecvBatch,
+    source: Source<'b>,
     /// Of the piece that was begun: its payloads, how far apart they are and how long, and the bytes from the next one on.
     left: u32,
     stride: usize,
@@ -133,9 +142,15 @@ impl<'b> Iterator for Payloads<'_, 'b> {
     fn next(&mut self) -> Option<&'b [u8]> {
         if self.left == 0 {
             let piece = self.pieces.get(self.next as usize)?;
-            let train = self.batch.gro_batch(piece.at.slot as usize)?;
-            self.rest = train.payload.get(piece.at.start as usize..)?;
-            (self.left, self.stride, self.len) = (piece.count, train.segment_size, piece.at.len as usize);
+            let (bytes, stride) = match self.source {
+                Source::Batch(batch) => {
+                    let received = batch.gro_batch(piece.at.slot as usize)?;
+                    (received.payload, received.segment_size)
+                }
+                Source::Bytes(bytes) => (bytes, 0),
+            };
+            self.rest = bytes.get(piece.at.start as usize..)?;
+            (self.left, self.stride, self.len) = (piece.count, stride, piece.at.len as usize);
             self.next = piece.next;
         }
         self.left -= 1;

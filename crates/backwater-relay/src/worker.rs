@@ -1,7 +1,7 @@
 //! One thread of the relay: its share of the clients, their sockets, and the way of a datagram between them.
 
 use std::{
-    cell::{RefCell, RefMut},
+    cell::RefCell,
     collections::HashMap,
     future::poll_fn,
     io::{self, IoSlice},
@@ -13,13 +13,13 @@ use std::{
 };
 
 use arrayvec::ArrayVec;
-use backwater_stun::{AddressFamily, CHANNEL_HEADER_LEN, ChannelData, ChannelNumber, Icmp};
+use backwater_stun::{AddressFamily, Icmp};
 use backwater_turn::{
-    ClientAddr, Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
+    Families, FiveTuple, Now, PeerAddr, PerFamily, RelayedAddr,
     server::{self, Action, AllocationId, Bind, DropReason, Framing, HandoverRequest, MAX_REPLY, Server},
 };
 use backwater_udp::{
-    GroBatch, IcmpError, IcmpKind, RecvBatch, Transmit, UdpSocket, UdpSocketBuilder,
+    IcmpError, IcmpKind, RecvBatch, Transmit, UdpSocket, UdpSocketBuilder,
     gso::{Batch, MAX_SEGMENTS},
 };
 use tokio::task::{AbortHandle, spawn_local};
@@ -30,8 +30,12 @@ use crate::{
     endpoint::Endpoint,
     fields::Fields,
     health::Health,
+    ingress::{
+        ClientLink, Down,
+        udp::{DownBatch, Listener, MAX_CHANNEL_DATA},
+    },
     ports::{self, Bound, Lease, Ports, Sockets},
-    runs::{Place, Run, Runs},
+    runs::{Run, Runs, Source},
 };
 
 pub(crate) mod lines;
@@ -51,20 +55,20 @@ const TICK: Duration = Duration::from_secs(10);
 
 /// The state of a thread. Of it, only the ports, the counters, the quotas and the limit of replies are shared with others.
 pub(crate) struct Worker {
-    server: RefCell<Server>,
-    listeners: Vec<Listener>,
+    pub(crate) server: RefCell<Server>,
+    pub(crate) listeners: Vec<Listener>,
     /// By the index of the allocation.
     relayed: RefCell<Vec<Option<Relayed>>>,
     /// The ports of the allocations, which other clients of this thread reach without a socket in between.
     by_port: RefCell<PerFamily<HashMap<u16, AllocationId>>>,
     batch: RefCell<RecvBatch>,
-    runs: RefCell<Runs>,
+    pub(crate) runs: RefCell<Runs>,
     /// Where trains to clients are put together.
-    down: RefCell<DownBatch>,
+    pub(crate) down: RefCell<DownBatch>,
     /// How relayed sockets are made.
     builder: UdpSocketBuilder,
     ports: Arc<Ports>,
-    counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
     number: usize,
     /// Of all threads, by their number.
     mailboxes: Vec<Mailbox>,
@@ -72,17 +76,11 @@ pub(crate) struct Worker {
     lines: Lines,
 }
 
-struct Listener {
-    endpoint: Endpoint,
-    /// A listener on the wildcard address has to answer from the address it was asked at.
-    wildcard: bool,
-}
-
 /// The sockets of an allocation.
 struct Relayed {
     id: AllocationId,
-    /// Where its client is answered from.
-    listener: usize,
+    /// Where its client is reached.
+    link: ClientLink,
     sockets: PerFamily<Option<Socket>>,
 }
 
@@ -102,10 +100,7 @@ impl Worker {
         (number, mailboxes): (usize, Vec<Mailbox>),
         health: Health,
     ) -> Self {
-        let listeners = listeners.into_iter().map(|socket| Listener {
-            wildcard: socket.local_addr().ip().is_unspecified(),
-            endpoint: Endpoint::listener(socket),
-        });
+        let listeners = listeners.into_iter().map(Listener::new);
         Self {
             server: RefCell::new(server),
             listeners: listeners.collect(),
@@ -188,35 +183,8 @@ impl Worker {
         Poll::Pending
     }
 
-    /// The way up: what clients have sent to a listener.
-    fn clients_sent(self: &Rc<Self>, index: usize, batch: &RecvBatch) {
-        let Some(listener) = self.listeners.get(index) else { return };
-        let now = now();
-        let mut runs = self.runs.borrow_mut();
-        runs.clear();
-        let mut reply = [0; MAX_REPLY];
-        for (slot, train) in batch.gro_batches().enumerate() {
-            let from = listener.five_tuple(&train);
-            let fields = Fields::relayed(&train);
-            let (mut start, mut payloads) = (0, train.payloads());
-            while let Some(payload) = payloads.next() {
-                let action = self.server.borrow_mut().handle_client(now, from, payload, &mut reply);
-                let mut alike = 0;
-                match (action, fields) {
-                    (Action::Forward { via, to, range, dont_fragment }, Some(fields)) => {
-                        alike = self.server.borrow().passes_too(via, payload, payloads.clone());
-                        let fields = if dont_fragment { fields.dont_fragment() } else { fields };
-                        let place = Place::new(slot, start + range.start, range.len());
-                        runs.push(via, to, fields, place, (1 + alike, payload.len()));
-                    }
-                    (Action::Forward { .. }, None) => self.counters.count_drop(DropReason::HopLimit, 1),
-                    (action, _) => self.act(index, now.instant, from, action, &mut reply),
-                }
-                start += (1 + alike) * payload.len();
-                payloads.by_ref().take(alike).for_each(drop);
-            }
-        }
-        self.log_events();
+    /// Sends the runs of what a client has sent to their peers.
+    pub(crate) fn forward(&self, now: Instant, runs: &Runs, source: Source<'_>) {
         let relayed = self.relayed.borrow();
         for run in runs.iter() {
             let family = AddressFamily::of(&run.to.0);
@@ -229,12 +197,12 @@ impl Worker {
             match self.inside(run.to) {
                 Some(id) => {
                     self.counters.inside.add(run.shape.datagrams() as u64);
-                    let listener = relayed.get(id.index()).and_then(|r| Some(r.as_ref()?.listener));
-                    let Some(mut down) = listener.and_then(|listener| self.down(listener, now.instant)) else {
+                    let link = relayed.get(id.index()).and_then(|r| Some(r.as_ref()?.link));
+                    let Some(mut down) = link.and_then(|link| self.down(link, now)) else {
                         continue;
                     };
                     let peer = PeerAddr(socket.relayed.0);
-                    let payloads = runs.payloads(run, batch);
+                    let payloads = runs.payloads(run, source);
                     self.deliver(&mut down, id, peer, run.fields, run.shape.datagrams(), run.shape.bytes(), payloads);
                     down.flush();
                 }
@@ -242,8 +210,8 @@ impl Worker {
                 None => {
                     let to = self.ports.local(run.to).unwrap_or(run.to.0);
                     // A send that fails reads the socket's errors; nothing wakes the socket's task for them then.
-                    if !send_run(&socket.endpoint, to, batch, &runs, run) {
-                        self.network_said(via.listener, run.via, &socket.endpoint.socket);
+                    if !send_run(&socket.endpoint, to, source, runs, run) {
+                        self.network_said(via.link, run.via, &socket.endpoint.socket);
                     }
                 }
             }
@@ -258,57 +226,50 @@ impl Worker {
     }
 
     /// Everything but forwarding.
-    fn act(self: &Rc<Self>, listener: usize, now: Instant, from: FiveTuple, action: Action, reply: &mut [u8]) {
+    pub(crate) fn act(
+        self: &Rc<Self>,
+        link: ClientLink,
+        now: Instant,
+        from: FiveTuple,
+        action: Action,
+        reply: &mut [u8],
+    ) {
         match action {
-            Action::Reply(len) => self.reply(listener, from, reply.get(..len)),
+            Action::Reply(len) => self.reply(link, from, reply.get(..len)),
             Action::Drop(reason) => {
                 self.counters.count_drop(reason, 1);
                 self.log_limited(now, from.client, reason);
             }
             Action::Bind(bind) => {
-                let action = self.bind(listener, now, bind, reply);
-                self.act(listener, now, from, action, reply);
+                let action = self.bind(link, now, bind, reply);
+                self.act(link, now, from, action, reply);
             }
             Action::Unbind(id, families, len) => {
                 self.close(id, families);
-                self.reply(listener, from, reply.get(..len));
+                self.reply(link, from, reply.get(..len));
             }
             Action::Forbid(len, peer, why) => {
                 self.counters.forbidden.add(1);
                 self.log_refusal(now, from.client, peer, &why);
-                self.reply(listener, from, reply.get(..len));
+                self.reply(link, from, reply.get(..len));
             }
             Action::OverQuota(len, refusal) => {
                 self.counters.count_over_quota(refusal.reason);
                 self.log_over_quota(now, from.client, &refusal);
-                self.reply(listener, from, reply.get(..len));
+                self.reply(link, from, reply.get(..len));
             }
             Action::Unauthenticated(failure) => {
                 self.counters.count_auth_failure(failure.reason);
                 self.log_failure(now, from.client, &failure);
-                self.reply(listener, from, failure.reply.and_then(|len| reply.get(..len)));
+                self.reply(link, from, failure.reply.and_then(|len| reply.get(..len)));
             }
-            Action::Handover(request) => self.ask(listener, request),
+            Action::Handover(request) => self.ask(link, request),
             // `bind` answers with a reply or a drop, and forwarding is done by the caller.
             Action::Forward { .. } => {}
         }
     }
 
-    fn reply(&self, listener: usize, to: FiveTuple, reply: Option<&[u8]>) {
-        let (Some(listener), Some(reply)) = (self.listeners.get(listener), reply) else { return };
-        self.counters.replies.add(1);
-        let slices = [IoSlice::new(reply)];
-        let t = listener.transmit(to, &slices, 0);
-        // An answer to a client without an allocation is never held: its address may be forged, and unreachable. A real client sends
-        // its request again.
-        if self.server.borrow().has_allocation(to) {
-            listener.endpoint.send(Fields::OWN, t);
-        } else {
-            listener.endpoint.send_or_drop(Fields::OWN, t);
-        }
-    }
-
-    fn bind(self: &Rc<Self>, listener: usize, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
+    fn bind(self: &Rc<Self>, link: ClientLink, now: Instant, bind: Bind, reply: &mut [u8]) -> Action {
         let mut server = self.server.borrow_mut();
         match self.ports.bind(&self.builder, bind.families, bind.port, now) {
             Ok(Sockets { sockets, token }) => {
@@ -318,7 +279,7 @@ impl Worker {
                 if let Action::Reply(_) = action {
                     self.counters.allocations.add(1);
                     for Bound { socket, lease, .. } in sockets.v4.into_iter().chain(sockets.v6) {
-                        self.open(listener, bind.id, socket, lease);
+                        self.open(link, bind.id, socket, lease);
                     }
                 }
                 action
@@ -335,7 +296,7 @@ impl Worker {
         }
     }
 
-    fn open(self: &Rc<Self>, listener: usize, id: AllocationId, socket: UdpSocket, lease: Lease) {
+    fn open(self: &Rc<Self>, link: ClientLink, id: AllocationId, socket: UdpSocket, lease: Lease) {
         let Some(addr) = self.ports.relayed(&lease) else { return };
         let family = AddressFamily::of(&addr.0);
         self.by_port.borrow_mut().get_mut(family).insert(addr.0.port(), id);
@@ -345,11 +306,11 @@ impl Worker {
         let task = spawn_local(async move {
             // Not around the task, which would have its size twice: there is one for each relayed socket.
             let _guard = worker.health.guard();
-            let handle = |batch: &RecvBatch| worker.peers_sent(listener, id, batch);
+            let handle = |batch: &RecvBatch| worker.peers_sent(link, id, batch);
             poll_fn(|cx| match worker.endpoint(id, family) {
                 Some(endpoint) => {
                     let poll = worker.poll_socket(cx, &endpoint, handle);
-                    worker.network_said(listener, id, &endpoint.socket);
+                    worker.network_said(link, id, &endpoint.socket);
                     poll
                 }
                 None => Poll::Ready(()),
@@ -363,7 +324,7 @@ impl Worker {
         }
         if let Some(place) = relayed.get_mut(id.index()) {
             let relayed = place.take().filter(|relayed| relayed.id == id);
-            let mut relayed = relayed.unwrap_or_else(|| Relayed { id, listener, sockets: PerFamily::default() });
+            let mut relayed = relayed.unwrap_or_else(|| Relayed { id, link, sockets: PerFamily::default() });
             *relayed.sockets.get_mut(family) = Some(Socket { relayed: addr, endpoint, task });
             *place = Some(relayed);
         }
@@ -400,8 +361,8 @@ impl Worker {
     }
 
     /// The way down: what peers have sent to an allocation's socket.
-    fn peers_sent(&self, listener: usize, id: AllocationId, batch: &RecvBatch) {
-        let Some(mut down) = self.down(listener, Instant::now()) else { return };
+    fn peers_sent(&self, link: ClientLink, id: AllocationId, batch: &RecvBatch) {
+        let Some(mut down) = self.down(link, Instant::now()) else { return };
         for train in batch.gro_batches() {
             let (datagrams, bytes) = (train.datagram_count(), train.payload.len());
             let Some(fields) = Fields::relayed(&train) else {
@@ -412,11 +373,6 @@ impl Worker {
             self.deliver(&mut down, id, peer, fields, datagrams, bytes, train.payloads());
         }
         down.flush();
-    }
-
-    fn down(&self, listener: usize, now: Instant) -> Option<Down<'_>> {
-        let listener = self.listeners.get(listener)?;
-        Some(Down { listener, now, batch: self.down.borrow_mut() })
     }
 
     /// Datagrams of a peer's, which share all but their payloads, to the client of an allocation.
@@ -440,12 +396,11 @@ impl Worker {
         match framing {
             Framing::Channel(channel) => down.channel_data(client, fields, channel, payloads),
             Framing::Indication => {
-                down.flush();
                 for payload in payloads {
                     match server.data_indication(peer, payload.len()) {
                         Ok(prefix) => {
                             let parts = [prefix.as_bytes(), payload, prefix.padding()].map(IoSlice::new);
-                            down.listener.send(client, &parts, 0, fields);
+                            down.message(client, fields, &parts);
                         }
                         Err(reason) => self.counters.count_drop(reason, 1),
                     }
@@ -455,16 +410,18 @@ impl Worker {
     }
 
     /// What the network has said about datagrams to peers. As many as the socket keeps, at the most.
-    fn network_said(&self, listener: usize, id: AllocationId, socket: &UdpSocket) {
+    fn network_said(&self, link: ClientLink, id: AllocationId, socket: &UdpSocket) {
         while let Some(error) = socket.next_icmp_error() {
-            let Some(listener) = self.listeners.get(listener) else { return };
+            let now = Instant::now();
+            let Some(mut down) = self.down(link, now) else { return };
             let Some(icmp) = icmp(&error) else { continue };
-            let (mut reply, now, peer) = ([0; MAX_REPLY], Instant::now(), self.ports.advertised(error.destination));
+            let (mut reply, peer) = ([0; MAX_REPLY], self.ports.advertised(error.destination));
             let told = self.server.borrow_mut().icmp_indication(now, id, peer, icmp, &mut reply);
             match told {
                 Ok((client, len)) => {
                     self.counters.icmp.add(1);
-                    listener.send(client, &[IoSlice::new(&reply[..len])], 0, Fields::OWN);
+                    down.message(client, Fields::OWN, &[IoSlice::new(&reply[..len])]);
+                    down.flush();
                 }
                 Err(reason) => self.counters.count_drop(reason, 1),
             }
@@ -479,76 +436,6 @@ impl Relayed {
 
     fn sockets(&self) -> impl Iterator<Item = &Socket> {
         self.sockets.v4.iter().chain(&self.sockets.v6)
-    }
-}
-
-impl Listener {
-    fn five_tuple(&self, train: &GroBatch<'_>) -> FiveTuple {
-        let mut server = self.endpoint.socket.local_addr();
-        if self.wildcard
-            && let Some(ip) = train.local_ip
-        {
-            server.set_ip(ip);
-        }
-        FiveTuple::udp(ClientAddr(train.source), server)
-    }
-
-    fn send(&self, to: FiveTuple, slices: &[IoSlice<'_>], segment_size: usize, fields: Fields) {
-        self.endpoint.send(fields, self.transmit(to, slices, segment_size));
-    }
-
-    fn transmit<'s>(&self, to: FiveTuple, slices: &'s [IoSlice<'s>], segment_size: usize) -> Transmit<'s> {
-        let source = self.wildcard.then(|| to.server.ip());
-        Transmit::new(to.client.0, slices).segment_size(segment_size).source(source)
-    }
-}
-
-/// ChannelData messages that leave in one call: their client, and their fields.
-type DownBatch = Batch<(FiveTuple, Fields)>;
-
-/// Bytes of the longest ChannelData message.
-const MAX_CHANNEL_DATA: usize = CHANNEL_HEADER_LEN + u16::MAX as usize;
-
-/// The way from peers to a listener's clients.
-struct Down<'a> {
-    listener: &'a Listener,
-    now: Instant,
-    batch: RefMut<'a, DownBatch>,
-}
-
-impl Down<'_> {
-    fn channel_data<'p>(
-        &mut self,
-        client: FiveTuple,
-        fields: Fields,
-        channel: ChannelNumber,
-        payloads: impl Iterator<Item = &'p [u8]>,
-    ) {
-        if self.batch.common().is_some_and(|common| *common != (client, fields)) {
-            self.flush();
-        }
-        for payload in payloads {
-            let len = CHANNEL_HEADER_LEN + payload.len();
-            if !self.batch.shape().can_append(len) {
-                self.flush();
-            }
-            if let Some((header, rest)) = self.batch.reserve().split_first_chunk_mut()
-                && let Some(place) = rest.get_mut(..payload.len())
-            {
-                // A UDP payload is shorter than 65,536 bytes.
-                *header = ChannelData::header(channel, payload.len() as u16);
-                place.copy_from_slice(payload);
-                self.batch.commit((client, fields), len);
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        if let Some(&(client, fields)) = self.batch.common() {
-            let slices = [IoSlice::new(self.batch.bytes())];
-            self.listener.send(client, &slices, self.batch.shape().segment_size(), fields);
-            self.batch.clear();
-        }
     }
 }
 
@@ -567,22 +454,13 @@ fn icmp(error: &IcmpError) -> Option<Icmp> {
 }
 
 /// Returns whether the system found nothing wrong with the run.
-fn send_run(endpoint: &Endpoint, to: SocketAddr, batch: &RecvBatch, runs: &Runs, run: &Run) -> bool {
-    let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, batch).take(MAX_SEGMENTS).map(IoSlice::new).collect();
+fn send_run(endpoint: &Endpoint, to: SocketAddr, source: Source<'_>, runs: &Runs, run: &Run) -> bool {
+    let slices: ArrayVec<_, MAX_SEGMENTS> = runs.payloads(run, source).take(MAX_SEGMENTS).map(IoSlice::new).collect();
     endpoint.send(run.fields, Transmit::new(to, &slices).segment_size(run.shape.segment_size()))
 }
 
-fn now() -> Now {
+pub(crate) fn now() -> Now {
     // A clock before 1970 counts as 1970.
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now { instant: Instant::now(), unix }
-}
-
-/// What a listener holds for a thread that is late: enough for the bursts of many clients, and no more, since under
-/// overload it is always full, and everyone waits for all of it.
-const LISTENER_BUFFER: usize = 1 << 20;
-
-/// Binds a listener.
-pub(crate) fn listen(addr: SocketAddr, shared: bool, common: &UdpSocketBuilder) -> io::Result<UdpSocket> {
-    common.clone().reuse_port(shared).receive_buffer(LISTENER_BUFFER).send_buffer(4 << 20).bind(addr)
 }

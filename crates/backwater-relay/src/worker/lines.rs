@@ -130,7 +130,7 @@ impl Worker {
     }
 
     /// Writes what has become of allocations since the last time.
-    pub(super) fn log_events(&self) {
+    pub(crate) fn log_events(&self) {
         loop {
             let Some(event) = self.server.borrow_mut().poll_event() else { return };
             self.log_event(&event);

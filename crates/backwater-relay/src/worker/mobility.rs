@@ -21,9 +21,9 @@ const MAX_MAIL: usize = 256;
 
 pub(crate) enum Mail {
     /// Who has sent it would like to have an allocation.
-    Ask { from: Mailbox, listener: usize, request: Box<HandoverRequest> },
+    Ask { from: Mailbox, link: ClientLink, request: Box<HandoverRequest> },
     /// Here it is, or why not.
-    Answer { listener: usize, request: Box<HandoverRequest>, parcel: Result<Parcel, Code> },
+    Answer { link: ClientLink, request: Box<HandoverRequest>, parcel: Result<Parcel, Code> },
     /// A test wants to see what becomes of a panic.
     #[cfg(test)]
     Panic,
@@ -50,17 +50,17 @@ impl Worker {
             let _guard = worker.health.guard();
             while let Some(mail) = inbox.recv().await {
                 match mail {
-                    Mail::Ask { from, listener, request } => {
+                    Mail::Ask { from, link, request } => {
                         // The place for the answer comes first: what has been given must not get lost.
                         match from.try_reserve() {
                             Ok(place) => {
                                 let parcel = worker.hand_over(&request);
-                                place.send(Mail::Answer { listener, request, parcel });
+                                place.send(Mail::Answer { link, request, parcel });
                             }
                             Err(_) => worker.counters.count_drop(DropReason::InProgress, 1),
                         }
                     }
-                    Mail::Answer { listener, request, parcel } => worker.settle(listener, &request, parcel),
+                    Mail::Answer { link, request, parcel } => worker.settle(link, &request, parcel),
                     #[cfg(test)]
                     Mail::Panic => panic!("by mail"),
                     #[cfg(test)]
@@ -71,13 +71,13 @@ impl Worker {
     }
 
     /// Asks the thread that has it for an allocation. When that has too much to do, the client's retransmission asks again.
-    pub(super) fn ask(&self, listener: usize, request: Box<HandoverRequest>) {
+    pub(super) fn ask(&self, link: ClientLink, request: Box<HandoverRequest>) {
         let from = self.mailboxes.get(self.number).cloned();
         let sent = self
             .mailboxes
             .get(request.thread())
             .zip(from)
-            .is_some_and(|(mailbox, from)| mailbox.try_send(Mail::Ask { from, listener, request }).is_ok());
+            .is_some_and(|(mailbox, from)| mailbox.try_send(Mail::Ask { from, link, request }).is_ok());
         if !sent {
             self.counters.count_drop(DropReason::InProgress, 1);
         }
@@ -100,7 +100,7 @@ impl Worker {
         Ok(Parcel { moved, sockets: sockets.collect() })
     }
 
-    fn settle(self: &Rc<Self>, listener: usize, request: &HandoverRequest, parcel: Result<Parcel, Code>) {
+    fn settle(self: &Rc<Self>, link: ClientLink, request: &HandoverRequest, parcel: Result<Parcel, Code>) {
         let mut reply = [0; MAX_REPLY];
         let now = Instant::now();
         let came = parcel.is_ok();
@@ -116,7 +116,7 @@ impl Worker {
         match id {
             Some(id) => {
                 for (socket, lease) in opened {
-                    self.open(listener, id, socket, lease);
+                    self.open(link, id, socket, lease);
                 }
                 if came && request.thread() != self.number {
                     self.counters.moved.add(1);
@@ -126,7 +126,7 @@ impl Worker {
             None if came => self.counters.closed.add(1),
             None => {}
         }
-        self.act(listener, now, request.to(), action, &mut reply);
+        self.act(link, now, request.to(), action, &mut reply);
         self.log_events();
     }
 }

@@ -1,0 +1,76 @@
+//! Where clients come from, and the way back to them.
+
+use std::{io::IoSlice, time::Instant};
+
+use backwater_stun::ChannelNumber;
+use backwater_turn::FiveTuple;
+
+use crate::{fields::Fields, worker::Worker};
+
+pub(crate) mod udp;
+
+/// How a client is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClientLink {
+    /// By datagrams from the listener of this number.
+    Udp(usize),
+}
+
+/// The way from peers to the client of an allocation, or to the clients of a listener.
+pub(crate) struct Down<'a> {
+    pub(crate) now: Instant,
+    way: Way<'a>,
+}
+
+enum Way<'a> {
+    Udp(udp::Down<'a>),
+}
+
+impl Worker {
+    /// Returns the way to the clients of a link; `None` if it is gone.
+    pub(crate) fn down(&self, link: ClientLink, now: Instant) -> Option<Down<'_>> {
+        let way = match link {
+            ClientLink::Udp(listener) => Way::Udp(self.down_udp(listener)?),
+        };
+        Some(Down { now, way })
+    }
+
+    /// Answers a client.
+    pub(crate) fn reply(&self, link: ClientLink, to: FiveTuple, reply: Option<&[u8]>) {
+        let Some(reply) = reply else { return };
+        self.counters.replies.add(1);
+        match link {
+            ClientLink::Udp(listener) => self.reply_udp(listener, to, reply),
+        }
+    }
+}
+
+impl Down<'_> {
+    /// Adds payloads as ChannelData.
+    #[inline]
+    pub(crate) fn channel_data<'p>(
+        &mut self,
+        client: FiveTuple,
+        fields: Fields,
+        channel: ChannelNumber,
+        payloads: impl Iterator<Item = &'p [u8]>,
+    ) {
+        match &mut self.way {
+            Way::Udp(down) => down.channel_data(client, fields, channel, payloads),
+        }
+    }
+
+    /// Adds a message that the relay has made: the slices are its parts.
+    pub(crate) fn message(&mut self, client: FiveTuple, fields: Fields, parts: &[IoSlice<'_>]) {
+        match &mut self.way {
+            Way::Udp(down) => down.message(client, fields, parts),
+        }
+    }
+
+    /// Sends what was added.
+    pub(crate) fn flush(&mut self) {
+        match &mut self.way {
+            Way::Udp(down) => down.flush(),
+        }
+    }
+}
