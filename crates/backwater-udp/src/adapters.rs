@@ -40,6 +40,36 @@ fn bind_for_quic(addr: SocketAddr) -> io::Result<crate::UdpSocket> {
     crate::UdpSocket::builder().backpressure(crate::Backpressure::new(policy)).bind(addr)
 }
 
+/// Receives for a QUIC library, whose metas are of another type.
+#[cfg(any(feature = "quinn", feature = "noq"))]
+#[derive(Debug)]
+struct QuicReceiver {
+    receiver: Receiver,
+    metas: Vec<crate::RecvMeta>,
+}
+
+#[cfg(any(feature = "quinn", feature = "noq"))]
+impl QuicReceiver {
+    fn new(receiver: Receiver) -> Self {
+        Self { receiver, metas: Vec::new() }
+    }
+
+    fn poll_recv<M>(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &mut [io::IoSliceMut<'_>],
+        metas: &mut [M],
+        translate: impl Fn(&crate::RecvMeta) -> M,
+    ) -> Poll<io::Result<usize>> {
+        self.metas.resize(metas.len(), crate::RecvMeta::default());
+        let received = ready!(self.receiver.poll_recv_into(cx, bufs, &mut self.metas))?;
+        for (meta, told) in metas.iter_mut().zip(&self.metas).take(received) {
+            *meta = translate(told);
+        }
+        Poll::Ready(Ok(received))
+    }
+}
+
 /// A datagram that owns its bytes: what a [`DatagramSink`] takes and a [`DatagramStream`] yields.
 ///
 /// It means the same on both sides, so that one which was received goes back whence it came when it is sent.

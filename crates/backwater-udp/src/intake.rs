@@ -222,7 +222,7 @@ fn read_all(socket: &Socket, state: &sys::State) -> Vec<Caught> {
             break;
         }
         let Ok(slots) = buffers.receive(SockRef::from(socket), state) else { break };
-        for (meta, payload) in (0..slots).filter_map(|slot| buffers.train(slot)) {
+        for (meta, payload) in (0..slots).filter_map(|slot| buffers.gro_batch(slot)) {
             bytes += payload.len();
             caught.push(Caught { meta: *meta, payload: payload.into() });
         }

@@ -315,7 +315,7 @@ impl RecvBatch {
         if slot >= self.filled {
             return None;
         }
-        let (meta, payload) = self.buffers.train(slot)?;
+        let (meta, payload) = self.buffers.gro_batch(slot)?;
         Some(GroBatch::new(meta, self.fallback_ip, payload))
     }
 

@@ -171,7 +171,7 @@ impl UdpSocket {
         let (inner, mut buffers, mut caught) = (&*self.0, sys::Buffers::new(4), Vec::new());
         for _ in 0..CATCH_BUDGET {
             let Ok(slots) = buffers.receive(inner.sock_ref(), &inner.state) else { break };
-            for (meta, payload) in (0..slots).filter_map(|slot| buffers.train(slot)) {
+            for (meta, payload) in (0..slots).filter_map(|slot| buffers.gro_batch(slot)) {
                 let train = GroBatch { local_ip, ..GroBatch::new(meta, None, payload) };
                 caught.extend(train.datagrams().map(|d| OwnedDatagram {
                     peer: d.source,

@@ -13,7 +13,8 @@ use ::noq::{
     udp::{self, EcnCodepoint},
 };
 
-use crate::{Ecn, Fragmentation, OwnedTransmit, Receiver, RecvMeta, Sender, Transmit, UdpSocket};
+use super::QuicReceiver;
+use crate::{Ecn, Fragmentation, OwnedTransmit, RecvMeta, Sender, Transmit, UdpSocket};
 
 /// A socket for [`noq::Endpoint::new_with_abstract_socket`](::noq::Endpoint::new_with_abstract_socket).
 ///
@@ -33,8 +34,7 @@ use crate::{Ecn, Fragmentation, OwnedTransmit, Receiver, RecvMeta, Sender, Trans
 #[derive(Debug)]
 pub struct NoqSocket {
     socket: UdpSocket,
-    receiver: Receiver,
-    metas: Vec<RecvMeta>,
+    receiver: QuicReceiver,
 }
 
 /// Sends for one task.
@@ -63,8 +63,8 @@ impl NoqSocket {
     /// # Panics
     /// If it [is taken](UdpSocket::receiver).
     pub fn new(socket: UdpSocket) -> Self {
-        let receiver = socket.receiver();
-        Self { socket, receiver, metas: Vec::new() }
+        let receiver = QuicReceiver::new(socket.receiver());
+        Self { socket, receiver }
     }
 
     /// Its socket: for the counters and the policy.
@@ -84,16 +84,7 @@ impl AsyncUdpSocket for NoqSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [udp::RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let Self { receiver, metas, .. } = self;
-        metas.resize(meta.len(), RecvMeta::default());
-        let received = ready!(receiver.poll_recv_into(cx, bufs, metas))?;
-        for (meta, told) in meta.iter_mut().zip(metas.iter()).take(received) {
-            *meta = udp::RecvMeta::default();
-            (meta.addr, meta.dst_ip) = (told.source, told.local_ip);
-            (meta.len, meta.stride) = (told.len, told.segment_size);
-            meta.ecn = told.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
-        }
-        Poll::Ready(Ok(received))
+        self.receiver.poll_recv(cx, bufs, meta, translated)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -136,6 +127,14 @@ impl UdpSender for NoqSender {
     fn max_transmit_segments(&self) -> NonZeroUsize {
         at_least_one(self.sender.socket().max_segments())
     }
+}
+
+fn translated(told: &RecvMeta) -> udp::RecvMeta {
+    let mut meta = udp::RecvMeta::default();
+    (meta.addr, meta.dst_ip) = (told.source, told.local_ip);
+    (meta.len, meta.stride) = (told.len, told.segment_size);
+    meta.ecn = told.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
+    meta
 }
 
 fn at_least_one(segments: usize) -> NonZeroUsize {

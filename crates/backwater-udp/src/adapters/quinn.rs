@@ -14,7 +14,8 @@ use ::quinn::{
     udp::{self, EcnCodepoint},
 };
 
-use crate::{Ecn, Fragmentation, OwnedTransmit, Receiver, RecvMeta, Sender, Transmit, UdpSocket};
+use super::QuicReceiver;
+use crate::{Ecn, Fragmentation, OwnedTransmit, RecvMeta, Sender, Transmit, UdpSocket};
 
 /// A socket for [`quinn::Endpoint::new_with_abstract_socket`](::quinn::Endpoint::new_with_abstract_socket).
 ///
@@ -35,13 +36,7 @@ use crate::{Ecn, Fragmentation, OwnedTransmit, Receiver, RecvMeta, Sender, Trans
 #[derive(Debug)]
 pub struct QuinnSocket {
     socket: UdpSocket,
-    receiving: Mutex<Receiving>,
-}
-
-#[derive(Debug)]
-struct Receiving {
-    receiver: Receiver,
-    metas: Vec<RecvMeta>,
+    receiver: Mutex<QuicReceiver>,
 }
 
 /// Waits for room for one connection.
@@ -86,8 +81,8 @@ impl QuinnSocket {
     /// # Panics
     /// If it [is taken](UdpSocket::receiver).
     pub fn new(socket: UdpSocket) -> Self {
-        let receiving = Mutex::new(Receiving { receiver: socket.receiver(), metas: Vec::new() });
-        Self { socket, receiving }
+        let receiver = Mutex::new(QuicReceiver::new(socket.receiver()));
+        Self { socket, receiver }
     }
 
     /// Its socket: for the counters and the policy.
@@ -140,16 +135,7 @@ impl AsyncUdpSocket for QuinnSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [udp::RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let Receiving { receiver, metas } = &mut *lock(&self.receiving);
-        metas.resize(meta.len(), RecvMeta::default());
-        let received = ready!(receiver.poll_recv_into(cx, bufs, metas))?;
-        for (meta, told) in meta.iter_mut().zip(metas.iter()).take(received) {
-            *meta = udp::RecvMeta::default();
-            (meta.addr, meta.dst_ip) = (told.source, told.local_ip);
-            (meta.len, meta.stride) = (told.len, told.segment_size);
-            meta.ecn = told.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
-        }
-        Poll::Ready(Ok(received))
+        lock(&self.receiver).poll_recv(cx, bufs, meta, translated)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -181,6 +167,14 @@ impl UdpPoller for Poller {
         let _ = LAST.try_with(|last| last.set(Arc::downgrade(&self.0)));
         Poll::Ready(Ok(()))
     }
+}
+
+fn translated(told: &RecvMeta) -> udp::RecvMeta {
+    let mut meta = udp::RecvMeta::default();
+    (meta.addr, meta.dst_ip) = (told.source, told.local_ip);
+    (meta.len, meta.stride) = (told.len, told.segment_size);
+    meta.ecn = told.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
+    meta
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -23,11 +23,9 @@
 //! - `OS`: which row of the decision table applies; `RECEIVE_INTEREST`: what a receiver waits for.
 //!
 //! `receive_linux.rs`, `receive_portable.rs`:
-//! - `Buffers`: room for received GRO batches.
-//!   - `Buffers::new(slots)`, `receive(&mut self, SockRef, &State) -> io::Result<usize>` fills it (how many slots),
-//!     `train(&self, slot) -> (RecvMeta, bytes)`, `put(&mut self, slot, &RecvMeta, bytes)` fills a slot with what another socket has
-//!     received.
-//! - `Slots`: what a call needs beside the caller's buffers; `Slots::new(slots)`, `receive_into(&mut self, SockRef, &State, bufs, metas)`.
+//! - `Buffers::receive(&mut self, SockRef, &State) -> io::Result<usize>` fills them, and returns how many slots it has filled.
+//! - `Slots`: what a call needs beside the caller's buffers; `Slots::new(slots)`, `receive_into(&mut self, SockRef, &State, bufs, metas)`;
+//!   `Slots::over(&mut [u8])` are for the memory of `Buffers`.
 //!
 //! `connected.rs` is what `portable.rs` sends with on a connected socket.
 //!
@@ -92,12 +90,14 @@ mod reactor;
 #[cfg_attr(not(unix), path = "replacement_windows.rs")]
 mod replacement;
 
+mod buffers;
 mod segmentation;
 
+pub(crate) use buffers::Buffers;
 pub(crate) use errno::{errno, writable};
 pub(crate) use imp::{OS, State, set_leaving};
 pub(crate) use reactor::{Io, Reader, Registration};
-pub(crate) use receive::{Buffers, Slots};
+pub(crate) use receive::Slots;
 pub(crate) use replacement::{connected_beside, deafen, replacement};
 pub(crate) use segmentation::Segmentation;
 pub(crate) use send_only::{send_buffer, send_only};

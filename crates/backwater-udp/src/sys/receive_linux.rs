@@ -12,18 +12,11 @@ use libc::{c_int, c_void, iovec, mmsghdr};
 use socket2::SockRef;
 
 use super::{
-    SLOT_BYTES, State,
+    Buffers, SLOT_BYTES, State,
     cmsg::{Control, Messages},
     imp::{Name, done, int},
 };
 use crate::{Ecn, receiver::RecvMeta};
-
-/// Room for received GRO batches, and for what the kernel tells about them.
-pub(crate) struct Buffers {
-    data: Vec<u8>,
-    metas: Vec<RecvMeta>,
-    slots: Slots,
-}
 
 /// What one `recvmmsg` needs beside the room for the bytes.
 ///
@@ -51,35 +44,8 @@ unsafe impl Sync for Slots {}
 const RECEIVE_CONTROL: usize = 512;
 
 impl Buffers {
-    pub(crate) fn new(count: usize) -> Self {
-        let mut data = vec![0; count * SLOT_BYTES];
-        let mut slots = Slots::new(count);
-        for (iov, room) in slots.iovecs.iter_mut().zip(data.chunks_exact_mut(SLOT_BYTES)) {
-            *iov = iovec { iov_base: room.as_mut_ptr().cast::<c_void>(), iov_len: room.len() };
-        }
-        Self { data, metas: vec![RecvMeta::default(); count], slots }
-    }
-
-    pub(crate) fn slots(&self) -> usize {
-        self.metas.len()
-    }
-
     pub(crate) fn receive(&mut self, socket: SockRef<'_>, _state: &State) -> io::Result<usize> {
         self.slots.receive(socket, self.metas.len(), &mut self.metas)
-    }
-
-    /// Fills a slot with what another socket has received.
-    pub(crate) fn put(&mut self, slot: usize, meta: &RecvMeta, bytes: &[u8]) {
-        let room = self.data.get_mut(slot * SLOT_BYTES..).and_then(|data| data.get_mut(..bytes.len()));
-        if let (Some(place), Some(room)) = (self.metas.get_mut(slot), room) {
-            room.copy_from_slice(bytes);
-            *place = RecvMeta { len: bytes.len(), ..*meta };
-        }
-    }
-
-    pub(crate) fn train(&self, slot: usize) -> Option<(&RecvMeta, &[u8])> {
-        let meta = self.metas.get(slot)?;
-        Some((meta, self.data.get(slot * SLOT_BYTES..)?.get(..meta.len)?))
     }
 }
 
@@ -101,6 +67,15 @@ impl Slots {
         });
         let headers = headers.collect();
         Self { names, controls, iovecs, headers, used: count }
+    }
+
+    /// Slots that point into this memory, [`SLOT_BYTES`] each.
+    pub(super) fn over(data: &mut [u8]) -> Self {
+        let mut slots = Self::new(data.len() / SLOT_BYTES);
+        for (iov, room) in slots.iovecs.iter_mut().zip(data.chunks_exact_mut(SLOT_BYTES)) {
+            *iov = iovec { iov_base: room.as_mut_ptr().cast::<c_void>(), iov_len: room.len() };
+        }
+        slots
     }
 
     pub(crate) fn len(&self) -> usize {

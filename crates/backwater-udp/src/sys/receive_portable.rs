@@ -8,54 +8,29 @@ use std::{
 use quinn_udp::BATCH_SIZE;
 use socket2::SockRef;
 
-use super::{SLOT_BYTES, State};
+use super::{Buffers, SLOT_BYTES, State};
 use crate::{Ecn, receiver::RecvMeta};
-
-/// Room for received GRO batches, and for what the system tells about them.
-pub(crate) struct Buffers {
-    data: Box<[u8]>,
-    metas: Box<[RecvMeta]>,
-    slots: Slots,
-}
 
 /// What quinn-udp tells about each message of a call.
 pub(crate) struct Slots(Box<[quinn_udp::RecvMeta]>);
 
 impl Buffers {
-    pub(crate) fn new(count: usize) -> Self {
-        let data = vec![0; count * SLOT_BYTES].into();
-        Self { data, metas: vec![RecvMeta::default(); count].into(), slots: Slots::new(count) }
-    }
-
-    pub(crate) fn slots(&self) -> usize {
-        self.metas.len()
-    }
-
     pub(crate) fn receive(&mut self, socket: SockRef<'_>, state: &State) -> io::Result<usize> {
         let mut rooms = self.data.chunks_exact_mut(SLOT_BYTES);
         let mut bufs: [IoSliceMut<'_>; BATCH_SIZE] =
             std::array::from_fn(|_| IoSliceMut::new(rooms.next().unwrap_or_default()));
         self.slots.receive_into(socket, state, &mut bufs, &mut self.metas)
     }
-
-    /// Fills a slot with what another socket has received.
-    pub(crate) fn put(&mut self, slot: usize, meta: &RecvMeta, bytes: &[u8]) {
-        let room = self.data.get_mut(slot * SLOT_BYTES..).and_then(|data| data.get_mut(..bytes.len()));
-        if let (Some(place), Some(room)) = (self.metas.get_mut(slot), room) {
-            room.copy_from_slice(bytes);
-            *place = RecvMeta { len: bytes.len(), ..*meta };
-        }
-    }
-
-    pub(crate) fn train(&self, slot: usize) -> Option<(&RecvMeta, &[u8])> {
-        let meta = self.metas.get(slot)?;
-        Some((meta, self.data.get(slot * SLOT_BYTES..)?.get(..meta.len)?))
-    }
 }
 
 impl Slots {
     pub(crate) fn new(count: usize) -> Self {
         Self(vec![quinn_udp::RecvMeta::default(); count].into())
+    }
+
+    /// Slots for this memory, [`SLOT_BYTES`] each.
+    pub(super) fn over(data: &mut [u8]) -> Self {
+        Self::new(data.len() / SLOT_BYTES)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -60,8 +60,8 @@ struct Side<I: Io, K: Copy + Ord> {
     _counted: Counted,
 }
 
-/// One of those of the process.
-struct Counted;
+/// One of those that are counted here: there are [`MOST_OF_ALL`] at most.
+struct Counted(&'static AtomicUsize);
 
 impl<I: Io, K: Copy + Ord> Sides<I, K> {
     pub(super) fn new(replaced: u32) -> Self {
@@ -203,7 +203,7 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
 
 impl<I: Io, K: Copy + Ord> Side<I, K> {
     fn new(main: &I) -> Option<Self> {
-        let counted = Counted::new()?;
+        let counted = Counted::new(&OPEN)?;
         let io = main.send_only().ok()?;
         Some(Self::with(io, None, None, counted))
     }
@@ -213,7 +213,7 @@ impl<I: Io, K: Copy + Ord> Side<I, K> {
     }
 
     fn connected(main: &I, key: K, path: Path) -> Option<Self> {
-        let counted = Counted::new()?;
+        let counted = Counted::new(&OPEN)?;
         let io = main.connected_beside(path.0, path.1).ok()?;
         Some(Self::with(io, Some(key), Some(path), counted))
     }
@@ -237,15 +237,31 @@ impl<I: Io, K: Copy + Ord> Drop for Side<I, K> {
 }
 
 impl Counted {
-    fn new() -> Option<Self> {
-        let counted = OPEN.fetch_add(1, Relaxed) < MOST_OF_ALL;
+    fn new(open: &'static AtomicUsize) -> Option<Self> {
+        let is_one = open.fetch_add(1, Relaxed) < MOST_OF_ALL;
         // Dropped, it is counted no more.
-        Some(Self).filter(|_| counted)
+        Some(Self(open)).filter(|_| is_one)
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        OPEN.fetch_sub(1, Relaxed);
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_are_open_than_a_process_may_have() {
+        static OPEN: AtomicUsize = AtomicUsize::new(0);
+        let mut open: Vec<_> = std::iter::from_fn(|| Counted::new(&OPEN)).collect();
+        assert_eq!((open.len(), OPEN.load(Relaxed)), (MOST_OF_ALL, MOST_OF_ALL));
+        open.pop();
+        assert!(Counted::new(&OPEN).is_some() && OPEN.load(Relaxed) == MOST_OF_ALL - 1);
+        open.clear();
+        assert_eq!(OPEN.load(Relaxed), 0);
     }
 }

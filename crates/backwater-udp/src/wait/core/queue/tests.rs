@@ -550,22 +550,28 @@ async fn an_idle_queue_has_given_back_what_waiting_took() {
     assert_balance(&queue, &paths);
 }
 
+/// Shared and separate paths, and how many links there are.
+fn random_paths(random: &mut fastrand::Rng) -> (Paths, u16) {
+    let links: Vec<_> =
+        (0..random.u16(1..5)).map(|_| (10f64.powi(random.i32(0..4)), f64::from(random.u32(0..20_000)))).collect();
+    let mut paths = paths(&links, if random.bool() { WAIT } else { Policy::Drop });
+    if random.bool() {
+        paths.world.borrow_mut().send_buffer = f64::from(random.u32(2000..50_000));
+    }
+    paths.sides = random.bool().then(Rc::default);
+    (paths, links.len() as u16)
+}
+
 /// Random loads over shared and separate paths, with switches of the policy and what is given up.
 #[tokio::test(start_paused = true)]
 async fn the_books_balance_whatever_happens() {
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..300 {
-        let links: Vec<_> =
-            (0..random.u16(1..5)).map(|_| (10f64.powi(random.i32(0..4)), f64::from(random.u32(0..20_000)))).collect();
-        let mut paths = paths(&links, if random.bool() { WAIT } else { Policy::Drop });
-        if random.bool() {
-            paths.world.borrow_mut().send_buffer = f64::from(random.u32(2000..50_000));
-        }
-        paths.sides = random.bool().then(Rc::default);
+        let (paths, links) = random_paths(&mut random);
         let mut queue = queue(&paths);
         let mut next = 0;
         for _ in 0..random.u32(1..60) {
-            let port = random.u16(0..links.len() as u16) * 100 + random.u16(0..3);
+            let port = random.u16(0..links) * 100 + random.u16(0..3);
             match random.u32(0..20) {
                 0 => queue.cancel(port),
                 1 => paths.backpressure.set(if random.bool() { WAIT } else { Policy::Drop }),

@@ -95,17 +95,11 @@ async fn what_is_dropped_is_told_with_the_reason() {
 async fn the_reports_of_each_key_add_up() {
     let mut random = fastrand::Rng::with_seed(11);
     for _ in 0..300 {
-        let links: Vec<_> =
-            (0..random.u16(1..5)).map(|_| (10f64.powi(random.i32(0..4)), f64::from(random.u32(0..20_000)))).collect();
-        let mut paths = paths(&links, if random.bool() { WAIT } else { Policy::Drop });
-        if random.bool() {
-            paths.world.borrow_mut().send_buffer = f64::from(random.u32(2000..50_000));
-        }
-        paths.sides = random.bool().then(Rc::default);
+        let (paths, links) = random_paths(&mut random);
         let mut queue = queue(&paths);
         let accounts = Accounts::default();
         for _ in 0..random.u32(1..60) {
-            let port = random.u16(0..links.len() as u16) * 100 + random.u16(0..3);
+            let port = random.u16(0..links) * 100 + random.u16(0..3);
             match random.u32(0..20) {
                 0 => paths.backpressure.set(if random.bool() { WAIT } else { Policy::Drop }),
                 1..4 => run_with(&mut queue, MS * random.u32(1..40), &accounts).await,
