@@ -1,4 +1,4 @@
-//! `cargo xtask mutants`: puts faults into the send loop, one at a time, and lists those that no unit test notices.
+//! `cargo xtask mutants`: puts faults into the send loop and the queue, one at a time, and lists those that no unit test notices.
 //!
 //! All faults are compiled into one copy of the crate, each behind a number, so that it is built once; a run of its unit tests with a
 //! number in the environment has that fault. A fault that does not compile is left out. `mutants-allowed.txt` in the crate lists the
@@ -20,13 +20,18 @@ mod build;
 mod find;
 mod run;
 
-/// The crate, and what of it is mutated: the loop and what it decides by. A file, and the type in it if it is not all of it.
+/// The crate, and what of it is mutated: the loop, the queue and what they decide by. A file, and the type in it if it is not all of it.
 const CRATE: &str = "crates/backwater-udp";
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 17] = [
     ("src/wait/core.rs", ""),
     ("src/wait/core/sender.rs", ""),
     ("src/wait/core/wait.rs", ""),
     ("src/wait/core/attempt.rs", ""),
+    ("src/wait/core/room.rs", ""),
+    ("src/wait/core/queue.rs", ""),
+    ("src/wait/core/queue/lines.rs", ""),
+    ("src/wait/core/queue/sides.rs", ""),
+    ("src/wait/core/queue/promotion.rs", ""),
     ("src/wait/decision.rs", ""),
     ("src/wait/backoff.rs", ""),
     ("src/wait/fairness.rs", ""),
@@ -50,7 +55,9 @@ const STAGES: [run::Stage; 2] = [
             "lost_edges_are_counted",
             "smaller_than_a_batch",
             "short_outages",
-            "queue::tests::sides",
+            "a_deep_queue_stops_no_other_destination",
+            "without_sockets_of_their_own",
+            "a_large_send_buffer_does_not_fill_up",
             "costs_no_memory",
             "the_naive_loop_hangs",
             "a_class_that_sticks",
