@@ -66,7 +66,7 @@ impl Relay {
         getrandom::fill(&mut nonce_key)?;
         let (now, ports) = (Instant::now(), Arc::<RelayedPorts>::default());
         let server = Server::new(Config {
-            credentials,
+            credentials: credentials.into(),
             // Loopback is refused by default, and so is every other special-purpose address.
             peers: PeerRules {
                 allow: vec![IpAddr::from(Ipv4Addr::LOCALHOST).into()],

@@ -1,6 +1,15 @@
 //! Long-term credentials, and the nonces that go with them.
 
-use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use backwater_stun::{HmacKey, LongTermKey, PasswordAlgorithms, SecurityFeatures, Userhash, opaque_string};
 use base64::{
@@ -38,15 +47,33 @@ pub struct Credentials {
 struct Secret {
     id: Option<Box<str>>,
     value: String,
+    origin: u32,
 }
 
 /// A user, and the key by one password algorithm, which verifies the user's requests. The user's allocations share it.
 pub(crate) struct Identity {
     pub(crate) name: Box<str>,
     pub(crate) algorithm: Algorithm,
-    /// The index of the secret that made the password.
-    secret: Option<u16>,
+    source: Source,
+    /// The number of the user or the secret. Each that is added has its own, also when it replaces one with the same name.
+    origin: u32,
     pub(crate) key: HmacKey,
+}
+
+/// What a key comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    User,
+    /// A secret, by HMAC-SHA1.
+    Sha1,
+    /// A secret, by HMAC-SHA256.
+    Sha256,
+}
+
+/// Returns the number of a user or a secret that is added.
+fn next_origin() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Relaxed)
 }
 
 impl fmt::Debug for Identity {
@@ -179,8 +206,15 @@ impl Credentials {
     }
 
     fn insert(&mut self, username: &str, keys: &HashedPassword) {
+        let origin = next_origin();
         let identity = |algorithm, key: &[u8]| {
-            Arc::new(Identity { name: username.into(), algorithm, secret: None, key: HmacKey::new(key) })
+            Arc::new(Identity {
+                name: username.into(),
+                algorithm,
+                source: Source::User,
+                origin,
+                key: HmacKey::new(key),
+            })
         };
         let identities = [
             Some(identity(Algorithm::Md5, &keys.md5)),
@@ -214,7 +248,7 @@ impl Credentials {
         if secret.is_empty() {
             return Err(CredentialsError::Empty);
         }
-        self.secrets.push(Secret { id, value: secret.to_owned() });
+        self.secrets.push(Secret { id, value: secret.to_owned(), origin: next_origin() });
         Ok(())
     }
 
@@ -269,13 +303,27 @@ impl Credentials {
         let known = self.users.get(username).and_then(|identities| identities[algorithm as usize].clone());
         let in_time = known.is_none() && time_limit(username).is_some_and(|(expiry, _)| expiry > unix.as_secs());
         let secrets = if in_time { self.secrets.as_slice() } else { &[] };
-        let passwords = secrets.iter().flat_map(move |secret| {
-            [time_limited_password, time_limited_password_sha256].map(|password| password(&secret.value, username))
-        });
-        let limited = passwords.zip(0..=u16::MAX).map(move |(password, place)| {
-            Arc::new(Identity::new(algorithm, username, &self.realm, &password, Some(place)))
+        let limited = secrets.iter().flat_map(move |secret| {
+            [Source::Sha1, Source::Sha256].into_iter().map(move |source| {
+                let password = match source {
+                    Source::Sha256 => time_limited_password_sha256(&secret.value, username),
+                    Source::Sha1 | Source::User => time_limited_password(&secret.value, username),
+                };
+                Arc::new(Identity::new(algorithm, username, &self.realm, &password, (source, secret.origin)))
+            })
         });
         known.into_iter().chain(limited)
+    }
+
+    /// Returns whether the user or the secret that an identity comes from is still here.
+    pub(crate) fn has(&self, identity: &Identity) -> bool {
+        match identity.source {
+            Source::User => {
+                let known = self.users.get(&identity.name).and_then(|keys| keys[identity.algorithm as usize].as_ref());
+                known.is_some_and(|known| known.is(identity))
+            }
+            Source::Sha1 | Source::Sha256 => self.secrets.iter().any(|secret| secret.origin == identity.origin),
+        }
     }
 
     /// Returns why [`identities`](Self::identities) finds nobody for a user name.
@@ -303,23 +351,24 @@ impl Credentials {
 }
 
 impl Identity {
-    fn new(algorithm: Algorithm, name: &str, realm: &str, password: &str, secret: Option<u16>) -> Self {
+    fn new(algorithm: Algorithm, name: &str, realm: &str, password: &str, (source, origin): (Source, u32)) -> Self {
         let key = match algorithm {
             Algorithm::Md5 => LongTermKey::md5(name, realm, password),
             Algorithm::Sha256 => LongTermKey::sha256(name, realm, password),
         };
-        Self { name: name.into(), algorithm, secret, key: HmacKey::from(&key) }
+        Self { name: name.into(), algorithm, source, origin, key: HmacKey::from(&key) }
     }
 
     /// Returns the bytes that this identity takes for itself. Each time-limited one is made for its request; a static user's belongs
     /// to the credentials.
     pub(crate) fn own_bytes(&self) -> usize {
-        self.secret.map_or(0, |_| size_of::<Self>() + self.name.len())
+        if self.source == Source::User { 0 } else { size_of::<Self>() + self.name.len() }
     }
 
     /// Returns whether both are the same user with the same key.
     pub(crate) fn is(&self, other: &Self) -> bool {
-        (&self.name, self.algorithm, self.secret) == (&other.name, other.algorithm, other.secret)
+        (&self.name, self.algorithm, self.source, self.origin)
+            == (&other.name, other.algorithm, other.source, other.origin)
     }
 }
 

@@ -22,6 +22,28 @@ pub(crate) struct Rate {
     depth: u64,
 }
 
+/// A rate per second that may change while threads use it; none at first.
+///
+/// A thread that reads it during a change may see a part of each rate once, which is as good as either of them.
+#[derive(Debug, Default)]
+pub(crate) struct SharedRate {
+    /// Per second; 0 for no rate.
+    tokens: AtomicU64,
+    depth: AtomicU64,
+}
+
+impl SharedRate {
+    pub(crate) fn set(&self, rate: Option<Rate>) {
+        self.depth.store(rate.map_or(0, |rate| rate.depth), Relaxed);
+        self.tokens.store(rate.map_or(0, |rate| rate.tokens), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> Option<Rate> {
+        let (tokens, depth) = (self.tokens.load(Relaxed), self.depth.load(Relaxed));
+        (tokens > 0).then_some(Rate { tokens, period: Duration::from_secs(1), depth })
+    }
+}
+
 /// A table of 65,536 buckets (512 KiB) that does not grow.
 ///
 /// A keyed hash maps a key to two buckets, one in each half of the table. Tokens are taken from both, and a key has what the

@@ -12,7 +12,7 @@
 //! # credentials.add_user("alice", "secret").unwrap();
 //! # let now = Now { instant: Instant::now(), unix: std::time::UNIX_EPOCH.elapsed().unwrap() };
 //! # let mut server = Server::new(Config {
-//! #     credentials, peers: PeerRules::default(), families: Families { v4: true, v6: false },
+//! #     credentials: credentials.into(), peers: PeerRules::default(), families: Families { v4: true, v6: false },
 //! #     max_lifetime: Duration::from_secs(3600),
 //! #     quotas: Quotas::new(Limits::default(), Limits::default(), now.instant),
 //! #     reply_limit: None, failure_limit: None, relayed_ports: Arc::default(), nonce_key: [1; 64], thread: 0,

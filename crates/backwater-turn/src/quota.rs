@@ -12,7 +12,7 @@ use backwater_stun::Code;
 
 use crate::{
     auth::{Identity, time_limit},
-    bucket::{Bucket, Rate, Ticks},
+    bucket::{Bucket, Rate, SharedRate, Ticks},
     server::PortRequest,
 };
 
@@ -35,13 +35,18 @@ pub struct Limits {
 /// a name, so that credentials without a name do not share one quota. The table holds only users with an allocation or a reserved
 /// port.
 pub struct Quotas {
-    user: Limits,
-    total: Limits,
-    user_rate: Option<Rate>,
-    total_rate: Option<Rate>,
+    user: Bounds,
+    total: Bounds,
     used: Usage,
     known: Mutex<Known>,
     ticks: Ticks,
+}
+
+/// Limits that may change while threads use them.
+#[derive(Debug, Default)]
+struct Bounds {
+    counts: [AtomicUsize; 3],
+    rate: SharedRate,
 }
 
 #[derive(Default)]
@@ -153,31 +158,38 @@ impl Default for Limits {
     }
 }
 
-impl Limits {
-    fn rate(&self) -> Option<Rate> {
-        self.bytes_per_second.map(|per_second| Rate::new(per_second, LEAST_BURST))
+impl Bounds {
+    fn set(&self, limits: &Limits) {
+        for (bound, limit) in self.counts.iter().zip([limits.allocations, limits.permissions, limits.channels]) {
+            bound.store(limit, Relaxed);
+        }
+        self.rate.set(limits.bytes_per_second.map(|per_second| Rate::new(per_second, LEAST_BURST)));
     }
 
     fn of(&self, kind: Kind) -> usize {
-        match kind {
-            Kind::Allocations => self.allocations,
-            Kind::Permissions => self.permissions,
-            Kind::Channels => self.channels,
-        }
+        self.counts.get(kind as usize).map_or(0, |bound| bound.load(Relaxed))
     }
 }
 
 impl Quotas {
     /// Makes empty counts.
     pub fn new(user: Limits, total: Limits, now: Instant) -> Arc<Self> {
-        let [user_rate, total_rate] = [user, total].map(|limits| limits.rate());
-        let (used, known) = (Usage::default(), Mutex::default());
-        Arc::new(Self { user, total, user_rate, total_rate, used, known, ticks: Ticks::new(now) })
+        let (bounds, used, known) = (Bounds::default, Usage::default(), Mutex::default());
+        let quotas = Self { user: bounds(), total: bounds(), used, known, ticks: Ticks::new(now) };
+        quotas.set_limits(user, total);
+        Arc::new(quotas)
+    }
+
+    /// Changes the limits. What there is beyond a lower limit stays; nothing is added until there is less. After a change of bytes per
+    /// second, each server needs [`Server::reconfigure`](crate::server::Server::reconfigure).
+    pub fn set_limits(&self, user: Limits, total: Limits) {
+        self.user.set(&user);
+        self.total.set(&total);
     }
 
     /// Returns whether a limit of bytes per second is set.
     pub(crate) fn is_metered(&self) -> bool {
-        self.user_rate.is_some() || self.total_rate.is_some()
+        self.user.rate.get().is_some() || self.total.rate.get().is_some()
     }
 
     /// Counts an allocation of this user, and returns the identity that the user's allocations share. An allocation that reserves
@@ -293,15 +305,16 @@ impl Claim {
 
     /// Returns whether so many bytes may pass now, and counts them.
     pub(crate) fn spend(&self, now: Instant, bytes: usize) -> bool {
-        let Quotas { user_rate, total_rate, used, ticks, .. } = &*self.quotas;
+        let Quotas { user, total, used, ticks, .. } = &*self.quotas;
         let (now, bytes) = (ticks.at(now), bytes as u64);
-        let take = |rate: &Option<Rate>, bucket: &Bucket| rate.is_none_or(|rate| bucket.take(now, rate, bytes));
+        let take = |rate: Option<Rate>, bucket: &Bucket| rate.is_none_or(|rate| bucket.take(now, rate, bytes));
         let own = &self.account.used.bytes;
-        if !take(user_rate, own) {
+        let rate = user.rate.get();
+        if !take(rate, own) {
             return false;
         }
-        let passes = take(total_rate, &used.bytes);
-        if let (false, Some(rate)) = (passes, *user_rate) {
+        let passes = take(total.rate.get(), &used.bytes);
+        if let (false, Some(rate)) = (passes, rate) {
             own.put_back(rate, bytes);
         }
         passes
@@ -330,18 +343,22 @@ pub(crate) fn account_name(user: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::LazyLock, time::Duration};
 
     use super::*;
     use crate::{Credentials, auth::Algorithm};
 
     const UNIX: Duration = Duration::from_secs(1_800_000_000);
 
-    fn user(name: &str) -> Arc<Identity> {
+    static CREDENTIALS: LazyLock<Credentials> = LazyLock::new(|| {
         let mut credentials = Credentials::new("r").unwrap();
         credentials.add_secret("s").unwrap();
         credentials.add_user("alice", "p").unwrap();
-        credentials.identities(name, Algorithm::Md5, UNIX).next().unwrap()
+        credentials
+    });
+
+    fn user(name: &str) -> Arc<Identity> {
+        CREDENTIALS.identities(name, Algorithm::Md5, UNIX).next().unwrap()
     }
 
     fn count(quotas: &Quotas) -> usize {

@@ -95,7 +95,7 @@ impl World {
         let failure_limit = (flags & 8 != 0).then(|| Arc::new(FailureLimit::new(5, now.instant)));
         let server = |thread| {
             Server::new(Config {
-                credentials: CREDENTIALS.clone(),
+                credentials: CREDENTIALS.clone().into(),
                 peers: PeerRules {
                     allow: ["203.0.113.0/24", "2001:db8::/32"].map(|net| net.parse().unwrap()).to_vec(),
                     deny: vec!["203.0.113.64/26".parse().unwrap()],

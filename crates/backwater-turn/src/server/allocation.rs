@@ -231,6 +231,16 @@ impl Allocation {
         Ok(())
     }
 
+    /// Ends the permissions and channels of peers that these rules refuse. Returns the number of permissions that were judged.
+    pub(super) fn review(&mut self, rules: &PeerRules) -> usize {
+        let judged = self.permissions.len();
+        self.retain(|p| rules.check_ip(p.ip).is_ok(), |c| rules.check(c.peer).is_ok());
+        for permission in &mut self.permissions {
+            permission.own = rules.is_own(permission.ip);
+        }
+        judged
+    }
+
     /// Removes expired permissions and channels.
     pub(super) fn purge(&mut self, now: Instant) {
         self.retain(|p| p.expires > now, |c| c.expires > now);

@@ -144,6 +144,8 @@ impl Server {
             (Err(code), _) => return (None, replied(answer.error(reply, code, |_| Ok(())))),
             (Ok(DetachedAllocation(mut allocation)), None) => {
                 allocation.five_tuple = request.to;
+                // The other server may not have judged its permissions by new rules yet.
+                allocation.review(&self.config.peers);
                 self.insert(*allocation)
             }
         };

@@ -28,6 +28,7 @@ mod answered;
 mod data;
 mod events;
 mod mobility;
+mod reconfigure;
 mod requests;
 mod sessions;
 
@@ -63,8 +64,8 @@ pub const RESERVED_FOR: Duration = Duration::from_secs(30);
 /// Configures a [`Server`].
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The users, who may allocate.
-    pub credentials: Credentials,
+    /// The users, who may allocate. Shared by the servers of a relay.
+    pub credentials: Arc<Credentials>,
     /// The peers that users may reach.
     pub peers: PeerRules,
     /// The address families that the server relays.
@@ -279,6 +280,8 @@ pub struct Server {
     recent: Option<(FiveTuple, AllocationId)>,
     /// Whether any limit of bytes per second is set.
     metered: bool,
+    /// The index of the next allocation whose permissions are judged by new rules.
+    review: Option<usize>,
     refuses_new: bool,
 }
 
@@ -288,6 +291,7 @@ impl Server {
         Self {
             nonces: Nonces::new(&config.nonce_key, config.credentials.features()),
             metered: config.quotas.is_metered(),
+            review: None,
             refuses_new: false,
             tickets: mobility::Tickets::new(&config.nonce_key),
             transaction_ids: TransactionIds::new(&config.nonce_key, config.thread),

@@ -181,12 +181,18 @@ impl Server {
             Err(_) => Some(Err(Refusal::Code(Code::BAD_REQUEST))),
         };
         // The identity of this client's allocation is tried before the limit, so that guesses from the same address do not lock the
-        // client out.
+        // client out. After a change of the credentials, it is whom the user name stands for now, whether it has expired or not.
         let known = self.clients.get(&from).and_then(|&id| self.allocation(id));
         let known = known.map(|a| &a.user).filter(|user| *user.name == *name && user.algorithm == algorithm);
-        let known = known.filter(|_| in_realm).cloned();
-        if let Some(result) = known.and_then(verify) {
-            return result;
+        if let Some(known) = known.filter(|_| in_realm) {
+            let verified = if credentials.has(known) {
+                verify(known.clone())
+            } else {
+                credentials.identities(name, algorithm, Duration::ZERO).find_map(verify)
+            };
+            if let Some(result) = verified {
+                return result;
+            }
         }
         let limit = self.config.failure_limit.as_ref();
         if limit.is_some_and(|limit| !limit.allows(from.client.0.ip(), name, now.instant)) {
@@ -227,7 +233,7 @@ impl Server {
         match self.allocation(id) {
             Some(a) if *a.user.name != *user.user.name => return Err(Code::WRONG_CREDENTIALS.into()),
             Some(a) if !a.is_bound() => return Err(Refusal::Drop(DropReason::InProgress)),
-            Some(_) => {}
+            Some(_) => self.keep_identity(id, &user.user),
             None => return Err(Code::ALLOCATION_MISMATCH.into()),
         }
         match answer.method {
@@ -236,6 +242,14 @@ impl Server {
             _ => self.channel_bind(now, id, &user.message)?,
         }
         Ok(Action::Reply(answer.success(reply, |_| Ok(()))?))
+    }
+
+    /// Remembers the identity of an allocation's user, if that of the allocation is not valid any more.
+    fn keep_identity(&mut self, id: AllocationId, user: &Arc<Identity>) {
+        let credentials = self.config.credentials.clone();
+        if let Some(allocation) = self.allocation_mut(id).filter(|a| !credentials.has(&a.user)) {
+            allocation.user = user.clone();
+        }
     }
 
     /// Answers a Refresh request (RFC 8656 §8.2).

@@ -12,6 +12,7 @@ mod late;
 mod limits;
 mod loops;
 mod mobility;
+mod reconfigure;
 mod secrets;
 mod sessions;
 mod streams;
@@ -70,7 +71,7 @@ impl Bench {
         credentials.add_user("carol", "secret").unwrap();
         let now = Now { instant: Instant::now(), unix: Duration::from_secs(1_800_000_000) };
         let server = Server::new(Config {
-            credentials,
+            credentials: credentials.into(),
             // What the tests have for the public internet is documentation's.
             peers: PeerRules {
                 allow: ["203.0.113.0/24", "2001:db8::/32"].iter().map(|net| net.parse().unwrap()).collect(),

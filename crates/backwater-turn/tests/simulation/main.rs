@@ -157,7 +157,7 @@ impl World {
         }
         let nets = |all: &[&str]| all.iter().map(|net| net.parse().unwrap()).collect();
         let server = Server::new(Config {
-            credentials,
+            credentials: credentials.into(),
             peers: PeerRules {
                 allow: nets(&["203.0.113.0/24", "2001:db8::/32"]),
                 deny: nets(&["203.0.113.66/32"]),

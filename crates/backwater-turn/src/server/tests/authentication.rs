@@ -179,7 +179,7 @@ fn a_wrong_realm_is_limited_and_a_name_is_charged_only_for_its_own_wrong_passwor
     let mut b = Bench::with_limits(0, Limits::default(), Limits::default());
     b.server.config.reply_limit = None;
     b.server.config.failure_limit = Some(Arc::new(FailureLimit::new(30, b.now.instant)));
-    b.server.config.credentials.add_secret("s").unwrap();
+    Arc::make_mut(&mut b.server.config.credentials).add_secret("s").unwrap();
     let late = format!("{}:alice", b.now.unix.as_secs() - 1);
     let request = |b: &mut Bench, client: &str, user: &str, realm: &str| {
         let (id, nonce) = (b.transaction_id(), b.server.nonces.make(ClientAddr(addr(client)), b.now.unix));
@@ -220,7 +220,7 @@ fn a_wrong_realm_is_limited_and_a_name_is_charged_only_for_its_own_wrong_passwor
 #[test]
 fn a_failure_says_who_and_why() {
     let mut b = Bench::new();
-    b.server.config.credentials.add_secret("s").unwrap();
+    Arc::make_mut(&mut b.server.config.credentials).add_secret("s").unwrap();
     let nonce = b.server.nonces.make(ClientAddr(addr(CLIENT)), b.now.unix);
     let soon = b.now.unix.as_secs() + 1;
     let late = b.now.unix.as_secs() - 1;
