@@ -8,7 +8,7 @@ mod control;
 pub mod device;
 #[cfg(target_os = "linux")]
 mod dns;
-mod engine;
+pub mod engine;
 mod hooks;
 mod io;
 mod notices;

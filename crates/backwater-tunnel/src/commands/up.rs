@@ -15,7 +15,7 @@ use crate::{
     control,
     device::Link,
     hooks::Hooks,
-    io::{event_loop::EventLoop, path},
+    io::{event_loop::EventLoop, sockets},
     notices::{Notices, say},
     signals::{Ending, Order, Signals},
 };
@@ -149,7 +149,7 @@ async fn tunnel(
     let control = control::serve(name, controls).with_context(|| format!("the control socket of {name}"))?;
     let port = config.interface.listen_port;
     let notices = Notices::new(name, logs.is_seen());
-    let options = path::Options { port, mark: link.fwmark(), backpressure, stats: Arc::default() };
+    let options = sockets::Options { port, mark: link.fwmark(), backpressure, stats: Arc::default() };
     let event_loop = EventLoop::new(
         name.to_owned(),
         &config,

@@ -24,7 +24,8 @@ const LATELY: u64 = 4096;
 /// The path to a peer, as far as its MTU goes. All MTUs are of the outer packet, in bytes.
 #[derive(Debug, Default)]
 pub(crate) struct PathMtu {
-    is_v6: bool,
+    /// Bytes of the headers outside of WireGuard's.
+    outer: usize,
     /// Of this host's route to the peer; `None`: not known.
     route: Option<u32>,
     /// What an ICMP message told.
@@ -41,9 +42,9 @@ struct Sent {
 }
 
 impl PathMtu {
-    /// Begins anew for a path of this family.
-    pub(crate) fn reset(&mut self, is_v6: bool) {
-        *self = Self { is_v6, sent: self.sent, ..Self::default() };
+    /// Begins anew for a path with so many bytes of headers outside of WireGuard's.
+    pub(crate) fn reset(&mut self, outer: usize) {
+        *self = Self { outer, sent: self.sent, ..Self::default() };
     }
 
     /// Sets the MTU of this host's route. Returns whether it is another one than before.
@@ -119,7 +120,7 @@ impl PathMtu {
 
     /// Bytes before and after the packet inside.
     fn headers(&self) -> usize {
-        (if self.is_v6 { 40 } else { 20 }) + 8 + OVERHEAD
+        self.outer + OVERHEAD
     }
 
     fn inside(&self, outer: Option<u32>) -> usize {

@@ -24,8 +24,17 @@ impl<T> Slots<T> {
         number
     }
 
+    /// Returns the number that no value has, nor any greater one.
+    pub(crate) fn end(&self) -> usize {
+        self.0.len()
+    }
+
     pub(crate) fn remove(&mut self, number: usize) -> Option<T> {
         self.0.get_mut(number)?.take()
+    }
+
+    pub(crate) fn get(&self, number: usize) -> Option<&T> {
+        self.0.get(number)?.as_ref()
     }
 
     #[inline]

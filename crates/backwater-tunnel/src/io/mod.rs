@@ -1,5 +1,10 @@
-//! What moves bytes between the device, the sockets and the engine.
+//! What moves bytes between the device, the sockets, the timers, the control sockets and the engine.
 
+#[cfg(target_os = "linux")]
+mod configure;
 pub(crate) mod event_loop;
-pub(crate) mod path;
+mod names;
+mod routes;
+mod show;
+pub(crate) mod sockets;
 mod yield_budget;

@@ -40,6 +40,16 @@ enum Kind {
     Train(Train),
 }
 
+/// How far a packet has been taken apart: [`Segments`] without the packet's bytes, which are elsewhere meanwhile.
+#[derive(Debug, Clone)]
+pub struct Rest {
+    headers: usize,
+    payload: usize,
+    size: usize,
+    count: usize,
+    kind: Kind,
+}
+
 /// What the packets of a train have in common.
 #[derive(Debug, Clone, Copy)]
 struct Train {
@@ -113,6 +123,20 @@ impl<'a> Segments<'a> {
         // Without a payload it is one packet.
         let count = payload.len().div_ceil(size).max(1);
         Some(Self { headers, payload, size, count, kind: Kind::Train(train) })
+    }
+
+    /// Returns how far the packet has been taken apart. [`resume`](Self::resume) goes on from there.
+    pub fn pause(self) -> Rest {
+        let Self { headers, payload, size, count, kind } = self;
+        Rest { headers: headers.len(), payload: payload.len(), size, count, kind }
+    }
+
+    /// Goes on with the packet that was [paused](Self::pause). `None`: this is another one.
+    pub fn resume(rest: Rest, packet: &'a [u8]) -> Option<Self> {
+        let Rest { headers, payload, size, count, kind } = rest;
+        // The payload ends with its packet.
+        let payload = packet.get(packet.len().checked_sub(payload)?..)?;
+        Some(Self { headers: packet.get(..headers)?, payload, size, count, kind })
     }
 
     /// Packets still to come.

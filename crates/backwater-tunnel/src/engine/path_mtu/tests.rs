@@ -4,10 +4,15 @@ fn message(receiver: [u8; 4], counter: u64) -> Vec<u8> {
     [&[4, 0, 0, 0][..], &receiver, &counter.to_le_bytes(), &[7; 16]].concat()
 }
 
+/// Bytes of IP and UDP.
+fn outer(is_v6: bool) -> usize {
+    if is_v6 { 48 } else { 28 }
+}
+
 /// Has sent the datagrams 100 to 109 to a session.
 fn path(is_v6: bool) -> PathMtu {
     let mut path = PathMtu::default();
-    path.reset(is_v6);
+    path.reset(outer(is_v6));
     path.set_route(Some(1500));
     path.on_sent(&message([1, 2, 3, 4], 100), 10);
     path
@@ -60,7 +65,7 @@ fn another_path_begins_without_what_was_learnt() {
     let now = Instant::now();
     let mut path = path(false);
     assert!(path.learn(now, 1400, &message([1, 2, 3, 4], 109)));
-    path.reset(true);
+    path.reset(outer(true));
     assert_eq!((path.fits(now), path.route()), (usize::MAX, None));
 }
 

@@ -2,16 +2,18 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use backwater_udp::RecvDatagram;
 use boringtun::noise::{TunnResult, errors::WireGuardError};
 
-use super::{Peer, Received, Tools, kind, push};
-use crate::{
-    engine::packet::ecn,
-    io::path::{MAX_URGENT, Path},
+use super::{Heard, Peer, kind};
+use crate::engine::{
+    lengths::MAX_DATAGRAM,
+    messages::{MAX_MESSAGE, Messages},
+    packet::{coalesce::Coalescer, ecn},
+    route::Route,
 };
 
 impl Peer {
@@ -20,34 +22,34 @@ impl Peer {
         &mut self,
         now: Instant,
         datagram: RecvDatagram<'_>,
-        path: &mut Path,
-        tools: &mut Tools,
+        coalescer: &mut Coalescer,
+        messages: &mut Messages,
         allows: impl FnOnce(IpAddr) -> bool,
-    ) -> Received {
+    ) -> Heard {
         let RecvDatagram { source, local_ip, ecn: outer, payload } = datagram;
         let message = payload.first().copied().unwrap_or_default();
-        let Some(space) = tools.coalescer.space(payload.len().max(MAX_URGENT)) else { return Received::Bad };
+        let Some(space) = coalescer.space(payload.len().max(MAX_MESSAGE)) else { return Heard::Bad };
         let (packet, from) = match self.tunn.decapsulate(Some(source.ip()), payload, space) {
             TunnResult::WriteToTunnelV4(packet, from) => (packet, IpAddr::from(from)),
             TunnResult::WriteToTunnelV6(packet, from) => (packet, IpAddr::from(from)),
             TunnResult::WriteToNetwork(answer) => {
                 let is_cookie = answer.first() == Some(&kind::COOKIE);
-                push(&mut tools.urgent, Some(source), answer);
+                messages.push(source, answer);
                 if is_cookie {
-                    return Received::Cookie;
+                    return Heard::Cookie;
                 }
-                self.heard(now, source, local_ip, path);
-                self.handshaken(now, message, tools);
-                return Received::Handshake;
+                self.heard(now, source, local_ip);
+                self.handshaken(now, message, messages);
+                return Heard::Handshake;
             }
             // A keepalive, or a cookie, which anyone can send who saw the initiation.
             TunnResult::Done => {
                 if message == kind::DATA {
                     self.count_received(payload);
-                    self.heard(now, source, local_ip, path);
+                    self.heard(now, source, local_ip);
                     self.confirm();
                 }
-                return Received::Good;
+                return Heard::Good;
             }
             TunnResult::Err(error) => {
                 if matches!(error, WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) {
@@ -55,11 +57,11 @@ impl Peer {
                 } else if message == kind::DATA {
                     self.counters.invalid += 1;
                 }
-                return Received::Bad;
+                return Heard::Bad;
             }
         };
         let len = packet.len();
-        self.path_mtu.on_received(now, payload.len());
+        self.path.mtu.on_received(now, payload.len());
         self.unanswered.get_or_insert(now);
         self.count_received(payload);
         if !allows(from) {
@@ -68,24 +70,23 @@ impl Peer {
             self.counters.congested += 1;
         } else {
             self.counters.bytes_received += len as u64;
-            tools.coalescer.push(len);
+            coalescer.push(len);
         }
-        self.heard(now, source, local_ip, path);
+        self.heard(now, source, local_ip);
         self.confirm();
-        Received::Good
+        Heard::Good
     }
 
     /// An authenticated message came from this address to this one of the host's: the peer is there.
-    fn heard(&mut self, now: Instant, source: SocketAddr, local_ip: Option<IpAddr>, path: &mut Path) {
+    fn heard(&mut self, now: Instant, source: SocketAddr, local_ip: Option<IpAddr>) {
         self.heard = Some(now);
         self.endpoints.on_answer(source);
-        self.moved(source, local_ip, path);
+        self.moved(Route::Direct(source), local_ip);
     }
 
     /// A message of a handshake was good, and answered.
-    fn handshaken(&mut self, now: Instant, message: u8, tools: &mut Tools) {
+    fn handshaken(&mut self, now: Instant, message: u8, messages: &mut Messages) {
         self.counters.handshakes += 1;
-        self.last_handshake = Some(SystemTime::now());
         if message == kind::RESPONSE {
             if let Some(initiated) = self.initiated.take() {
                 self.rtt = Some(now.saturating_duration_since(initiated));
@@ -93,8 +94,11 @@ impl Peer {
             self.confirm();
         }
         // What was kept when the session before this one ended.
-        while let TunnResult::WriteToNetwork(kept) = self.tunn.decapsulate(None, &[], &mut tools.message) {
-            push(&mut tools.urgent, self.endpoint, kept);
+        let mut buffer = vec![0; MAX_DATAGRAM];
+        while let TunnResult::WriteToNetwork(kept) = self.tunn.decapsulate(None, &[], &mut buffer) {
+            if let Some(route) = self.path.route() {
+                messages.push(route.destination(), kept);
+            }
         }
     }
 

@@ -12,11 +12,10 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 
-use super::{Peer, Tools};
+use super::Peer;
 use crate::{
     config::{Endpoint, Key},
-    engine::endpoints::Endpoints,
-    io::path::Path,
+    engine::{endpoints::Endpoints, messages::Messages},
 };
 
 /// The state of the protocol with a peer, without a session. Persistent keepalives are sent here, so that their interval can be changed
@@ -56,47 +55,52 @@ impl Peer {
         private_key: &StaticSecret,
         preshared_key: Option<Key>,
         limiter: &Arc<RateLimiter>,
-        tools: &mut Tools,
+        messages: &mut Messages,
     ) {
         self.tunn = tunn(private_key, self.public_key, preshared_key.as_ref(), self.session_number, limiter);
         self.preshared_key = preshared_key;
         let had_session = std::mem::take(&mut self.established);
         (self.initiated, self.unanswered, self.heard) = (None, None, None);
         if had_session || self.is_persistent() || self.is_waiting() {
-            self.call(now, tools);
+            self.call(now, messages);
         }
     }
 
     /// Sends to this address from now on, until the peer is heard from another one.
-    pub(crate) fn set_endpoint(&mut self, now: Instant, endpoint: SocketAddr, path: &mut Path, tools: &mut Tools) {
+    pub(crate) fn set_endpoint(&mut self, now: Instant, endpoint: SocketAddr, messages: &mut Messages) {
         // One of a configured name: the name stays.
         if !self.endpoints.contains(endpoint) {
             self.endpoints = Endpoints::new(Some(Endpoint::Address(endpoint)));
         }
-        if self.endpoint != Some(endpoint) {
-            self.found(now, endpoint, path, tools);
+        if self.endpoint() != Some(endpoint) {
+            self.found(now, endpoint, messages);
         }
     }
 
     /// Sets the interval of persistent keepalives. One is sent at once if there were none before.
-    pub(crate) fn set_persistent_keepalive(&mut self, now: Instant, interval: Option<NonZeroU16>, tools: &mut Tools) {
+    pub(crate) fn set_persistent_keepalive(
+        &mut self,
+        now: Instant,
+        interval: Option<NonZeroU16>,
+        messages: &mut Messages,
+    ) {
         let before = std::mem::replace(&mut self.persistent_keepalive, interval);
         if before != interval {
             self.keepalive_at = if before.is_none() { now } else { now + self::interval(interval) };
-            self.keep_alive_if_due(now, tools);
+            self.keep_alive_if_due(now, messages);
         }
     }
 
     /// Sends a persistent keepalive if it is time to.
-    pub(super) fn keep_alive_if_due(&mut self, now: Instant, tools: &mut Tools) {
-        if self.persistent_keepalive.is_none() || self.endpoint.is_none() || now < self.keepalive_at {
+    pub(super) fn keep_alive_if_due(&mut self, now: Instant, messages: &mut Messages) {
+        if self.persistent_keepalive.is_none() || self.endpoint().is_none() || now < self.keepalive_at {
             return;
         }
         self.keepalive_at = now + interval(self.persistent_keepalive);
         if self.established {
-            self.keep_alive(now, tools);
+            self.keep_alive(now, messages);
         } else {
-            self.call(now, tools);
+            self.call(now, messages);
         }
     }
 }

@@ -8,7 +8,8 @@ use boringtun::{
     x25519::{PublicKey, StaticSecret},
 };
 
-use crate::{config::Key, engine::peer::Tools, io::path::MAX_URGENT};
+use super::messages::{MAX_MESSAGE, Messages};
+use crate::config::Key;
 
 /// Initiations that are remembered until the next tick, at most: more than are answered in a second.
 const MAX_REMEMBERED: usize = 1024;
@@ -41,20 +42,20 @@ pub(super) fn of(
     private_key: &StaticSecret,
     public_key: &PublicKey,
     datagram: RecvDatagram<'_>,
-    tools: &mut Tools,
+    messages: &mut Messages,
 ) -> Initiator {
     let Some(&mac1) = datagram.payload.get(116..).and_then(<[u8]>::first_chunk) else { return Initiator::Nobody };
     if seen.contains(&mac1) {
         return Initiator::Nobody;
     }
-    let mut cookie = [0; MAX_URGENT];
+    let mut cookie = [0; MAX_MESSAGE];
     let initiator = match limiter.verify_packet(Some(datagram.source.ip()), datagram.payload, &mut cookie) {
         Ok(Packet::HandshakeInit(initiation)) => match parse_handshake_anon(private_key, public_key, &initiation) {
             Ok(half) => Initiator::Known(half.peer_static_public),
             Err(_) => Initiator::Nobody,
         },
         Err(TunnResult::WriteToNetwork(cookie)) => {
-            tools.answer(datagram.source, cookie);
+            messages.push(datagram.source, cookie);
             Initiator::Doubtful
         }
         Ok(_) | Err(_) => return Initiator::Nobody,

@@ -7,11 +7,10 @@ use std::{
     task::Context,
 };
 
-use backwater_udp::{Backpressure, QueueBounds, Receiver, SendQueue, SendReport, Stats, Transmit, UdpSocket};
+use backwater_udp::{Backpressure, DropReason, QueueBounds, Receiver, SendQueue, SendReport, Stats, UdpSocket};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// The longest message that is not data: a handshake initiation.
-pub(crate) const MAX_URGENT: usize = 148;
+use crate::engine::{Outcome, Transmit};
 
 /// Messages that may wait on one socket: 64, and 32 for one destination. The retransmission of the protocol makes good for one that is
 /// dropped.
@@ -40,8 +39,8 @@ pub(crate) struct Options {
     pub(crate) stats: Arc<Stats>,
 }
 
-/// The way to the peers.
-pub(crate) struct Path {
+/// The sockets of both families.
+pub(crate) struct Sockets {
     options: Options,
     v4: Option<Side>,
     v6: Option<Side>,
@@ -68,16 +67,16 @@ pub(crate) struct Side {
     send_buffer: usize,
 }
 
-impl Path {
+impl Sockets {
     /// Binds both families to the same port; a system without one of them does without.
     ///
     /// # Errors
     /// When no family can be bound, or the port is taken.
     pub(crate) fn bind(options: Options) -> io::Result<Self> {
-        let mut path = Self { options, v4: None, v6: None };
-        let port = path.port();
-        path.rebind(port)?;
-        Ok(path)
+        let mut sockets = Self { options, v4: None, v6: None };
+        let port = sockets.port();
+        sockets.rebind(port)?;
+        Ok(sockets)
     }
 
     /// Closes the sockets, and returns their port. What waits is given up.
@@ -91,7 +90,7 @@ impl Path {
     /// taken.
     ///
     /// # Errors
-    /// As [`bind`](Self::bind). The path is without sockets then, and this may be tried again.
+    /// As [`bind`](Self::bind). There are no sockets then, and this may be tried again.
     pub(crate) fn rebind(&mut self, before: u16) -> io::Result<()> {
         let any = self.options.port == 0;
         match self.bind_both(before) {
@@ -111,7 +110,7 @@ impl Path {
         self.options.port = port;
     }
 
-    /// Another path with the same statistics, bound to another port, with another mark if there is one.
+    /// Other sockets with the same statistics, bound to another port, with another mark if there is one.
     ///
     /// # Errors
     /// As [`bind`](Self::bind).
@@ -174,17 +173,48 @@ impl Path {
         bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
     }
 
-    /// The queue of the data for `destination`, if there is a socket of its family.
-    pub(crate) fn data(&mut self, destination: SocketAddr) -> Option<&mut SendQueue<usize>> {
-        Some(&mut self.side(destination.is_ipv6())?.data)
+    /// Sends data. What there is no room for waits, under the peer's number.
+    pub(crate) fn send(&mut self, data: &Transmit<'_>) -> Outcome {
+        let destination = data.route.destination();
+        let Some(side) = self.side(destination.is_ipv6()) else {
+            let dropped = data.bytes.len().div_ceil(data.segment_size.max(1));
+            return Outcome { dropped, ..Outcome::default() };
+        };
+        let slices = [IoSlice::new(data.bytes)];
+        let mut t = backwater_udp::Transmit::new(destination, &slices)
+            .segment_size(data.segment_size)
+            .source(data.local_ip)
+            .ecn(data.ecn);
+        // What a failed socket did not send is in the report.
+        let _ = side.data.send(data.peer, &mut t);
+        let report = t.report();
+        outcome(report, report.sent as usize * data.segment_size)
     }
 
-    /// Sends data that waits, as far as there is room, and calls `done` with a peer's number, what has become of its datagrams, and the
-    /// bytes that were sent.
-    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>, mut done: impl FnMut(usize, &SendReport, usize)) {
+    /// Sends what waits of a peer's to where the peer is now.
+    pub(crate) fn redirect(&mut self, peer: usize, destination: SocketAddr, source: Option<IpAddr>) {
+        if let Some(side) = self.side(destination.is_ipv6()) {
+            side.data.redirect(peer, destination, source);
+        }
+    }
+
+    /// Gives up what waits of a peer's.
+    pub(crate) fn cancel(&mut self, peer: usize) {
+        self.sides().for_each(|side| side.data.cancel(peer));
+    }
+
+    /// Gives up what waits of a peer's for the family that it has left.
+    pub(crate) fn cancel_in_other_family(&mut self, peer: usize, is_v6: bool) {
+        if let Some(side) = self.side(!is_v6) {
+            side.data.cancel(peer);
+        }
+    }
+
+    /// Sends data that waits, as far as there is room, and calls `done` with a peer's number and what has become of its datagrams.
+    pub(crate) fn poll_data(&mut self, cx: &mut Context<'_>, mut done: impl FnMut(usize, Outcome)) {
         for side in self.sides() {
             // The datagrams of a failed socket are in the reports; the receiver finds that it has failed.
-            let _ = side.data.poll_flush_with(cx, &mut done);
+            let _ = side.data.poll_flush_with(cx, |peer, report, bytes| done(peer, outcome(report, bytes)));
         }
     }
 
@@ -202,11 +232,11 @@ impl Path {
     }
 
     /// Sends a message that goes before data, or lets it wait while there is no room ([`OF_URGENT`]).
-    pub(crate) fn send_urgent(&mut self, destination: SocketAddr, message: &[u8]) {
+    pub(crate) fn send_message(&mut self, destination: SocketAddr, message: &[u8]) {
         if let Some(side) = self.side(destination.is_ipv6()) {
             let slices = [IoSlice::new(message)];
             // The receiver finds that a socket has failed.
-            let _ = side.urgent.send(destination, &mut Transmit::new(destination, &slices));
+            let _ = side.urgent.send(destination, &mut backwater_udp::Transmit::new(destination, &slices));
         }
     }
 }
@@ -263,6 +293,14 @@ impl Options {
             send_buffer: default_send_buffer,
         })
     }
+}
+
+/// What a report says, with the bytes that were sent. `EINVAL` and `EADDRNOTAVAIL` may mean that the address to send from is no longer
+/// this host's.
+fn outcome(report: &SendReport, bytes: usize) -> Outcome {
+    let source_is_gone =
+        [DropReason::Invalid, DropReason::Unreachable].iter().any(|&reason| report.dropped.get(reason) > 0);
+    Outcome { sent: report.sent as usize, dropped: report.dropped.total() as usize, bytes, source_is_gone }
 }
 
 /// Bytes that the send buffer should have, for a path of so many bytes per second (0: not known): no more than the system gives,
