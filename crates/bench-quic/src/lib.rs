@@ -20,6 +20,11 @@ mod transfer;
 pub use transfer::{noq, quinn};
 use veth::Veth;
 
+/// The code of the page is compiled, and run where it has a `main`: here, since it embeds quinn too.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/embedding.md")]
+struct Embedding;
+
 /// Where the two ends are.
 pub enum Link {
     Loopback,
