@@ -36,10 +36,10 @@ struct Package {
 #[derive(Debug, Default)]
 struct Rules {
     licenses: Vec<String>,
-    /// Crates that may have another licence: their names, and which.
+    /// Crates that may have another licence: `name` or `name@version`, and which. No program of ours may contain them.
     exceptions: Vec<(String, Vec<String>)>,
     denied: Vec<String>,
-    /// Crates whose version may be there beside another one: `name@version`, where the version may lack its last parts.
+    /// Crates whose version may be there beside another one: `name@version`.
     duplicates: Vec<String>,
 }
 
@@ -49,8 +49,11 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     let rules = Rules::parse(&text).context("deny.toml")?;
     let arguments = ["metadata", "--format-version=1", "--locked", "--all-features"];
     let packages = packages(&serde_json::from_str(&crate::output(cargo(root).args(arguments))?)?)?;
+    // What the programs are built from: none of them has a feature that is not a default one.
+    let built = self::packages(&serde_json::from_str(&crate::output(cargo(root).args(&arguments[..3]))?)?)?;
 
     let mut complaints = licenses(&rules, &packages);
+    complaints.extend(exceptions_in(&rules, &built));
     complaints.extend(sources(&packages));
     complaints.extend(bans(&rules, &packages));
     complaints.extend(duplicates(&rules, &packages));
@@ -62,13 +65,14 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
 fn licenses(rules: &Rules, packages: &[Package]) -> Complaints {
     let mut complaints = Vec::new();
-    for Package { name, version, license, .. } in packages {
+    for package in packages {
+        let Package { name, version, license, .. } = package;
         let Some(license) = license else {
             complaints.push(format!("{name} {version}: its manifest names no licence"));
             continue;
         };
         match Expression::parse_mode(license, ParseMode::LAX) {
-            Ok(expression) if expression.evaluate(|wanted| rules.allow(name, &wanted.to_string())) => {}
+            Ok(expression) if expression.evaluate(|wanted| rules.allow(package, &wanted.to_string())) => {}
             Ok(_) => complaints.push(format!("{name} {version}: {license} is not allowed")),
             Err(error) => complaints.push(format!("{name} {version}: {license}: {}", error.reason)),
         }
@@ -76,9 +80,27 @@ fn licenses(rules: &Rules, packages: &[Package]) -> Complaints {
     let all: Vec<_> = packages.iter().filter_map(|package| package.license.as_deref()).collect();
     let unused = rules.licenses.iter().filter(|allowed| !all.iter().any(|license| license.contains(allowed.as_str())));
     complaints.extend(unused.map(|license| format!("{license} is allowed, and no package has it")));
-    let gone = rules.exceptions.iter().filter(|(name, _)| !packages.iter().any(|package| package.name == *name));
-    complaints.extend(gone.map(|(name, _)| format!("{name} is an exception, and is not there any more")));
+    for (excepted, allowed) in &rules.exceptions {
+        let of_crate: Vec<_> = packages.iter().filter(|package| package.is(excepted)).collect();
+        if of_crate.is_empty() {
+            complaints.push(format!("{excepted} is an exception, and is not there any more"));
+            continue;
+        }
+        let has =
+            |license: &String| of_crate.iter().any(|p| p.license.as_ref().is_some_and(|all| all.contains(license)));
+        let needless = allowed.iter().filter(|license| rules.licenses.contains(license) || !has(license));
+        complaints.extend(needless.map(|license| format!("{excepted} needs no exception for {license}")));
+    }
     complaints
+}
+
+/// Exceptions are for what others may choose with a feature.
+fn exceptions_in(rules: &Rules, built: &[Package]) -> Complaints {
+    let is_excepted = |package: &&Package| rules.exceptions.iter().any(|(excepted, _)| package.is(excepted));
+    let found = built.iter().filter(is_excepted);
+    found
+        .map(|Package { name, version, .. }| format!("{name} {version} is an exception, and is in what we build"))
+        .collect()
 }
 
 /// All come from one registry, but those of the workspace: none from a repository, another registry, or elsewhere on this disk.
@@ -105,13 +127,8 @@ fn bans(rules: &Rules, packages: &[Package]) -> Complaints {
 }
 
 fn duplicates(rules: &Rules, packages: &[Package]) -> Complaints {
-    let is = |package: &Package, skipped: &str| {
-        let (name, version) = skipped.split_once('@').unwrap_or((skipped, ""));
-        let rest = package.version.strip_prefix(version);
-        package.name == name && rest.is_some_and(|rest| rest.is_empty() || version.is_empty() || rest.starts_with('.'))
-    };
     let mut versions = BTreeMap::<&str, BTreeSet<&str>>::new();
-    for package in packages.iter().filter(|package| !rules.duplicates.iter().any(|skipped| is(package, skipped))) {
+    for package in packages.iter().filter(|package| !rules.duplicates.iter().any(|skipped| package.is(skipped))) {
         versions.entry(&package.name).or_default().insert(&package.version);
     }
     let several = versions.iter().filter(|(_, versions)| versions.len() > 1);
@@ -121,14 +138,24 @@ fn duplicates(rules: &Rules, packages: &[Package]) -> Complaints {
             format!("{name}: {}: cargo tree --target all -i {name}@VERSION says whose they are", versions.join(", "))
         })
         .collect();
-    let unused = rules.duplicates.iter().filter(|skipped| !packages.iter().any(|package| is(package, skipped)));
+    let unused = rules.duplicates.iter().filter(|skipped| !packages.iter().any(|package| package.is(skipped)));
     complaints.extend(unused.map(|skipped| format!("{skipped} is skipped as a duplicate, and is not there any more")));
     complaints
 }
 
+impl Package {
+    /// Whether it is `name`, or `name@version`, where the version may lack its last parts.
+    fn is(&self, spec: &str) -> bool {
+        let (name, version) = spec.split_once('@').unwrap_or((spec, ""));
+        let rest = self.version.strip_prefix(version);
+        self.name == name && rest.is_some_and(|rest| rest.is_empty() || version.is_empty() || rest.starts_with('.'))
+    }
+}
+
 impl Rules {
-    fn allow(&self, name: &str, license: &str) -> bool {
-        let of_crate = self.exceptions.iter().filter(|(excepted, _)| excepted == name).flat_map(|(_, allowed)| allowed);
+    fn allow(&self, package: &Package, license: &str) -> bool {
+        let of_crate =
+            self.exceptions.iter().filter(|(excepted, _)| package.is(excepted)).flat_map(|(_, allowed)| allowed);
         self.licenses.iter().chain(of_crate).any(|allowed| allowed == license)
     }
 

@@ -62,6 +62,23 @@ fn a_crate_may_be_an_exception() {
 }
 
 #[test]
+fn an_exception_is_for_one_version_and_one_licence_and_in_no_program() {
+    let of = |exception: &str| {
+        let rules = rules(&format!("[licenses]\nallow = ['MIT']\nexceptions = [{{ {exception} }}]\n"));
+        licenses(&rules, &[package("a", "0.10.2", "MPL-2.0"), package("b", "1.0.0", "MIT")])
+    };
+    assert_eq!(of("crate = 'a@0.10', allow = ['MPL-2.0']"), Complaints::new());
+    assert_eq!(of("crate = 'a@0.11', allow = ['MPL-2.0']")[0], "a 0.10.2: MPL-2.0 is not allowed");
+    assert_eq!(of("crate = 'a@0.10', allow = ['MPL-2.0', 'Zlib']"), ["a@0.10 needs no exception for Zlib"]);
+    assert_eq!(of("crate = 'a@0.10', allow = ['MPL-2.0', 'MIT']"), ["a@0.10 needs no exception for MIT"]);
+
+    let rules = rules("[licenses]\nexceptions = [{ crate = 'a@0.10', allow = ['MPL-2.0'] }]\n");
+    let built = [package("a", "0.10.2", "MPL-2.0"), package("b", "1.0.0", "MIT")];
+    assert_eq!(exceptions_in(&rules, &built), ["a 0.10.2 is an exception, and is in what we build"]);
+    assert_eq!(exceptions_in(&rules, &built[1..]), Complaints::new());
+}
+
+#[test]
 fn a_source_other_than_the_registry_is_found() {
     let fine = package("a", "1.0.0", "MIT");
     let ours = Package { source: None, member: true, ..package("ours", "1.0.0", "MIT") };
