@@ -10,7 +10,7 @@ mod policy_text;
 mod private;
 mod shutdown;
 
-pub use logs::{BadFilter, LogFiles, Logs};
+pub use logs::{BadFilter, LogFiles, LogFilter, Logs};
 pub use metrics::{Family, METRICS_CONTENT_TYPE, MetricKind, Metrics};
 pub use policy_text::{PolicyError, PolicyText};
 pub use private::{

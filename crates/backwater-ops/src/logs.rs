@@ -35,6 +35,10 @@ pub struct Logs {
     _guards: Vec<WorkerGuard>,
 }
 
+/// The filter of the process's log. Does nothing once the log has ended.
+#[derive(Clone, Debug)]
+pub struct LogFilter(reload::Handle<EnvFilter, Registry>);
+
 /// A filter that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadFilter(String);
@@ -101,7 +105,12 @@ impl Logs {
     /// # Errors
     /// [`BadFilter`]: the filter stays what it was.
     pub fn set_filter(&self, filter: &str) -> Result<(), BadFilter> {
-        self.filter.reload(parsed(filter)?).map_err(|error| BadFilter(error.to_string()))
+        self.filter().set(filter)
+    }
+
+    /// Returns a handle to the filter, for another part of the program.
+    pub fn filter(&self) -> LogFilter {
+        LogFilter(self.filter.clone())
     }
 
     fn begin(
@@ -132,6 +141,21 @@ impl Logs {
         let guards = [terminal_guard, json_guard, journal_guard];
         let guards = guards.into_iter().flatten().collect();
         Self { filter, is_in_journal, is_seen: true, file_error: None, _guards: guards }
+    }
+}
+
+impl LogFilter {
+    /// Returns the filter in force, in the order in which it is applied. Empty once the log has ended.
+    pub fn get(&self) -> String {
+        self.0.with_current(EnvFilter::to_string).unwrap_or_default()
+    }
+
+    /// Writes what passes this filter from now on.
+    ///
+    /// # Errors
+    /// [`BadFilter`]: the filter stays what it was.
+    pub fn set(&self, filter: &str) -> Result<(), BadFilter> {
+        self.0.reload(parsed(filter)?).map_err(|error| BadFilter(error.to_string()))
     }
 }
 

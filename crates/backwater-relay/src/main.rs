@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         }
         return print(result);
     }
-    let _logs = match Logs::to_stdout(&config.log_level) {
+    let logs = match Logs::to_stdout(&config.log_level) {
         Ok(logs) => logs,
         Err(error) => return fail(BAD_CONFIGURATION, format_args!("log-level: expected a level or a filter: {error}")),
     };
@@ -103,6 +103,7 @@ fn main() -> ExitCode {
         Ok(relay) => relay,
         Err(error) => return fail(CANNOT_START, error),
     };
+    relay.set_log_filter(logs.filter());
     announce(&config, &relay);
     systemd::ready();
     let failed = runtime.block_on(async {

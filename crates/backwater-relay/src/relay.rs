@@ -5,20 +5,24 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     rc::Rc,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use backwater_ops::LogFilter;
 use backwater_turn::server::Server;
 use backwater_udp::{Backpressure, Stats, UdpSocket, UdpSocketBuilder};
-use tokio::{sync::watch, task::LocalSet};
+use tokio::{
+    sync::{Notify, watch},
+    task::LocalSet,
+};
 
 use crate::{
-    admin::{self, Admin, Control},
+    admin::{self, Admin, Control, ThreadView},
     config::{Config, Shared},
     counters::Counters,
     endpoint,
@@ -114,9 +118,14 @@ impl Relay {
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.threads).map(|_| mobility::mailbox()).unzip();
         #[cfg(test)]
         relay.mailboxes.clone_from(&mailboxes);
+        let mut threads = Vec::new();
         for (number, inbox) in inboxes.into_iter().enumerate() {
-            let counters = Arc::new(Counters::default());
-            let stats = Arc::new(Stats::default());
+            let view = ThreadView {
+                counters: Arc::default(),
+                listeners: Arc::default(),
+                relayed: Arc::default(),
+                mailbox: mailboxes[number].clone(),
+            };
             let thread = Thread {
                 number,
                 mailboxes: mailboxes.clone(),
@@ -125,8 +134,9 @@ impl Relay {
                 config: config.clone(),
                 shared_state: shared_state.clone(),
                 ports: ports.clone(),
-                counters: counters.clone(),
-                common: endpoint::builder().stats(stats.clone()).backpressure(relay.backpressure.clone()),
+                counters: view.counters.clone(),
+                common: endpoint::builder().stats(view.listeners.clone()).backpressure(relay.backpressure.clone()),
+                relayed: view.relayed.clone(),
                 busy: busy.clone(),
                 stopped: stopped.clone(),
                 health: relay.health.clone(),
@@ -137,8 +147,9 @@ impl Relay {
                 .name(format!("relay-{number}"))
                 .spawn(move || thread.run(inbox, &ready, responder))
                 .map_err(StartError::System);
-            relay.counters.push(counters);
-            relay.stats.push(stats);
+            relay.counters.push(view.counters.clone());
+            relay.stats.extend([view.listeners.clone(), view.relayed.clone()]);
+            threads.push(view);
             let result = handle.and_then(|handle| {
                 relay.threads.push(handle);
                 started.recv().map_err(|_| StartError::System(io::ErrorKind::Other.into()))?
@@ -152,8 +163,17 @@ impl Relay {
                 }
             }
         }
-        let (counters, stats) = (relay.counters.clone(), relay.stats.clone());
-        let control = Control::new(relay.backpressure.clone(), counters, stats, relay.health.clone());
+        let control = Control {
+            backpressure: relay.backpressure.clone(),
+            threads,
+            health: relay.health.clone(),
+            uris: config.uris(&relay.local_addrs),
+            token: None,
+            started: Instant::now(),
+            draining: AtomicBool::new(false),
+            log_filter: OnceLock::new(),
+            reload: Notify::new(),
+        };
         match Admin::start(config, control, admin) {
             Ok(admin) => relay.admin = admin,
             Err(error) => {
@@ -184,9 +204,16 @@ impl Relay {
         &self.counters
     }
 
-    /// The counters of each thread's sockets.
+    /// The counters of each thread's sockets: for each thread those of its listeners, then those of its relayed sockets.
     pub fn stats(&self) -> &[Arc<Stats>] {
         &self.stats
+    }
+
+    /// Lets the administration show and switch the filter of the process's log.
+    pub fn set_log_filter(&self, filter: LogFilter) {
+        if let Some(admin) = &self.admin {
+            admin.set_log_filter(filter);
+        }
     }
 
     /// Reads the configuration file again and applies what can change while the relay runs: the policy. The log says what came
@@ -251,6 +278,8 @@ struct Thread {
     counters: Arc<Counters>,
     /// What all its sockets have in common.
     common: UdpSocketBuilder,
+    /// The counters of the relayed sockets.
+    relayed: Arc<Stats>,
     /// How many threads have clients still, once the relay stops.
     busy: Arc<AtomicUsize>,
     stopped: watch::Receiver<Option<Instant>>,
@@ -273,7 +302,7 @@ impl Thread {
             let addrs = listeners.iter().map(UdpSocket::local_addr).collect();
             let mut server = self.config.server(&self.shared_state, self.number as u16);
             server.peers.listeners.clone_from(&addrs);
-            let builder = self.common.clone().receive_buffer(1 << 20);
+            let builder = self.common.clone().stats(self.relayed.clone()).receive_buffer(1 << 20);
             let worker = Rc::new(Worker::new(
                 Server::new(server),
                 listeners,
@@ -369,6 +398,32 @@ mod tests {
         assert!(!text(3478).contains("CAP_NET_BIND_SERVICE"), "{}", text(3478));
     }
 
+    fn get(relay: &Relay, path: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(relay.admin_addr().unwrap()).unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+        std::io::read_to_string(stream).unwrap()
+    }
+
+    /// A request for the list costs its deadline then, and other requests are answered meanwhile.
+    #[test]
+    fn sessions_of_a_thread_that_hangs_are_503() {
+        let args = ["relay", "--listen", "127.0.0.1:0", "--user", "a:b", "--threads", "2", "--admin", "127.0.0.1:0"];
+        let matches = Arguments::command().try_get_matches_from(args).unwrap();
+        let mut relay = Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap();
+        let (go_on, hang) = mpsc::channel();
+        relay.mailboxes[1].try_send(mobility::Mail::Hang(hang)).ok().unwrap();
+        let answer = std::thread::scope(|scope| {
+            let list = scope.spawn(|| get(&relay, "/sessions"));
+            assert!(get(&relay, "/healthz").starts_with("HTTP/1.1 200 "));
+            list.join().unwrap()
+        });
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("thread 1 did not answer"), "{answer}");
+        assert!(get(&relay, "/sessions/0-0-1").starts_with("HTTP/1.1 404 "), "the other thread answers");
+        go_on.send(()).unwrap();
+        assert!(get(&relay, "/sessions").starts_with("HTTP/1.1 200 "));
+        relay.stop(Duration::ZERO);
+    }
+
     /// What a watchdog is there for: one thread of several serves nobody, and nothing has failed.
     #[test]
     fn a_thread_that_hangs_does_not_beat() {
@@ -392,11 +447,7 @@ mod tests {
         let args = ["relay", "--listen", "127.0.0.1:0", "--user", "a:b", "--threads", "2", "--admin", "127.0.0.1:0"];
         let matches = Arguments::command().try_get_matches_from(args).unwrap();
         let mut relay = Relay::start(&Config::new(&Arguments::read(&matches, []).unwrap()).unwrap()).unwrap();
-        let healthz = |relay: &Relay| {
-            let mut stream = std::net::TcpStream::connect(relay.admin_addr().unwrap()).unwrap();
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-            std::io::read_to_string(stream).unwrap()
-        };
+        let healthz = |relay: &Relay| get(relay, "/healthz");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let failed = |relay: &Relay, within| {
             runtime.block_on(async { tokio::time::timeout(within, relay.failed()).await }).is_ok()

@@ -40,6 +40,7 @@ use crate::{
 
 pub(crate) mod lines;
 pub(crate) mod mobility;
+pub(crate) mod sessions;
 
 use lines::Lines;
 use mobility::Mailbox;
@@ -194,6 +195,7 @@ impl Worker {
                 continue;
             };
             self.counters.to_peers.add(run.shape.datagrams() as u64);
+            self.counters.add_bytes_to_peers(via.link.protocol(), run.shape.bytes());
             match self.inside(run.to) {
                 Some(id) => {
                     self.counters.inside.add(run.shape.datagrams() as u64);
@@ -393,6 +395,7 @@ impl Worker {
             Err(reason) => return self.counters.count_drop(reason, datagrams),
         };
         self.counters.to_clients.add(datagrams as u64);
+        self.counters.add_bytes_to_clients(client.protocol, bytes);
         match framing {
             Framing::Channel(channel) => down.channel_data(client, fields, channel, payloads),
             Framing::Indication => {

@@ -1,21 +1,26 @@
 //! The requests.
 
-use std::{collections::VecDeque, net::IpAddr, sync::Arc, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Request, State, rejection::BytesRejection},
+    handler::Handler,
     http::{
-        Method, StatusCode,
-        header::{CONTENT_TYPE, HOST},
+        HeaderMap, HeaderName, HeaderValue, StatusCode,
+        header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{self, Next},
-    response::{IntoResponse, Response},
-    routing::any,
+    response::{Html, IntoResponse, Response},
+    routing::{MethodFilter, on},
 };
-use backwater_ops::{METRICS_CONTENT_TYPE, PolicyText};
-use backwater_udp::Policy;
+use backwater_ops::METRICS_CONTENT_TYPE;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -23,9 +28,9 @@ use hyper_util::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::AbortHandle};
-use tracing::debug;
+use tracing::{debug, info};
 
-use super::{Control, metrics};
+use super::{Control, metrics, policy, sessions, snapshot::Snapshot};
 
 /// Of a request's body, in bytes.
 const MAX_BODY: usize = 4096;
@@ -42,9 +47,13 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection lasts no longer; it takes one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the page may do: nothing but what is in it, and requests to this server. A nonce takes the place of the underscore.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'nonce-_'; style-src 'nonce-_'; connect-src 'self'; img-src data:; \
+                           base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 /// Answers until it is dropped.
 pub(super) async fn serve(listener: TcpListener, control: Arc<Control>) {
-    let (routes, mut connections) = (routes(control), VecDeque::<AbortHandle>::new());
+    let (routes, mut connections) = (Routes::new().into_router(control), VecDeque::<AbortHandle>::new());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -80,26 +89,86 @@ pub(super) async fn serve(listener: TcpListener, control: Arc<Control>) {
     }
 }
 
-fn routes(control: Arc<Control>) -> Router {
-    Router::new()
-        .route("/backpressure", any(backpressure))
-        .route("/metrics", any(exposition))
-        .route("/healthz", any(healthy))
-        .route("/readyz", any(ready))
-        .fallback(|| async { refuse(StatusCode::BAD_REQUEST, "expected /backpressure, /metrics, /healthz or /readyz") })
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(middleware::from_fn(only_by_address))
-        .with_state(control)
+/// The routes, and a list of them.
+struct Routes {
+    router: Router<Arc<Control>>,
+    listed: Vec<(MethodFilter, &'static str)>,
 }
 
-/// A page in this host's browser could make its own name point here: whoever means this server says so by its address.
-async fn only_by_address(request: Request, next: Next) -> Response {
-    let host = request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default());
-    if host.is_none_or(is_address) {
-        next.run(request).await
-    } else {
-        refuse(StatusCode::BAD_REQUEST, "expected an IP address or localhost in the Host header")
+impl Routes {
+    fn new() -> Self {
+        let none = Self { router: Router::new(), listed: vec![] };
+        none.on(MethodFilter::GET, "/", page)
+            .on(MethodFilter::GET, "/openapi.json", openapi)
+            .on(MethodFilter::GET, "/healthz", healthy)
+            .on(MethodFilter::GET, "/readyz", ready)
+            .on(MethodFilter::GET, "/metrics", exposition)
+            .on(MethodFilter::GET, "/status", status)
+            .on(MethodFilter::GET, "/sessions", sessions::list)
+            .on(MethodFilter::GET, "/sessions/{id}", sessions::one)
+            .on(MethodFilter::DELETE, "/sessions/{id}", sessions::end)
+            .on(MethodFilter::GET, "/backpressure", backpressure)
+            .on(MethodFilter::PUT, "/backpressure", set_backpressure)
+            .on(MethodFilter::GET, "/log-filter", log_filter)
+            .on(MethodFilter::PUT, "/log-filter", set_log_filter)
     }
+
+    fn on<T: 'static>(
+        mut self,
+        method: MethodFilter,
+        path: &'static str,
+        handler: impl Handler<T, Arc<Control>>,
+    ) -> Self {
+        self.router = self.router.route(path, on(method, handler));
+        self.listed.push((method, path));
+        self
+    }
+
+    fn into_router(self, control: Arc<Control>) -> Router {
+        let paths = self.listed.iter().map(|(_, path)| *path).collect::<Vec<_>>().join(", ");
+        let unknown: Arc<str> = format!("no such path; there are {paths}").into();
+        self.router
+            .fallback(move || async move { refuse(StatusCode::NOT_FOUND, &unknown) })
+            .method_not_allowed_fallback(|| async {
+                refuse(StatusCode::METHOD_NOT_ALLOWED, "this path has no such method; /openapi.json has all of them")
+            })
+            .layer(DefaultBodyLimit::max(MAX_BODY))
+            .layer(middleware::from_fn_with_state(control.clone(), guard))
+            .with_state(control)
+    }
+}
+
+/// Lets through who may ask. Where there is no token, a page in this host's browser could make its own name point here: whoever
+/// means this server says so by its address.
+async fn guard(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
+    let mut response = match &control.token {
+        Some(token) if !is_open(request.uri().path()) && !has_token(request.headers(), token) => {
+            let mut refusal =
+                refuse(StatusCode::UNAUTHORIZED, "expected the header Authorization: Bearer and admin-token");
+            refusal.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            refusal
+        }
+        None if !request.headers().get(HOST).is_none_or(|h| is_address(h.to_str().unwrap_or_default())) => {
+            refuse(StatusCode::BAD_REQUEST, "expected an IP address or localhost in the Host header")
+        }
+        Some(_) | None => next.run(request).await,
+    };
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Paths that say nothing of the relay's users: the page without its data, and what probes ask.
+fn is_open(path: &str) -> bool {
+    ["/", "/openapi.json", "/healthz", "/readyz"].contains(&path)
+}
+
+/// Takes the same time for every wrong token of the right length.
+fn has_token(headers: &HeaderMap, token: &str) -> bool {
+    let found = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    found.is_some_and(|found| {
+        found.len() == token.len() && found.iter().zip(token.bytes()).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+    })
 }
 
 fn is_address(host: &str) -> bool {
@@ -108,160 +177,104 @@ fn is_address(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
 }
 
-async fn backpressure(
-    State(control): State<Arc<Control>>,
-    method: Method,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    if method == Method::PUT {
-        let body = body.map_err(|_| format!("expected a body of at most {MAX_BODY} bytes"));
-        match body.and_then(|body| Body::read(&body)) {
-            Ok(policy) => control.switch(policy, "an HTTP request"),
-            Err(reason) => return refuse(StatusCode::BAD_REQUEST, &reason),
-        }
-    } else if method != Method::GET {
-        return refuse(StatusCode::BAD_REQUEST, "expected GET or PUT");
+async fn page() -> Response {
+    let mut random = [0; 16];
+    if let Err(error) = getrandom::fill(&mut random) {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string());
     }
-    Body::from(control.backpressure.get()).into_response()
+    let nonce = random.map(|byte| format!("{byte:02x}")).concat();
+    let policy = PAGE_POLICY.replace('_', &nonce);
+    let html = include_str!("page.html").replace("nonce=\"\"", &format!("nonce=\"{nonce}\""));
+    ([(HeaderName::from_static("content-security-policy"), policy)], Html(html)).into_response()
 }
 
-async fn exposition(State(control): State<Arc<Control>>, method: Method) -> Response {
-    only_get(&method, || ([(CONTENT_TYPE, METRICS_CONTENT_TYPE)], metrics::render(&control)).into_response())
+async fn openapi() -> Response {
+    ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }
 
-async fn healthy(State(control): State<Arc<Control>>, method: Method) -> Response {
-    only_get(&method, || {
-        if control.health.has_failed() {
-            refuse(StatusCode::SERVICE_UNAVAILABLE, "a part of the relay has failed")
-        } else {
-            "ok\n".into_response()
+async fn healthy(State(control): State<Arc<Control>>) -> Response {
+    if control.health.has_failed() {
+        refuse(StatusCode::SERVICE_UNAVAILABLE, "a part of the relay has failed")
+    } else {
+        "ok\n".into_response()
+    }
+}
+
+async fn ready(State(control): State<Arc<Control>>) -> Response {
+    if control.draining.load(SeqCst) {
+        refuse(StatusCode::SERVICE_UNAVAILABLE, "draining")
+    } else {
+        "ok\n".into_response()
+    }
+}
+
+async fn exposition(State(control): State<Arc<Control>>) -> Response {
+    ([(CONTENT_TYPE, METRICS_CONTENT_TYPE)], metrics::render(&Snapshot::of(&control))).into_response()
+}
+
+async fn status(State(control): State<Arc<Control>>) -> Response {
+    json(&Snapshot::of(&control))
+}
+
+async fn backpressure(State(control): State<Arc<Control>>) -> Response {
+    json(&policy::Body::from(control.backpressure.get()))
+}
+
+async fn set_backpressure(State(control): State<Arc<Control>>, body: Result<Bytes, BytesRejection>) -> Response {
+    match read(body).and_then(|body| policy::Body::read(&body)) {
+        Ok(policy) => {
+            control.switch(policy, "an HTTP request");
+            json(&policy::Body::from(control.backpressure.get()))
         }
-    })
+        Err(reason) => refuse(StatusCode::BAD_REQUEST, &reason),
+    }
 }
 
-async fn ready(State(control): State<Arc<Control>>, method: Method) -> Response {
-    only_get(&method, || {
-        if control.draining.load(SeqCst) {
-            refuse(StatusCode::SERVICE_UNAVAILABLE, "draining")
-        } else {
-            "ok\n".into_response()
+/// The filter of the log, as `log-level` has it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilterBody {
+    filter: String,
+}
+
+async fn log_filter(State(control): State<Arc<Control>>) -> Response {
+    match control.log_filter.get() {
+        Some(filter) => json(&FilterBody { filter: filter.get() }),
+        None => refuse(StatusCode::NOT_FOUND, "the log of this process has no filter"),
+    }
+}
+
+async fn set_log_filter(State(control): State<Arc<Control>>, body: Result<Bytes, BytesRejection>) -> Response {
+    let Some(filter) = control.log_filter.get() else { return log_filter(State(control)).await };
+    let wanted = read(body).and_then(|body| {
+        serde_json::from_slice::<FilterBody>(&body).map_err(|e| format!("expected {{\"filter\":\"info\"}}: {e}"))
+    });
+    let before = filter.get();
+    match wanted.and_then(|wanted| filter.set(&wanted.filter).map_err(|e| e.to_string())) {
+        Ok(()) => {
+            info!(filter = filter.get(), before, by = "an HTTP request", "log filter switched");
+            log_filter(State(control)).await
         }
-    })
+        Err(reason) => refuse(StatusCode::BAD_REQUEST, &reason.replace(char::is_control, " ")),
+    }
 }
 
-fn only_get(method: &Method, answer: impl FnOnce() -> Response) -> Response {
-    if method == Method::GET { answer() } else { refuse(StatusCode::BAD_REQUEST, "expected GET") }
+fn read(body: Result<Bytes, BytesRejection>) -> Result<Bytes, String> {
+    body.map_err(|_| format!("expected a body of at most {MAX_BODY} bytes"))
 }
 
-fn refuse(status: StatusCode, reason: &str) -> Response {
+/// A body in JSON, which ends with a line break.
+pub(super) fn json(body: &impl Serialize) -> Response {
+    match serde_json::to_string(body) {
+        Ok(json) => ([(CONTENT_TYPE, "application/json")], json + "\n").into_response(),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+/// A refusal, with its reason on one line.
+pub(super) fn refuse(status: StatusCode, reason: &str) -> Response {
     (status, format!("{reason}\n")).into_response()
 }
 
-/// The policy in JSON.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Body {
-    policy: Kind,
-    /// Only with `wait`; its default is that of the policy.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    deadline_ms: Option<u64>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Kind {
-    Wait,
-    Drop,
-}
-
-impl Body {
-    /// The policy, or why it is none, on one line.
-    fn read(json: &[u8]) -> Result<Policy, String> {
-        let body: Self = serde_json::from_slice(json)
-            .map_err(|e| format!("expected a policy such as {EXAMPLE}: {e}").replace(char::is_control, " "))?;
-        match (body.policy, body.deadline_ms) {
-            (Kind::Wait, None) => Ok(Policy::default()),
-            (Kind::Wait, Some(ms)) => {
-                PolicyText::wait(Duration::from_millis(ms)).map_err(|e| format!("deadline_ms: {e}"))
-            }
-            (Kind::Drop, None) => Ok(Policy::Drop),
-            (Kind::Drop, Some(_)) => Err("expected no deadline_ms with the policy drop".to_owned()),
-        }
-    }
-}
-
-const EXAMPLE: &str = r#"{"policy":"wait","deadline_ms":100} or {"policy":"drop"}"#;
-
-impl From<Policy> for Body {
-    fn from(policy: Policy) -> Self {
-        match policy {
-            Policy::Wait { deadline } => {
-                Self { policy: Kind::Wait, deadline_ms: Some(deadline.as_millis().try_into().unwrap_or(u64::MAX)) }
-            }
-            Policy::Drop => Self { policy: Kind::Drop, deadline_ms: None },
-        }
-    }
-}
-
-impl IntoResponse for Body {
-    fn into_response(self) -> Response {
-        match serde_json::to_string(&self) {
-            Ok(json) => ([(CONTENT_TYPE, "application/json")], json + "\n").into_response(),
-            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_policy_is_written_as_it_is_read() {
-        let wait = |ms| Policy::Wait { deadline: Duration::from_millis(ms) };
-        for (json, policy) in [
-            (r#"{"policy":"wait","deadline_ms":100}"#, wait(100)),
-            (r#"{"policy":"wait","deadline_ms":60000}"#, wait(60_000)),
-            (r#"{"policy":"drop"}"#, Policy::Drop),
-        ] {
-            assert_eq!(Body::read(json.as_bytes()), Ok(policy));
-            assert_eq!(serde_json::to_string(&Body::from(policy)).unwrap(), json);
-        }
-        assert_eq!(Body::read(br#" {"policy": "wait"} "#), Ok(Policy::default()));
-    }
-
-    #[test]
-    fn what_is_no_policy_has_its_reason_on_one_line() {
-        for (json, reason) in [
-            ("", "EOF"),
-            ("{", "EOF"),
-            ("[]", "expected a policy"),
-            ("{}", "missing field `policy`"),
-            (r#"{"policy":"maybe"}"#, "unknown variant"),
-            ("{\"policy\":\"a\\nb\"}", "unknown variant"),
-            (r#"{"policy":"wait","deadline_ms":0}"#, "from 1ms to 60s"),
-            (r#"{"policy":"wait","deadline_ms":60001}"#, "from 1ms to 60s"),
-            (r#"{"policy":"wait","deadline_ms":18446744073709551615}"#, "from 1ms to 60s"),
-            (r#"{"policy":"wait","deadline_ms":18446744073709551616}"#, "expected u64"),
-            (r#"{"policy":"wait","deadline_ms":-1}"#, "expected u64"),
-            (r#"{"policy":"wait","deadline_ms":"50"}"#, "expected u64"),
-            (r#"{"policy":"drop","deadline_ms":50}"#, "no deadline_ms"),
-            (r#"{"policy":"wait","deadline":50}"#, "unknown field"),
-            (r#"{"policy":"wait"} x"#, "trailing"),
-        ] {
-            let found = Body::read(json.as_bytes()).unwrap_err();
-            assert!(found.contains(reason) && !found.contains('\n'), "{json}: {found}");
-        }
-        Body::read(b"\xff\xfe").unwrap_err();
-    }
-
-    #[test]
-    fn a_host_is_an_address_or_localhost() {
-        for host in ["127.0.0.1", "127.0.0.1:9479", "[::1]", "[::1]:9479", "localhost", "LocalHost:80"] {
-            assert!(is_address(host), "{host}");
-        }
-        for host in ["", "example.org", "example.org:9479", "127.0.0.1.example.org", "localhost.example.org:1"] {
-            assert!(!is_address(host), "{host}");
-        }
-    }
-}
+mod tests;

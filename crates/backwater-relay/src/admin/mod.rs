@@ -5,14 +5,14 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use backwater_ops::{PolicyText, breaker::Breaker};
+use backwater_ops::{LogFilter, PolicyText, breaker::Breaker};
 use backwater_udp::{Backpressure, Policy, Stats};
 use tokio::{
     runtime::Runtime,
@@ -20,10 +20,22 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::{config::Config, counters::Counters, health::Health};
+use crate::{
+    config::Config,
+    counters::Counters,
+    health::Health,
+    worker::{
+        mobility::{Mail, Mailbox},
+        sessions::Question,
+    },
+};
 
 mod http;
 mod metrics;
+mod policy;
+mod process;
+mod sessions;
+mod snapshot;
 mod watch;
 
 use watch::{Change, FileWatch};
@@ -31,15 +43,31 @@ use watch::{Change, FileWatch};
 /// How often the file and the breaker are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
-/// What is known of the relay, and the one switch that can be thrown.
+/// What is known of the relay, and what can be switched.
 pub(crate) struct Control {
-    backpressure: Backpressure,
-    counters: Vec<Arc<Counters>>,
-    stats: Vec<Arc<Stats>>,
-    draining: AtomicBool,
-    health: Health,
+    pub(crate) backpressure: Backpressure,
+    pub(crate) threads: Vec<ThreadView>,
+    pub(crate) health: Health,
+    /// URIs of the relay, for clients.
+    pub(crate) uris: Vec<String>,
+    /// What a request has to know; `None`: nothing, on loopback.
+    pub(crate) token: Option<Box<str>>,
+    pub(crate) started: Instant,
+    pub(crate) draining: AtomicBool,
+    /// The filter of the process's log, where it can be switched.
+    pub(crate) log_filter: OnceLock<LogFilter>,
     /// Notified when the configuration file is to be read again.
-    reload: Notify,
+    pub(crate) reload: Notify,
+}
+
+/// One of the relay's threads.
+pub(crate) struct ThreadView {
+    pub(crate) counters: Arc<Counters>,
+    /// The sockets that clients send to.
+    pub(crate) listeners: Arc<Stats>,
+    /// The relayed sockets.
+    pub(crate) relayed: Arc<Stats>,
+    pub(crate) mailbox: Mailbox,
 }
 
 /// The running thread.
@@ -52,15 +80,6 @@ pub(crate) struct Admin {
 }
 
 impl Control {
-    pub(crate) fn new(
-        backpressure: Backpressure,
-        counters: Vec<Arc<Counters>>,
-        stats: Vec<Arc<Stats>>,
-        health: Health,
-    ) -> Self {
-        Self { backpressure, counters, stats, draining: AtomicBool::new(false), health, reload: Notify::new() }
-    }
-
     /// Switches the policy; says so when that is a change. Called by one thread only.
     fn switch(&self, policy: Policy, by: &str) {
         let before = self.backpressure.get();
@@ -79,7 +98,11 @@ impl Admin {
         let mut ticker = Ticker {
             control: control.clone(),
             file: config.file.clone().and_then(|file| FileWatch::new(file, config.policy)),
-            breakers: config.breaker.iter().flat_map(|&l| control.stats.iter().map(move |_| Breaker::new(l))).collect(),
+            breakers: config
+                .breaker
+                .iter()
+                .flat_map(|&l| control.threads.iter().map(move |_| Breaker::new(l)))
+                .collect(),
         };
         if listener.is_none() && ticker.file.is_none() && ticker.breakers.is_empty() {
             return Ok(None);
@@ -112,6 +135,11 @@ impl Admin {
             });
         })?;
         Ok(Some(Self { control, local_addr, thread, stop }))
+    }
+
+    /// Lets requests switch the filter of the process's log. The first one counts.
+    pub(crate) fn set_log_filter(&self, filter: LogFilter) {
+        let _ = self.control.log_filter.set(filter);
     }
 
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
@@ -159,6 +187,10 @@ impl Ticker {
         let changes = self.file.as_mut().map(FileWatch::look).unwrap_or_default();
         self.apply(changes);
         self.check_breakers(now);
+        for thread in &self.control.threads {
+            // A full mailbox is a thread that is late already: this question would not be the first one to wait.
+            let _ = thread.mailbox.try_send(Mail::Question(Question::Delay(Instant::now())));
+        }
     }
 
     fn reload(&mut self) {
@@ -192,12 +224,38 @@ impl Ticker {
             self.breakers.iter_mut().for_each(Breaker::reset);
             return;
         }
-        for (breaker, stats) in self.breakers.iter_mut().zip(&self.control.stats) {
-            if let Some(trip) = breaker.check(now, &stats.snapshot()) {
+        for (breaker, thread) in self.breakers.iter_mut().zip(&self.control.threads) {
+            let mut stats = thread.listeners.snapshot();
+            stats += thread.relayed.snapshot();
+            if let Some(trip) = breaker.check(now, &stats) {
                 self.control.backpressure.set(Policy::Drop);
                 warn!(reason = %trip, "circuit breaker: back-pressure policy switched to drop");
                 return;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Control {
+    /// Of a relay with so many threads, which have ended.
+    fn of_threads(threads: usize) -> Self {
+        let thread = || ThreadView {
+            counters: Arc::default(),
+            listeners: Arc::default(),
+            relayed: Arc::default(),
+            mailbox: crate::worker::mobility::mailbox().0,
+        };
+        Self {
+            backpressure: Backpressure::default(),
+            threads: (0..threads).map(|_| thread()).collect(),
+            health: Health::new(),
+            uris: vec![],
+            token: None,
+            started: Instant::now(),
+            draining: AtomicBool::default(),
+            log_filter: OnceLock::new(),
+            reload: Notify::new(),
         }
     }
 }

@@ -57,7 +57,7 @@ pub fn credentials(config: &Config, command: &ArgMatches) -> Result<String, Stri
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let urls = match command.get_many::<String>("url") {
         Some(urls) => urls.cloned().collect(),
-        None => uris(config),
+        None => config.uris(&config.listen),
     };
     if urls.is_empty() {
         return Err("--url: expected one, since no listener has an address that a client could be told".to_owned());
@@ -77,20 +77,22 @@ pub fn credentials(config: &Config, command: &ArgMatches) -> Result<String, Stri
     Ok(format!("{:#}", serde_json::json!({ "iceServers": [server] })))
 }
 
-/// The listeners, by the addresses that clients reach them at.
-fn uris(config: &Config) -> Vec<String> {
-    let mut uris = Vec::new();
-    for listener in &config.listen {
-        let relayed = if listener.is_ipv4() { config.relay_v4 } else { config.relay_v6 };
-        // Behind a one-to-one NAT, it translates the address that both share.
-        let shared = relayed.filter(|ip| ip.bind == listener.ip() || listener.ip().is_unspecified());
-        let ip: IpAddr = shared.map_or(listener.ip(), |ip| ip.advertise);
-        let uri = format!("turn:{}?transport=udp", SocketAddr::new(ip, listener.port()));
-        if !ip.is_unspecified() && !uris.contains(&uri) {
-            uris.push(uri);
+impl Config {
+    /// Returns the URIs of these listeners, by the addresses that clients reach them at.
+    pub(crate) fn uris(&self, listeners: &[SocketAddr]) -> Vec<String> {
+        let mut uris = Vec::new();
+        for listener in listeners {
+            let relayed = if listener.is_ipv4() { self.relay_v4 } else { self.relay_v6 };
+            // Behind a one-to-one NAT, it translates the address that both share.
+            let shared = relayed.filter(|ip| ip.bind == listener.ip() || listener.ip().is_unspecified());
+            let ip: IpAddr = shared.map_or(listener.ip(), |ip| ip.advertise);
+            let uri = format!("turn:{}?transport=udp", SocketAddr::new(ip, listener.port()));
+            if !ip.is_unspecified() && !uris.contains(&uri) {
+                uris.push(uri);
+            }
         }
+        uris
     }
-    uris
 }
 
 fn uri(text: &str) -> Result<String, String> {

@@ -3,7 +3,7 @@
 use std::{io::IoSlice, time::Instant};
 
 use backwater_stun::ChannelNumber;
-use backwater_turn::FiveTuple;
+use backwater_turn::{FiveTuple, Protocol};
 
 use crate::{fields::Fields, worker::Worker};
 
@@ -14,6 +14,15 @@ pub(crate) mod udp;
 pub(crate) enum ClientLink {
     /// By datagrams from the listener of this number.
     Udp(usize),
+}
+
+impl ClientLink {
+    /// Returns the protocol that the client uses.
+    pub(crate) fn protocol(self) -> Protocol {
+        match self {
+            Self::Udp(_) => Protocol::Udp,
+        }
+    }
 }
 
 /// The way from peers to the client of an allocation, or to the clients of a listener.

@@ -9,7 +9,10 @@ use backwater_turn::{
 use tracing::{debug, info, warn};
 
 use super::Worker;
-use crate::log_limit::LogLimit;
+use crate::{
+    counters::{BYTES, DURATION},
+    log_limit::LogLimit,
+};
 
 /// Characters of a user name that the log shows. The client may send any name.
 const USER_LOGGED: usize = 128;
@@ -133,14 +136,24 @@ impl Worker {
     pub(crate) fn log_events(&self) {
         loop {
             let Some(event) = self.server.borrow_mut().poll_event() else { return };
-            self.log_event(&event);
+            self.note(&event);
         }
     }
 
     /// Writes what the allocations that there still are have relayed: the relay stops.
     pub(crate) fn log_stop(&self) {
         self.log_events();
-        self.server.borrow_mut().stop().for_each(|event| self.log_event(&event));
+        self.server.borrow_mut().stop().for_each(|event| self.note(&event));
+    }
+
+    /// Counts and writes an event.
+    fn note(&self, event: &Event) {
+        if let EventKind::Ended { bytes_to_peers, bytes_to_client, .. } = event.kind {
+            let lasted = event.created.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
+            self.counters.durations.observe(&DURATION, lasted);
+            self.counters.bytes.observe(&BYTES, bytes_to_peers.saturating_add(bytes_to_client));
+        }
+        self.log_event(event);
     }
 
     fn log_event(&self, Event { kind, client, protocol, user, relayed, .. }: &Event) {

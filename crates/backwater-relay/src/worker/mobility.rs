@@ -11,7 +11,7 @@ use backwater_turn::server::DetachedAllocation;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::*;
+use super::{sessions::Question, *};
 
 pub(crate) type Mailbox = mpsc::Sender<Mail>;
 pub(crate) type Inbox = mpsc::Receiver<Mail>;
@@ -24,6 +24,8 @@ pub(crate) enum Mail {
     Ask { from: Mailbox, link: ClientLink, request: Box<HandoverRequest> },
     /// Here it is, or why not.
     Answer { link: ClientLink, request: Box<HandoverRequest>, parcel: Result<Parcel, Code> },
+    /// The administration asks something.
+    Question(Question),
     /// A test wants to see what becomes of a panic.
     #[cfg(test)]
     Panic,
@@ -61,6 +63,7 @@ impl Worker {
                         }
                     }
                     Mail::Answer { link, request, parcel } => worker.settle(link, &request, parcel),
+                    Mail::Question(question) => worker.answer(question),
                     #[cfg(test)]
                     Mail::Panic => panic!("by mail"),
                     #[cfg(test)]

@@ -18,14 +18,14 @@ use crate::{
     support::{in_namespace, ip, tc},
 };
 
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
 }
 
 /// Sends these bytes and reads until the server closes.
-fn raw(addr: SocketAddr, request: &str) -> Answer {
+pub fn raw(addr: SocketAddr, request: &str) -> Answer {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
@@ -37,7 +37,7 @@ fn raw(addr: SocketAddr, request: &str) -> Answer {
     Answer { status, head: head.to_lowercase(), body: body.to_owned() }
 }
 
-fn ask(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
+pub fn ask(addr: SocketAddr, method: &str, path: &str, body: &str) -> (u16, String) {
     let len = body.len();
     let answer = raw(addr, &format!("{method} {path} HTTP/1.1\r\nHost: {addr}\r\nContent-Length: {len}\r\n\r\n{body}"));
     (answer.status, answer.body)
@@ -51,14 +51,14 @@ fn put(addr: SocketAddr, body: &str) -> (u16, String) {
     ask(addr, "PUT", "/backpressure", body)
 }
 
-fn start_with_admin(args: &[&str]) -> (Relay, SocketAddr) {
+pub fn start_with_admin(args: &[&str]) -> (Relay, SocketAddr) {
     let relay = start(&[&["--admin", "127.0.0.1:0"], args].concat());
     let admin = relay.admin_addr().unwrap();
     (relay, admin)
 }
 
 /// The samples of `/metrics`, by name and labels, after a look at the format of every line.
-fn metrics(admin: SocketAddr) -> HashMap<String, f64> {
+pub fn metrics(admin: SocketAddr) -> HashMap<String, f64> {
     let (status, text) = get(admin, "/metrics");
     assert_eq!(status, 200);
     let (mut samples, mut families) = (HashMap::new(), Vec::new());
@@ -68,7 +68,7 @@ fn metrics(admin: SocketAddr) -> HashMap<String, f64> {
             assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
             assert!(!families.contains(&name), "{name} is there twice");
             families.push(name);
-        } else if !line.starts_with("# HELP backwater_") {
+        } else if !line.starts_with("# HELP backwater_") && !line.starts_with("# HELP process_") {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(name.starts_with(families.last().unwrap()), "{line} is not of the family above it");
             assert!(samples.insert(name.to_owned(), value.parse().unwrap()).is_none(), "{name} is there twice");
@@ -85,7 +85,7 @@ fn total(samples: &HashMap<String, f64>, name: &str) -> f64 {
 }
 
 /// Waits until it holds, for ten times as long as anything here takes on an idle machine.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < Duration::from_secs(30), "not within half a minute: {what}");
@@ -128,28 +128,37 @@ fn idle_connections_do_not_keep_a_probe_waiting() {
 fn anything_else_is_refused_with_a_reason_on_one_line() {
     let (mut relay, admin) = start_with_admin(&[]);
     let large = format!("{{\"policy\":\"drop\"{}}}", " ".repeat(5000));
-    for (method, path, body) in [
-        ("POST", "/backpressure", "{\"policy\":\"drop\"}"),
-        ("DELETE", "/backpressure", ""),
-        ("PATCH", "/backpressure", "{\"policy\":\"drop\"}"),
-        ("OPTIONS", "/backpressure", ""),
-        ("BREW", "/backpressure", ""),
-        ("PUT", "/backpressure", ""),
-        ("PUT", "/backpressure", "drop"),
-        ("PUT", "/backpressure", "{\"policy\":\"maybe\"}"),
-        ("PUT", "/backpressure", "{\"policy\":\"wait\",\"deadline_ms\":0}"),
-        ("PUT", "/backpressure", "{\"policy\":\"wait\",\"deadline_ms\":60001}"),
-        ("PUT", "/backpressure", "{\"policy\":\"wait\",\"deadline_ms\":1e99}"),
-        ("PUT", "/backpressure", &large),
-        ("PUT", "/metrics", ""),
-        ("POST", "/healthz", ""),
-        ("POST", "/readyz", ""),
-        ("GET", "/", ""),
-        ("GET", "/elsewhere?x=/metrics", ""),
-        ("PUT", "/backpressure/", "{\"policy\":\"drop\"}"),
+    for (status, method, path, body) in [
+        (405, "POST", "/backpressure", "{\"policy\":\"drop\"}"),
+        (405, "DELETE", "/backpressure", ""),
+        (405, "PATCH", "/backpressure", "{\"policy\":\"drop\"}"),
+        (405, "OPTIONS", "/backpressure", ""),
+        (405, "BREW", "/backpressure", ""),
+        (400, "PUT", "/backpressure", ""),
+        (400, "PUT", "/backpressure", "drop"),
+        (400, "PUT", "/backpressure", "{\"policy\":\"maybe\"}"),
+        (400, "PUT", "/backpressure", "{\"policy\":\"wait\",\"deadline_ms\":0}"),
+        (400, "PUT", "/backpressure", "{\"policy\":\"wait\",\"deadline_ms\":60001}"),
+        (400, "PUT", "/backpressure", "{\"policy\":\"wait\",\"deadline_ms\":1e99}"),
+        (400, "PUT", "/backpressure", &large),
+        (405, "PUT", "/metrics", ""),
+        (405, "POST", "/healthz", ""),
+        (405, "POST", "/readyz", ""),
+        (405, "POST", "/", ""),
+        (404, "GET", "/elsewhere?x=/metrics", ""),
+        (404, "PUT", "/backpressure/", "{\"policy\":\"drop\"}"),
+        (405, "DELETE", "/sessions", ""),
+        (400, "GET", "/sessions?limit=0", ""),
+        (400, "GET", "/sessions?name=alice", ""),
+        (404, "GET", "/sessions/", ""),
+        (404, "GET", "/sessions/nonsense", ""),
+        (404, "GET", "/sessions/0-0-99999999999999999999", ""),
+        (404, "GET", "/sessions/99-0-1", ""),
+        (404, "DELETE", "/sessions/0-0-1", ""),
+        (404, "GET", "/log-filter", ""),
     ] {
         let (found, reason) = ask(admin, method, path, body);
-        assert_eq!(found, 400, "{method} {path} {body}: {reason}");
+        assert_eq!(found, status, "{method} {path} {body}: {reason}");
         assert_eq!((reason.matches('\n').count(), reason.ends_with('\n')), (1, true), "{method} {path}: {reason:?}");
     }
     let foreign = "PUT /backpressure HTTP/1.1\r\nHost: example.org\r\nContent-Length: 17\r\n\r\n{\"policy\":\"drop\"}";
@@ -203,6 +212,11 @@ fn metrics_add_up() {
     });
     let m = metrics(admin);
     let all = |name| total(&m, name);
+    let bytes = |direction| m[&format!("backwater_relay_bytes_total{{direction=\"{direction}\",transport=\"udp\"}}")];
+    assert_eq!((bytes("to_peers"), bytes("to_clients")), (20.0 * 2.0, 20.0 * 4.0 + 36.0));
+    assert_eq!(all("backwater_relay_allocation_duration_seconds_count"), 0.0, "it has not ended");
+    #[cfg(target_os = "linux")]
+    assert!(m["process_resident_memory_bytes"] > 1e6 && m["process_open_fds"] > 3.0);
     assert_eq!((all("backwater_relay_allocations"), all("backwater_relay_allocations_total")), (1.0, 1.0));
     assert_eq!(m[&format!("backwater_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION"))], 1.0);
     assert!(!m.keys().any(|key| key.contains("alice")), "no user's name");
@@ -216,6 +230,9 @@ fn metrics_add_up() {
         .unwrap();
     let m = metrics(admin);
     assert_eq!((m["backwater_relay_allocations"], m["backwater_relay_allocations_total"]), (0.0, 1.0));
+    assert_eq!(m["backwater_relay_allocation_duration_seconds_count"], 1.0);
+    assert_eq!(m["backwater_relay_allocation_bytes_sum"], 156.0);
+    until("each thread's delay is measured", || metrics(admin)["backwater_relay_loop_delay_seconds_count"] >= 2.0);
     relay.stop(Duration::ZERO);
 }
 

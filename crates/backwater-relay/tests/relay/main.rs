@@ -31,4 +31,5 @@ mod paths;
 mod program;
 mod proto_client;
 mod security;
+mod sessions;
 mod webrtc;
