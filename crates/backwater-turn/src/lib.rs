@@ -42,6 +42,7 @@
 mod address;
 mod auth;
 mod bucket;
+pub mod client;
 mod failure_limit;
 mod peers;
 mod quota;

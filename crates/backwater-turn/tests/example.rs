@@ -1,68 +1,26 @@
-//! The example relay, as a client uses it.
+//! The example client, through the example relay, to a peer that echoes.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
-use std::{net::UdpSocket, time::Duration};
-
-use backwater_stun::{
-    ChannelData, ChannelNumber, Class, Data, ErrorCode, HmacKey, LongTermKey, Message, Method, Nonce, Realm,
-    RequestedTransport, TransactionId, Username, Writer, XorPeerAddress, XorRelayedAddress,
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
 };
 
+use backwater_turn::client::{Client, Config, Credential, Event, Failure, Input};
+
+#[path = "../examples/client.rs"]
+#[allow(dead_code)]
+mod client;
 #[path = "../examples/relay.rs"]
 #[allow(dead_code)]
 mod relay;
 
-/// A client with the nonce of its last response.
-struct Client {
-    socket: UdpSocket,
-    nonce: Vec<u8>,
-}
-
-impl Client {
-    /// Sends a request until it is not refused with 401, and returns the success response.
-    fn request(&mut self, method: Method, fill: impl Fn(&mut Writer<'_>)) -> Vec<u8> {
-        let key = HmacKey::from(&LongTermKey::md5("alice", "example.org", "secret"));
-        for _ in 0..2 {
-            let id = TransactionId::random(getrandom::fill).unwrap();
-            let mut buffer = [0; 500];
-            let mut writer = Writer::new(&mut buffer, Class::Request, method, id).unwrap();
-            fill(&mut writer);
-            let request = if self.nonce.is_empty() {
-                writer.finish()
-            } else {
-                writer.attribute(&Username("alice")).unwrap().attribute(&Realm("example.org")).unwrap();
-                writer.attribute(&Nonce(&self.nonce)).unwrap();
-                writer.integrity_sha1(&key).unwrap().finish()
-            };
-            self.socket.send(request).unwrap();
-            let bytes = self.receive();
-            let response = Message::parse(&bytes).unwrap();
-            assert_eq!(response.transaction_id(), id);
-            if response.class() == Class::SuccessResponse {
-                return bytes;
-            }
-            let error: ErrorCode<'_> = response.get().unwrap().unwrap();
-            assert_eq!(error.code.number(), 401);
-            self.nonce = response.get::<Nonce<'_>>().unwrap().unwrap().0.to_vec();
-        }
-        panic!("{method} was refused twice");
-    }
-
-    fn receive(&self) -> Vec<u8> {
-        let mut buffer = [0; 2000];
-        let len = self.socket.recv(&mut buffer).unwrap();
-        buffer[..len].to_vec()
-    }
-}
-
 fn bound() -> UdpSocket {
-    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    socket
+    UdpSocket::bind("127.0.0.1:0").unwrap()
 }
 
-#[test]
-fn example_relays_between_a_client_and_a_peer() {
+/// Returns the address of a relay that runs as long as the tests.
+fn start() -> std::net::SocketAddr {
     let listener = bound();
     let server = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -72,36 +30,60 @@ fn example_relays_between_a_client_and_a_peer() {
             relay::Relay::new(tokio::net::UdpSocket::from_std(listener).unwrap()).unwrap().run().await
         })
     });
-    let mut client = Client { socket: bound(), nonce: Vec::new() };
-    client.socket.connect(server).unwrap();
+    server
+}
+
+#[test]
+fn example_client_reaches_a_peer_through_the_example_relay() {
+    let server = start();
     let peer = bound();
-    let peer_address = peer.local_addr().unwrap();
-
-    let response = client.request(Method::ALLOCATE, |w| {
-        w.attribute(&RequestedTransport::UDP).unwrap();
+    let address = peer.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        while let Ok((len, source)) = peer.recv_from(&mut buffer) {
+            peer.send_to(&buffer[..len], source).unwrap();
+        }
     });
-    let relayed: XorRelayedAddress = Message::parse(&response).unwrap().get().unwrap().unwrap();
-    client.request(Method::CREATE_PERMISSION, |w| {
-        w.attribute(&XorPeerAddress(peer_address)).unwrap();
-    });
+    let user = Credential::new("alice", "secret").unwrap();
+    assert_eq!(client::ask(server, user, address, b"to the peer and back").unwrap(), b"to the peer and back");
+}
 
-    peer.send_to(b"to the client", relayed.0).unwrap();
-    let indication = client.receive();
-    let indication = Message::parse(&indication).unwrap();
-    assert!(indication.is(Class::Indication, Method::DATA));
-    assert_eq!(indication.get(), Ok(Some(XorPeerAddress(peer_address))));
-    assert_eq!(indication.get(), Ok(Some(Data(b"to the client"))));
+#[test]
+fn example_client_says_that_the_password_is_wrong() {
+    let user = Credential::new("alice", "guess").unwrap();
+    let error = client::ask(start(), user, "127.0.0.1:9".parse().unwrap(), b"").unwrap_err();
+    assert_eq!(error.downcast_ref(), Some(&Failure::Unauthenticated));
+}
 
-    let channel = ChannelNumber::MIN;
-    client.request(Method::CHANNEL_BIND, |w| {
-        w.attribute(&channel).unwrap().attribute(&XorPeerAddress(peer_address)).unwrap();
-    });
-    client.socket.send(&[&ChannelData::header(channel, 11)[..], b"to the peer"].concat()).unwrap();
-    let mut buffer = [0; 100];
-    let (len, source) = peer.recv_from(&mut buffer).unwrap();
-    assert_eq!((&buffer[..len], source), (&b"to the peer"[..], relayed.0));
-    peer.send_to(b"back", relayed.0).unwrap();
-    let datagram = client.receive();
-    let received = ChannelData::parse(&datagram).unwrap();
-    assert_eq!((received.channel(), received.data()), (channel, &b"back"[..]));
+#[test]
+fn example_relay_has_indications_for_a_peer_without_a_channel() {
+    let (server, socket, peer) = (start(), bound(), bound());
+    for socket in [&socket, &peer] {
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    }
+    let address = peer.local_addr().unwrap();
+    let config = Config::new(server, Credential::new("alice", "secret").unwrap(), [9; 64]);
+    let mut client = Client::new(Instant::now(), config);
+    client.permit(Instant::now(), address.ip()).unwrap();
+    let mut buffer = [0; 2000];
+    let payload = loop {
+        while let Some(transmit) = client.poll_transmit(Instant::now()) {
+            socket.send_to(transmit.bytes, transmit.server).unwrap();
+        }
+        while let Some(event) = client.poll_event() {
+            if let Event::Permitted(_) = event {
+                let prefix = client.send_indication(Instant::now(), address, 5).unwrap();
+                let datagram = [prefix.as_bytes(), b"hello", prefix.padding()].concat();
+                socket.send_to(&datagram, server).unwrap();
+                let mut received = [0; 100];
+                let (len, relayed) = peer.recv_from(&mut received).unwrap();
+                peer.send_to(&received[..len], relayed).unwrap();
+            }
+        }
+        let (len, from) = socket.recv_from(&mut buffer).unwrap();
+        if let Input::Data { payload, .. } = client.handle_input(Instant::now(), from, &buffer[..len]) {
+            break payload;
+        }
+    };
+    assert!(buffer[0] == 0 && &buffer[payload] == b"hello", "a Data indication");
 }

@@ -7,6 +7,7 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::wildcard_enum_match_arm)]
 
+mod clients;
 mod model;
 
 use std::{
