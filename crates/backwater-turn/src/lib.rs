@@ -1,9 +1,9 @@
-//! A TURN server (RFC 8656) as a state machine without I/O.
+//! A TURN server and a TURN client (RFC 8656) as state machines without I/O.
 //!
 //! Datagrams and the time go in, decisions come out. Sockets, timers and threads are the caller's. No function waits, and no
 //! datagram makes one panic or allocate without bound.
 //!
-//! [`server`] says how to drive a [`Server`](server::Server). In short:
+//! [`client`] says how to drive a [`Client`](client::Client), and [`server`] a [`Server`](server::Server). The server in short:
 //!
 //! ```
 //! # use std::{sync::Arc, time::{Duration, Instant}};

@@ -69,7 +69,7 @@ pub use auth::{Credential, InvalidCredential};
 pub use events::{Allocated, Event, Failure, Loss, MAX_EVENTS};
 pub use peers::{MAX_PEERS, TooManyPeers};
 
-use crate::{Families, random::TransactionIds, server::PortRequest};
+use crate::{Families, Protocol, random::TransactionIds, server::PortRequest};
 use auth::Authentication;
 use events::Events;
 use peers::Peers;
@@ -84,8 +84,9 @@ const MAX_REDIRECTS: usize = 5;
 pub struct Config {
     /// The server.
     pub server: SocketAddr,
-    /// What carries the messages to the server.
-    pub transport: Transport,
+    /// The protocol between the client and the server. For [`Protocol::Tcp`], with TLS or without, the connection is there when the
+    /// client is made.
+    pub protocol: Protocol,
     /// Who allocates.
     pub credential: Credential,
     /// The address families of the relayed addresses. IPv4, unless set.
@@ -105,15 +106,6 @@ pub struct Config {
     pub keepalive: Option<Duration>,
     /// Random bytes, from which transaction ids are made: no two clients may have the same.
     pub seed: [u8; 64],
-}
-
-/// What carries messages between client and server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// UDP: messages get lost and are sent again.
-    Datagrams,
-    /// TCP or TLS. The connection is there when the client is made.
-    Stream,
 }
 
 /// A message for the server.
@@ -175,7 +167,7 @@ pub struct Client {
     mismatches: u32,
     /// Whether the server may have an allocation for this 5-tuple.
     may_be_allocated: bool,
-    /// Whether there is a connection, if the transport has any.
+    /// Whether there is a connection, if the protocol has any.
     connected: bool,
     last_sent: Instant,
     last_received: Instant,
@@ -214,7 +206,7 @@ impl Config {
     pub fn new(server: SocketAddr, credential: Credential, seed: [u8; 64]) -> Self {
         Self {
             server,
-            transport: Transport::Datagrams,
+            protocol: Protocol::Udp,
             credential,
             families: Families { v4: true, v6: false },
             port: PortRequest::Any,

@@ -11,12 +11,12 @@ use backwater_stun::{
 };
 
 use super::{
-    Allocated, Allocation, Client, Event, Failure, Input, Loss, Phase, Transport,
+    Allocated, Allocation, Client, Event, Failure, Input, Loss, Phase,
     auth::Answer,
     request::{MAX_TICKET, UNDERSTOOD},
     transaction::{Purpose, Transaction},
 };
-use crate::{PerFamily, server::PortRequest};
+use crate::{PerFamily, Protocol, server::PortRequest};
 
 /// The pause after a refusal for want of room (RFC 8656 §7.4).
 const FULL: Duration = Duration::from_secs(60);
@@ -281,7 +281,7 @@ impl Client {
         self.rto.reset(now);
         (self.mismatches, self.may_be_allocated) = (0, false);
         self.events.push(Event::Redirected { server: to, domain });
-        self.connected = self.config.transport == Transport::Datagrams;
+        self.connected = self.config.protocol == Protocol::Udp;
     }
 
     /// Turns back to the first server, if another one that it has named does not answer.
@@ -290,7 +290,7 @@ impl Client {
             self.server = self.config.server;
             self.redirected.clear();
             self.authentication.reset();
-            self.connected = self.config.transport == Transport::Datagrams;
+            self.connected = self.config.protocol == Protocol::Udp;
             self.events.push(Event::Redirected { server: self.server, domain: None });
         }
     }

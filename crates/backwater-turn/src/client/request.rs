@@ -62,7 +62,7 @@ impl Client {
             permission.grant.asked = true;
         }
         let rto = self.rto.current(now);
-        self.transactions.push(Transaction::new(id, purpose, bytes, signature, rto, self.config.transport));
+        self.transactions.push(Transaction::new(id, purpose, bytes, signature, rto, self.config.protocol));
     }
 
     fn write(&self, purpose: Purpose, id: TransactionId) -> Result<(Vec<u8>, Option<Signature>), WriteError> {

@@ -1,7 +1,7 @@
 use backwater_stun::*;
 
-use super::Transport;
 use super::*;
+use crate::Protocol;
 
 mod allocation;
 mod authentication;

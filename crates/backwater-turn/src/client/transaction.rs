@@ -7,7 +7,7 @@ use std::{
 
 use backwater_stun::{ChannelNumber, HmacKey, Integrity, IntegrityError, Message, Method, TransactionId};
 
-use super::Transport;
+use crate::Protocol;
 
 /// Transmissions of a request over UDP: Rc (RFC 8489 §6.2.1).
 const RC: u32 = 7;
@@ -49,7 +49,7 @@ pub(super) struct Transaction {
     /// The first transmission. Lifetimes that the response grants are counted from here, which is never too late.
     pub(super) began: Option<Instant>,
     rto: Duration,
-    transport: Transport,
+    protocol: Protocol,
     sends: u32,
     /// The wait after the last transmission, and its end.
     wait: Duration,
@@ -84,14 +84,14 @@ impl Transaction {
         bytes: Vec<u8>,
         signature: Option<Signature>,
         rto: Duration,
-        transport: Transport,
+        protocol: Protocol,
     ) -> Self {
-        Self { id, purpose, bytes, signature, began: None, rto, transport, sends: 0, wait: Duration::ZERO, next: None }
+        Self { id, purpose, bytes, signature, began: None, rto, protocol, sends: 0, wait: Duration::ZERO, next: None }
     }
 
     /// Returns whether the request is to be sent now, for the first time or again.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        let may_retransmit = self.transport == Transport::Datagrams && self.sends < RC;
+        let may_retransmit = self.protocol == Protocol::Udp && self.sends < RC;
         self.next.is_none_or(|next| next <= now && may_retransmit)
     }
 
@@ -104,10 +104,10 @@ impl Transaction {
     pub(super) fn sent(&mut self, now: Instant) {
         self.began.get_or_insert(now);
         self.sends += 1;
-        self.wait = match self.transport {
-            Transport::Stream => TI,
-            Transport::Datagrams if self.sends < RC => self.rto * (1 << (self.sends - 1)),
-            Transport::Datagrams => self.rto * RM,
+        self.wait = match self.protocol {
+            Protocol::Tcp => TI,
+            Protocol::Udp if self.sends < RC => self.rto * (1 << (self.sends - 1)),
+            Protocol::Udp => self.rto * RM,
         };
         self.next = Some(now + self.wait);
     }
@@ -141,16 +141,16 @@ impl Transaction {
 mod tests {
     use super::*;
 
-    fn transaction(transport: Transport) -> Transaction {
+    fn transaction(protocol: Protocol) -> Transaction {
         let id = TransactionId([0; 12]);
-        Transaction::new(id, Purpose::Binding, vec![], None, Duration::from_millis(500), transport)
+        Transaction::new(id, Purpose::Binding, vec![], None, Duration::from_millis(500), protocol)
     }
 
     /// The example of RFC 8489 §6.2.1: at 0, 0.5, 1.5, 3.5, 7.5, 15.5 and 31.5 s; given up at 39.5 s.
     #[test]
     fn datagram_is_sent_seven_times_and_given_up_after_79_time_outs() {
         let start = Instant::now();
-        let mut transaction = transaction(Transport::Datagrams);
+        let mut transaction = transaction(Protocol::Udp);
         let mut sent = vec![];
         let mut now = start;
         while !transaction.is_over(now) {
@@ -166,7 +166,7 @@ mod tests {
     #[test]
     fn stream_carries_a_request_once() {
         let start = Instant::now();
-        let mut transaction = transaction(Transport::Stream);
+        let mut transaction = transaction(Protocol::Tcp);
         transaction.sent(start);
         let end = transaction.next().unwrap();
         assert_eq!(end - start, TI);
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn only_a_request_that_was_sent_once_measures_the_round_trip() {
         let start = Instant::now();
-        let mut transaction = transaction(Transport::Datagrams);
+        let mut transaction = transaction(Protocol::Udp);
         transaction.sent(start);
         let later = start + Duration::from_millis(300);
         assert_eq!(transaction.round_trip(later), Ok(Duration::from_millis(300)));

@@ -500,7 +500,7 @@ fn server(now: Now, key: u8) -> Server {
         credentials.add_user(user, "secret").unwrap();
     }
     Server::new(Config {
-        credentials,
+        credentials: credentials.into(),
         peers: PeerRules { allow: vec!["203.0.113.0/24".parse().unwrap()], ..PeerRules::default() },
         families: Families { v4: true, v6: true },
         max_lifetime: Duration::from_secs(MAX_LIFETIME.into()),
@@ -514,7 +514,7 @@ fn server(now: Now, key: u8) -> Server {
 }
 
 fn five_tuple(client: SocketAddr) -> FiveTuple {
-    FiveTuple { client: ClientAddr(client), server: SERVER.parse().unwrap() }
+    FiveTuple::udp(ClientAddr(client), SERVER.parse().unwrap())
 }
 
 #[test]

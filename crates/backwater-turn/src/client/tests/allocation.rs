@@ -1,6 +1,6 @@
 //! The life of an allocation.
 
-use super::{Transport, *};
+use super::*;
 use crate::PerFamily;
 
 #[test]
@@ -246,7 +246,7 @@ fn data_in_both_directions_needs_no_keepalive() {
 
 #[test]
 fn stream_sends_each_request_once_and_waits_for_a_connection() {
-    let mut b = Bench::with(|config| config.transport = Transport::Stream);
+    let mut b = Bench::with(|config| config.protocol = Protocol::Tcp);
     b.request(Method::ALLOCATE);
     assert_eq!(b.wait(), Duration::from_millis(39_500));
     assert_eq!(b.events(), [Event::NoResponse(Method::ALLOCATE)]);
