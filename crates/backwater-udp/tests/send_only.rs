@@ -16,7 +16,7 @@ use std::{
 };
 
 use backwater_udp::{Ecn, IcmpKind, Policy, QueueBounds, RecvBatch, SendQueue, Transmit, UdpSocket, UdpSocketBuilder};
-use support::{block_on, in_namespace, ip, receive_buffer_errors, tc};
+use support::{block_on, in_namespace, ip, tc};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -77,7 +77,6 @@ async fn receives_all(any: SocketAddr) {
     let t = || Transmit::new(slow.local_addr().unwrap(), &slices).source(Some(own));
     let arrived = Arc::new(AtomicU32::new(0));
     let seen = arrived.clone();
-    let before = receive_buffer_errors();
     let sending = std::thread::spawn(move || {
         let clients: Vec<_> = (0..50).map(|_| StdSocket::bind((own, 0)).unwrap()).collect();
         for n in 0..10_000u32 {
@@ -102,7 +101,6 @@ async fn receives_all(any: SocketAddr) {
         arrived.fetch_add(from_clients as u32, SeqCst);
     }
     sending.join().unwrap();
-    assert_eq!(receive_buffer_errors(), before);
     assert!(opened > 50, "{any}: {opened} sockets came and went");
 }
 
