@@ -210,6 +210,18 @@ impl Arguments {
         Ok(Self { values, file: None, errors })
     }
 
+    /// Returns the same, but with the values of `started` for the keys of which a change needs a restart.
+    pub(crate) fn with_fixed_of(mut self, started: &ConfigFile) -> Self {
+        let started = Self::of_file(started.clone()).values;
+        for key in KEYS.iter().filter(|key| !key.is_live) {
+            match started.get(key.name) {
+                Some(given) => drop(self.values.insert(key.name, given.clone())),
+                None => drop(self.values.remove(key.name)),
+            }
+        }
+        self
+    }
+
     fn of_file(file: ConfigFile) -> Self {
         let mut values = file.values.clone();
         values.extend(file.instead.clone());
@@ -324,16 +336,39 @@ impl Config {
         })
     }
 
+    /// Keeps the user that was made up at the start.
+    ///
+    /// # Errors
+    /// That the relay was started with users, and none is left.
+    pub(crate) fn keep_first_run(mut self, started: &Self) -> Result<Self, Vec<ConfigError>> {
+        if self.first_run.is_some() {
+            if started.first_run.is_none() {
+                let problem = "expected one: a user is made up at a start only".to_owned();
+                return Err(vec![ConfigError { key: "user".to_owned(), problem }]);
+            }
+            self.first_run.clone_from(&started.first_run);
+            self.credentials = started.credentials.clone();
+        }
+        Ok(self)
+    }
+
     /// What the servers of all threads have in common, from now on.
     pub(crate) fn shared(&self, nonce_key: [u8; 64], now: Instant) -> Shared {
-        let limited = self.reply_limit > 0;
         Shared {
             nonce_key,
             quotas: Quotas::new(self.user_limits, self.total_limits, now),
-            reply_limit: limited.then(|| Arc::new(ReplyLimit::new(self.reply_limit, now))),
-            failure_limit: (self.failure_limit > 0).then(|| Arc::new(FailureLimit::new(self.failure_limit, now))),
+            reply_limit: self.new_reply_limit(now),
+            failure_limit: self.new_failure_limit(now),
             relayed_ports: Arc::default(),
         }
+    }
+
+    fn new_reply_limit(&self, now: Instant) -> Option<Arc<ReplyLimit>> {
+        (self.reply_limit > 0).then(|| Arc::new(ReplyLimit::new(self.reply_limit, now)))
+    }
+
+    fn new_failure_limit(&self, now: Instant) -> Option<Arc<FailureLimit>> {
+        (self.failure_limit > 0).then(|| Arc::new(FailureLimit::new(self.failure_limit, now)))
     }
 
     pub(crate) fn server(&self, shared: &Shared, thread: u16) -> server::Config {
@@ -361,6 +396,19 @@ pub(crate) struct Shared {
     reply_limit: Option<Arc<ReplyLimit>>,
     failure_limit: Option<Arc<FailureLimit>>,
     pub(crate) relayed_ports: Arc<RelayedPorts>,
+}
+
+impl Shared {
+    /// Takes over the limits of `new`. What is counted stays counted, but for limits that are other ones.
+    pub(crate) fn change(&mut self, old: &Config, new: &Config, now: Instant) {
+        self.quotas.set_limits(new.user_limits, new.total_limits);
+        if new.reply_limit != old.reply_limit {
+            self.reply_limit = new.new_reply_limit(now);
+        }
+        if new.failure_limit != old.failure_limit {
+            self.failure_limit = new.new_failure_limit(now);
+        }
+    }
 }
 
 impl ConfigError {

@@ -18,6 +18,7 @@ mod log_limit;
 mod ports;
 mod pulse;
 mod relay;
+mod reload;
 mod runs;
 mod worker;
 

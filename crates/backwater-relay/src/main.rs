@@ -128,6 +128,7 @@ async fn serve(relay: &Relay, signals: &mut Signals, drain: Duration) {
     while signals.next().await == Signal::Reload {
         relay.reload();
     }
+    let drain = relay.drain_limit().unwrap_or(drain);
     info!(drain_seconds = drain.as_secs(), "stopping; a second signal ends it at once");
     systemd::stopping(drain);
     relay.drain(drain);

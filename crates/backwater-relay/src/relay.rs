@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
     thread::JoinHandle,
@@ -16,10 +16,7 @@ use std::{
 use backwater_ops::LogFilter;
 use backwater_turn::server::Server;
 use backwater_udp::{Backpressure, Stats, UdpSocket, UdpSocketBuilder};
-use tokio::{
-    sync::{Notify, watch},
-    task::LocalSet,
-};
+use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
     admin::{self, Admin, Control, ThreadView},
@@ -30,6 +27,7 @@ use crate::{
     ingress::udp::listen,
     ports::{Ports, RelayIp},
     pulse::{Pulse, Responder},
+    reload::{UpdateReceiver, Updates},
     worker::{
         Worker,
         lines::Lines,
@@ -107,6 +105,7 @@ impl Relay {
         let shared_state = config.shared(nonce_key, Instant::now());
         let ports =
             Ports::new(config.relay_v4, config.relay_v6, config.ports.clone(), shared_state.relayed_ports.clone());
+        let (updates, update_receiver) = Updates::new(config.clone(), shared_state.clone());
         let busy = Arc::new(AtomicUsize::new(config.threads));
         let shared = config.threads > 1;
         if shared {
@@ -139,6 +138,7 @@ impl Relay {
                 relayed: view.relayed.clone(),
                 busy: busy.clone(),
                 stopped: stopped.clone(),
+                updates: update_receiver.clone(),
                 health: relay.health.clone(),
             };
             let responder = relay.pulse.responder();
@@ -163,6 +163,7 @@ impl Relay {
                 }
             }
         }
+        let (reload, requests) = admin::reload::channel();
         let control = Control {
             backpressure: relay.backpressure.clone(),
             threads,
@@ -172,9 +173,10 @@ impl Relay {
             started: Instant::now(),
             draining: AtomicBool::new(false),
             log_filter: OnceLock::new(),
-            reload: Notify::new(),
+            drain: AtomicU64::new(config.drain.as_secs()),
+            reload,
         };
-        match Admin::start(config, control, admin) {
+        match Admin::start((control, requests), admin, updates) {
             Ok(admin) => relay.admin = admin,
             Err(error) => {
                 relay.stop(Duration::ZERO);
@@ -216,13 +218,18 @@ impl Relay {
         }
     }
 
-    /// Reads the configuration file again and applies what can change while the relay runs: the policy. The log says what came
-    /// of it. Returns at once.
+    /// Reads the configuration file again and applies what can change while the relay runs. The log says what came of it. Returns at
+    /// once.
     pub fn reload(&self) {
         match &self.admin {
             Some(admin) => admin.reload(),
-            None => admin::no_file(),
+            None => admin::no_file(admin::SIGNAL),
         }
+    }
+
+    /// Returns how long the configuration lets [`drain`](Self::drain) take, as it is now. `None`: it has not changed since the start.
+    pub fn drain_limit(&self) -> Option<Duration> {
+        self.admin.as_ref().map(Admin::drain_limit)
     }
 
     /// Turns new clients away from now on. Returns at once; the threads end when their clients have left or after `drain`.
@@ -283,6 +290,7 @@ struct Thread {
     /// How many threads have clients still, once the relay stops.
     busy: Arc<AtomicUsize>,
     stopped: watch::Receiver<Option<Instant>>,
+    updates: UpdateReceiver,
     health: Health,
 }
 
@@ -314,6 +322,7 @@ impl Thread {
             ));
             worker.start();
             worker.start_moving(inbox);
+            worker.start_updates(self.updates.clone());
             tokio::task::spawn_local(responder.run());
             if ready.send(Ok(addrs)).is_ok() {
                 self.until_stopped(&worker).await;

@@ -70,11 +70,11 @@ pub(crate) struct Worker {
     builder: UdpSocketBuilder,
     ports: Arc<Ports>,
     pub(crate) counters: Arc<Counters>,
-    number: usize,
+    pub(crate) number: usize,
     /// Of all threads, by their number.
     mailboxes: Vec<Mailbox>,
-    health: Health,
-    lines: Lines,
+    pub(crate) health: Health,
+    pub(crate) lines: Lines,
 }
 
 /// The sockets of an allocation.

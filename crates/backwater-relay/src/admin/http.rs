@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::AbortHandle};
 use tracing::{debug, info};
 
-use super::{Control, metrics, policy, sessions, snapshot::Snapshot};
+use super::{Control, metrics, policy, reload, sessions, snapshot::Snapshot};
 
 /// Of a request's body, in bytes.
 const MAX_BODY: usize = 4096;
@@ -111,6 +111,7 @@ impl Routes {
             .on(MethodFilter::PUT, "/backpressure", set_backpressure)
             .on(MethodFilter::GET, "/log-filter", log_filter)
             .on(MethodFilter::PUT, "/log-filter", set_log_filter)
+            .on(MethodFilter::POST, "/reload", reload::reload)
     }
 
     fn on<T: 'static>(

@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use backwater_ops::{LogFilter, PolicyText, breaker::Breaker};
 use backwater_udp::{Backpressure, Policy, Stats};
 use tokio::{
     runtime::Runtime,
-    sync::{Notify, oneshot},
+    sync::{mpsc, oneshot},
 };
 use tracing::{info, warn};
 
@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     counters::Counters,
     health::Health,
+    reload::Updates,
     worker::{
         mobility::{Mail, Mailbox},
         sessions::Question,
@@ -34,11 +35,13 @@ mod http;
 mod metrics;
 mod policy;
 mod process;
+pub(crate) mod reload;
 mod sessions;
 mod snapshot;
 mod watch;
 
-use watch::{Change, FileWatch};
+use reload::ReloadRequest;
+use watch::{FileWatch, Outcome};
 
 /// How often the file and the breaker are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -56,8 +59,9 @@ pub(crate) struct Control {
     pub(crate) draining: AtomicBool,
     /// The filter of the process's log, where it can be switched.
     pub(crate) log_filter: OnceLock<LogFilter>,
-    /// Notified when the configuration file is to be read again.
-    pub(crate) reload: Notify,
+    /// How long the relay waits for its clients at the end, in seconds.
+    pub(crate) drain: AtomicU64,
+    pub(crate) reload: mpsc::Sender<ReloadRequest>,
 }
 
 /// One of the relay's threads.
@@ -93,16 +97,18 @@ impl Control {
 
 impl Admin {
     /// Starts the thread if there is anything for it to do.
-    pub(crate) fn start(config: &Config, control: Control, listener: Option<TcpListener>) -> io::Result<Option<Self>> {
+    pub(crate) fn start(
+        (control, mut requests): (Control, mpsc::Receiver<ReloadRequest>),
+        listener: Option<TcpListener>,
+        updates: Updates,
+    ) -> io::Result<Option<Self>> {
         let control = Arc::new(control);
+        let config = &updates.current;
         let mut ticker = Ticker {
             control: control.clone(),
-            file: config.file.clone().and_then(|file| FileWatch::new(file, config.policy)),
-            breakers: config
-                .breaker
-                .iter()
-                .flat_map(|&l| control.threads.iter().map(move |_| Breaker::new(l)))
-                .collect(),
+            file: FileWatch::new(config.clone()),
+            breakers: breakers(config, &control),
+            updates,
         };
         if listener.is_none() && ticker.file.is_none() && ticker.breakers.is_empty() {
             return Ok(None);
@@ -125,8 +131,8 @@ impl Admin {
                     let _guard = ticking;
                     loop {
                         tokio::select! {
-                            () = tokio::time::sleep(TICK) => ticker.tick(Instant::now()),
-                            () = ticker.control.reload.notified() => ticker.reload(),
+                            () = tokio::time::sleep(TICK) => ticker.tick(Instant::now()).await,
+                            Some(request) = requests.recv() => ticker.reload(request).await,
                         }
                     }
                 });
@@ -153,7 +159,12 @@ impl Admin {
 
     /// The configuration file is read again, soon.
     pub(crate) fn reload(&self) {
-        self.control.reload.notify_one();
+        // Where others wait, they read it.
+        let _ = self.control.reload.try_send(None);
+    }
+
+    pub(crate) fn drain_limit(&self) -> Duration {
+        Duration::from_secs(self.control.drain.load(SeqCst))
     }
 
     pub(crate) fn stop(self) {
@@ -163,9 +174,17 @@ impl Admin {
     }
 }
 
+/// What asks for a reload, in the log.
+pub(crate) const SIGNAL: &str = "SIGHUP";
+
 /// Says that a reload does nothing.
-pub(crate) fn no_file() {
-    info!("SIGHUP: there is no configuration file to read again");
+pub(crate) fn no_file(by: &str) {
+    info!("{by}: there is no configuration file to read again");
+}
+
+/// One for the sockets of each thread.
+fn breakers(config: &Config, control: &Control) -> Vec<Breaker> {
+    config.breaker.iter().flat_map(|&limits| control.threads.iter().map(move |_| Breaker::new(limits))).collect()
 }
 
 fn into_tokio(runtime: &Runtime, listener: TcpListener) -> io::Result<tokio::net::TcpListener> {
@@ -178,14 +197,14 @@ fn into_tokio(runtime: &Runtime, listener: TcpListener) -> io::Result<tokio::net
 struct Ticker {
     control: Arc<Control>,
     file: Option<FileWatch>,
-    /// One for the sockets of each thread.
     breakers: Vec<Breaker>,
+    updates: Updates,
 }
 
 impl Ticker {
-    fn tick(&mut self, now: Instant) {
-        let changes = self.file.as_mut().map(FileWatch::look).unwrap_or_default();
-        self.apply(changes);
+    async fn tick(&mut self, now: Instant) {
+        let outcome = self.file.as_mut().map(FileWatch::look).unwrap_or_default();
+        self.apply(outcome).await;
         self.check_breakers(now);
         for thread in &self.control.threads {
             // A full mailbox is a thread that is late already: this question would not be the first one to wait.
@@ -193,30 +212,69 @@ impl Ticker {
         }
     }
 
-    fn reload(&mut self) {
-        let Some(file) = &mut self.file else { return no_file() };
-        info!("SIGHUP: the configuration file is read again");
-        let changes = file.read_now();
-        self.apply(changes);
+    async fn reload(&mut self, answer: ReloadRequest) {
+        let by = if answer.is_some() { "POST /reload" } else { SIGNAL };
+        let outcome = match &mut self.file {
+            Some(file) => {
+                info!("{by}: the configuration file is read again");
+                let outcome = file.read_now();
+                Some(self.apply(outcome).await)
+            }
+            None => {
+                no_file(by);
+                None
+            }
+        };
+        // Who asks by a signal waits for no answer.
+        let _ = answer.map(|answer| answer.send(outcome));
     }
 
-    fn apply(&self, changes: Vec<Change>) {
-        for change in changes {
-            match change {
-                Change::Policy(policy) => self.control.switch(policy, "the configuration file"),
-                Change::Overruled(by) => {
-                    info!("backpressure in the configuration file has changed, but {by} counts before it");
-                }
-                Change::Restart(keys) => {
-                    info!(keys = keys.join(", "), "the configuration file has changed: these keys need a restart");
-                }
-                Change::Invalid(problems) => {
-                    for problem in problems {
-                        warn!(problem, "the configuration file is invalid: back-pressure stays as it is");
-                    }
-                }
-            }
+    /// Applies what the file says, and logs what comes of it.
+    async fn apply(&mut self, mut outcome: Outcome) -> Outcome {
+        if let Some(config) = outcome.config.take() {
+            outcome.late = !self.switch_to(*config).await;
         }
+        for (key, by) in &outcome.overruled {
+            info!(key, "{key} in the configuration file has changed, but {by} counts before it");
+        }
+        if !outcome.restart.is_empty() {
+            let keys = outcome.restart.join(", ");
+            info!(keys, "the configuration file has changed: these keys need a restart");
+        }
+        if !outcome.applied.is_empty() {
+            let keys = outcome.applied.join(", ");
+            info!(keys, "the configuration file has changed: these keys are applied");
+        }
+        if outcome.late {
+            warn!("a thread is late: it applies the new configuration when it gets to it");
+        }
+        for problem in &outcome.problems {
+            warn!(problem, "the configuration file is invalid: nothing of it is applied");
+        }
+        outcome
+    }
+
+    /// Returns whether all threads have the configuration.
+    async fn switch_to(&mut self, config: Config) -> bool {
+        let before = &self.updates.current;
+        if let Some(warning) =
+            config.exposed_secrets().filter(|warning| before.exposed_secrets().as_ref() != Some(warning))
+        {
+            warn!("{warning}");
+        }
+        if config.policy != before.policy {
+            self.control.switch(config.policy, "the configuration file");
+        }
+        if config.breaker != before.breaker {
+            self.breakers = breakers(&config, &self.control);
+        }
+        if let Some(filter) = self.control.log_filter.get().filter(|_| config.log_level != before.log_level)
+            && let Err(error) = filter.set(&config.log_level)
+        {
+            warn!(%error, "the filter of the logs stays as it was");
+        }
+        self.control.drain.store(config.drain.as_secs(), SeqCst);
+        self.updates.send(config).await
     }
 
     fn check_breakers(&mut self, now: Instant) {
@@ -255,7 +313,8 @@ impl Control {
             started: Instant::now(),
             draining: AtomicBool::default(),
             log_filter: OnceLock::new(),
-            reload: Notify::new(),
+            drain: AtomicU64::default(),
+            reload: reload::channel().0,
         }
     }
 }

@@ -83,14 +83,14 @@ impl ConfigFile {
     ///
     /// # Errors
     /// That it cannot be read, or is no TOML.
-    pub(crate) fn read_again(&self) -> Result<Arguments, Vec<ConfigError>> {
+    pub(crate) fn read_again(&self) -> Result<(Self, Arguments), Vec<ConfigError>> {
         if self.stamp_now().is_none_or(|stamp| stamp.len > MAX_LEN) {
             let problem = format!("cannot be read: expected a file of at most {MAX_LEN} bytes");
             return Err(vec![ConfigError { key: self.path.display().to_string(), problem }]);
         }
         let mut file = Self::read(self.path.clone())?;
         file.instead.clone_from(&self.instead);
-        Ok(Arguments::of_file(file))
+        Ok((file.clone(), Arguments::of_file(file)))
     }
 
     /// Returns the flag or the variable that counts before the file's value of this key.

@@ -143,71 +143,71 @@ keys! {
     );
     fixed one ports: Ports = ("FIRST-LAST", "Ports of relayed addresses [default: 49152-65535]");
     fixed one realm: String = ("NAME", "The realm of the credentials [default: backwater]");
-    fixed many user: Secret = ("NAME:PASSWORD", "A user [default: one is made up when only loopback is listened on]");
-    fixed many hashed_user: Secret = (
+    live many user: Secret = ("NAME:PASSWORD", "A user [default: one is made up when only loopback is listened on]");
+    live many hashed_user: Secret = (
         "NAME:KEYS",
         "A user whose password is stored as the keys it makes: a line that hash-password prints, or NAME and the MD5 key in hexadecimal",
     );
-    fixed many secret: Secret = (
+    live many secret: Secret = (
         "SECRET",
         "A shared secret for time-limited credentials: user EXPIRY:NAME or NAME:EXPIRY, password base64(HMAC-SHA1(SECRET, user)), \
          or with HMAC-SHA256",
     );
-    fixed many named_secret: Secret = ("ID:SECRET", "The same, with an id by which the command credentials is told which one to use");
-    fixed many allow_peer: IpNet = (
+    live many named_secret: Secret = ("ID:SECRET", "The same, with an id by which the command credentials is told which one to use");
+    live many allow_peer: IpNet = (
         "PREFIX",
         "Peers to allow that are refused by default: private, loopback, link-local, multicast, and all other ranges that \
          the registries of special-purpose addresses do not call globally reachable",
     );
-    fixed many deny_peer: IpNet = ("PREFIX", "Peers to refuse, whatever else is allowed");
-    fixed many nat64_prefix: Nat64Prefix = (
+    live many deny_peer: IpNet = ("PREFIX", "Peers to refuse, whatever else is allowed");
+    live many nat64_prefix: Nat64Prefix = (
         "PREFIX",
         "Prefixes of NAT64 translators, beside 64:ff9b::/96: a peer there is judged by its IPv4 address too",
     );
     fixed one threads: Number<1, MOST_THREADS> = ("N", "Threads [default: one for each core on Linux, else 1]");
-    fixed one max_allocations: Count = ("N", "Allocations there may be [default: as many as there are ports]");
-    fixed one max_allocations_per_user: Count = ("N", "Allocations that a user may have [default: no limit]");
-    fixed one max_permissions: Count = ("N", "Permissions there may be in all allocations [default: 256 in each allocation]");
-    fixed one max_permissions_per_user: Count = ("N", "Permissions that a user may have in all allocations [default: no limit]");
-    fixed one max_channels: Count = ("N", "Channels there may be in all allocations [default: 256 in each allocation]");
-    fixed one max_channels_per_user: Count = ("N", "Channels that a user may have in all allocations [default: no limit]");
-    fixed one max_bytes_per_second: Bytes = (
+    live one max_allocations: Count = ("N", "Allocations there may be [default: as many as there are ports]");
+    live one max_allocations_per_user: Count = ("N", "Allocations that a user may have [default: no limit]");
+    live one max_permissions: Count = ("N", "Permissions there may be in all allocations [default: 256 in each allocation]");
+    live one max_permissions_per_user: Count = ("N", "Permissions that a user may have in all allocations [default: no limit]");
+    live one max_channels: Count = ("N", "Channels there may be in all allocations [default: 256 in each allocation]");
+    live one max_channels_per_user: Count = ("N", "Channels that a user may have in all allocations [default: no limit]");
+    live one max_bytes_per_second: Bytes = (
         "N",
         "Payload bytes that are relayed in a second, both ways together, from 1000; what comes beyond is dropped \
          [default: no limit]",
     );
-    fixed one max_bytes_per_second_per_user: Bytes = ("N", "The same for one user [default: no limit]");
-    fixed one reply_limit: Number<0, 1_000_000> = (
+    live one max_bytes_per_second_per_user: Bytes = ("N", "The same for one user [default: no limit]");
+    live one reply_limit: Number<0, 1_000_000> = (
         "N",
         "Answers in a second to a source that has not authenticated (an IPv4 address, an IPv6 network of 64 bits), 0 for \
          no limit; loopback is not limited [default: 1000]",
     );
-    fixed one failure_limit: Number<0, 1_000_000> = (
+    live one failure_limit: Number<0, 1_000_000> = (
         "N",
         "Wrong passwords in a minute that are looked at from a source (an IPv4 address, an IPv6 network of 64 bits), and \
          twice as many for a user name; what comes beyond is dropped; 0 for no limit [default: 30]",
     );
-    fixed one max_lifetime: Number<600, 86_400> = (
+    live one max_lifetime: Number<600, 86_400> = (
         "SECONDS",
         "The longest lifetime of an allocation between refreshes, 600 to 86400 [default: 3600]",
     );
     live one backpressure: PolicyText = (
         "POLICY",
         "What to do with a datagram that the system has no room for: wait (100 ms; macOS: 500), wait:TIME such as wait:50ms, or \
-         drop; a change in the file is applied at once [default: wait]",
+         drop [default: wait]",
     );
-    fixed one breaker: Breaker = (
+    live one breaker: Breaker = (
         "LIMITS",
         "When to switch to drop by itself: lost-edges=N/min, stall=TIME, or both with a comma, on any thread; or off \
          [default: off]",
     );
     fixed one admin: AdminAddr = ("IP:PORT", "Where to serve metrics and the policy over HTTP, on loopback [default: nowhere]");
-    fixed one drain: Number<0, 3600> = ("SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]");
-    fixed one log_allocations: bool = (
+    live one drain: Number<0, 3600> = ("SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]");
+    live one log_allocations: bool = (
         "on|off",
         "Whether allocations that are made, refreshed and ended are in the log at info, or at debug [default: off]",
     );
-    fixed one log_level: LogFilter = (
+    live one log_level: LogFilter = (
         "FILTER",
         "error, warn, info, debug, trace, or a list such as info,backwater_turn=debug [default: info]",
     );

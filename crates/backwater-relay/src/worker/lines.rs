@@ -1,6 +1,10 @@
 //! The lines that a thread writes about its clients.
 
-use std::{cell::RefCell, collections::HashSet, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    time::Instant,
+};
 
 use backwater_turn::{
     AuthFailure, ClientAddr, OverQuota, PeerAddr, PeerRefused, PerFamily, QuotaReason, RelayedAddr,
@@ -34,7 +38,7 @@ pub(crate) struct Lines {
     suppressed: LogLimit,
     unverified: LogLimit,
     /// Whether allocations are logged at `info`.
-    allocations: bool,
+    allocations: Cell<bool>,
 }
 
 impl Lines {
@@ -49,8 +53,13 @@ impl Lines {
             over_quota: std::array::from_fn(|_| LogLimit::once_a_minute(now)),
             suppressed: LogLimit::once_a_minute(now),
             unverified: LogLimit::once_a_minute(now),
-            allocations,
+            allocations: Cell::new(allocations),
         }
+    }
+
+    /// Sets whether allocations are logged at `info`.
+    pub(crate) fn log_allocations(&self, at_info: bool) {
+        self.allocations.set(at_info);
     }
 
     /// Whether it is the first refusal of this client.
@@ -164,7 +173,7 @@ impl Worker {
         // A level is part of a line's place in the code.
         macro_rules! line {
             ($($line:tt)*) => {
-                if self.lines.allocations { info!($($line)*) } else { debug!($($line)*) }
+                if self.lines.allocations.get() { info!($($line)*) } else { debug!($($line)*) }
             };
         }
         match kind {

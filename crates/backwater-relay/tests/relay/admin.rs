@@ -145,6 +145,7 @@ fn anything_else_is_refused_with_a_reason_on_one_line() {
         (405, "POST", "/healthz", ""),
         (405, "POST", "/readyz", ""),
         (405, "POST", "/", ""),
+        (405, "GET", "/reload", ""),
         (404, "GET", "/elsewhere?x=/metrics", ""),
         (404, "PUT", "/backpressure/", "{\"policy\":\"drop\"}"),
         (405, "DELETE", "/sessions", ""),
@@ -432,7 +433,8 @@ fn curl_as_the_manual_has_it() {
     if !crate::support::installed("curl") {
         return crate::support::skip("curl is not installed (package curl)");
     }
-    let (mut relay, admin) = start_with_admin(&[]);
+    let file = crate::commands::File::new("");
+    let (mut relay, admin) = start_with_admin(&["--config", file.path()]);
     let manual = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/relay.md")).unwrap();
     let commands: Vec<_> = manual.lines().filter(|line| line.starts_with("curl ")).collect();
     assert!(commands.len() >= 4, "{commands:?}");

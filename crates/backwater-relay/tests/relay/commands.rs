@@ -22,10 +22,10 @@ fn run(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 /// A file that is deleted at the end, and that its owner alone can read.
-struct File(PathBuf);
+pub struct File(PathBuf);
 
 impl File {
-    fn new(text: &str) -> Self {
+    pub fn new(text: &str) -> Self {
         let path = std::env::temp_dir().join(format!("backwater-{}-{}", std::process::id(), fastrand::u64(..)));
         std::fs::write(&path, text).unwrap();
         #[cfg(unix)]
@@ -33,8 +33,12 @@ impl File {
         Self(path)
     }
 
-    fn path(&self) -> &str {
+    pub fn path(&self) -> &str {
         self.0.to_str().unwrap()
+    }
+
+    pub fn write(&self, text: &str) {
+        std::fs::write(&self.0, text).unwrap();
     }
 }
 

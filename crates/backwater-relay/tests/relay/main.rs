@@ -30,6 +30,7 @@ mod packaging;
 mod paths;
 mod program;
 mod proto_client;
+mod reload;
 mod security;
 mod sessions;
 mod webrtc;
