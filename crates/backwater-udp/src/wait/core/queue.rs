@@ -339,20 +339,14 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
     /// Offers it to the system, unless it is known that there is no room. `Some` says that there is none for the rest.
     #[inline]
     fn offer(&mut self, key: K, t: &mut Transmit<'_>) -> io::Result<Option<Class>> {
-        if let Some(lines) = self.lines()
-            && lines.datagrams > 0
-        {
+        // A sender that holds it counts it as given up by itself.
+        t.cursor.hold = Hold::default();
+        if let Some(lines) = self.lines() {
             let is_full = self.core.parked_class() == Some(Class::Advised);
             if is_full || lines.has(key) {
-                // A sender that holds it counts it as given up by itself.
-                t.cursor.hold = Hold::default();
                 let class = if is_full { Class::Advised } else { Class::Silent };
                 return Ok(Some(class).filter(|_| !t.is_done()));
             }
-        }
-        if t.is_accepted() {
-            // By a sender, as above.
-            t.cursor.hold = Hold::default();
         }
         match self.core.offer(t) {
             Attempt::Done => Ok(None),
@@ -369,10 +363,10 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
 
     fn refuse(&mut self, t: &mut Transmit<'_>, class: Class, reason: DropReason) {
         drop_rest(&self.core.io, std::slice::from_mut(t), reason);
-        if self.held() == 0 {
-            self.core.was_blocked();
-        } else {
+        if self.core.is_parked() {
             self.core.refused(class);
+        } else {
+            self.core.was_blocked();
         }
     }
 

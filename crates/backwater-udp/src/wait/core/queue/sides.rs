@@ -88,7 +88,7 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
             self.not_before = Some(now + PAUSE_OF_ERROR);
             return None;
         }
-        let may_be_new = self.all.len() < most.min(MOST);
+        let may_be_new = self.all.len() < most;
         let new = if may_be_new { Side::new(main) } else { None };
         let Some(mut side) = new.or_else(|| self.take_free()) else {
             self.not_before = Some(now + if may_be_new { PAUSE_OF_ERROR } else { PAUSE });
@@ -106,7 +106,7 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
         if self.not_before.is_some_and(|at| now < at) {
             return None;
         }
-        let may_be_new = self.all.len() < most.min(MOST);
+        let may_be_new = self.all.len() < most;
         let Some(side) = may_be_new.then(|| Side::connected(main, key, path)).flatten() else {
             self.not_before = Some(now + PAUSE_OF_ERROR);
             return None;

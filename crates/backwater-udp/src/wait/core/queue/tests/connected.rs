@@ -8,6 +8,17 @@ fn promoting(links: &[(f64, f64)], policy: Policy) -> Paths {
     Paths { promotes: true, sides: Some(Rc::default()), ..paths(links, policy) }
 }
 
+/// A key has sent 48 datagrams on a socket of its own, some of which wait there.
+fn waiting() -> (Paths, QueueCore<Paths, u16>) {
+    let paths = promoting(&[(10.0, 5000.0)], PATIENT);
+    let mut queue = queue(&paths);
+    for first in [0, 16, 32] {
+        send(&mut queue, 1, 500, first..first + 16);
+    }
+    assert!(open(&paths) == 1 && queue.held() > 0);
+    (paths, queue)
+}
+
 /// Connected sockets that are open.
 fn open(paths: &Paths) -> usize {
     paths.sides.as_ref().map_or(0, |sides| Rc::strong_count(sides) - 2)
@@ -133,13 +144,8 @@ async fn another_destination_or_source_of_the_key_goes_by_the_shared_socket() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_redirected_goes_by_the_shared_socket() {
-    let paths = promoting(&[(10.0, 5000.0)], PATIENT);
-    let mut queue = queue(&paths);
-    for first in [0, 16, 32] {
-        send(&mut queue, 1, 500, first..first + 16);
-    }
+    let (paths, mut queue) = waiting();
     let held = queue.held();
-    assert!(open(&paths) == 1 && held > 0);
     queue.redirect(1, to(2), None);
     assert_eq!((open(&paths), queue.held()), (0, held));
     assert_balance(&queue, &paths);
@@ -180,17 +186,92 @@ async fn a_socket_that_cannot_be_made_is_asked_for_once_a_second() {
 
 #[tokio::test(start_paused = true)]
 async fn connected_sockets_are_closed_when_the_shared_one_is_replaced() {
-    let paths = promoting(&[(10.0, 5000.0)], PATIENT);
-    let mut queue = queue(&paths);
-    for first in [0, 16, 32] {
-        send(&mut queue, 1, 500, first..first + 16);
-    }
+    let (paths, mut queue) = waiting();
     let held = queue.held();
-    assert!(open(&paths) == 1 && held > 0);
     paths.contention.socket_replaced();
     let _ = timeout(Duration::ZERO, flush(&mut queue)).await;
     assert_eq!((open(&paths), queue.held()), (0, held));
     flush(&mut queue).await;
     assert_eq!(paths.world.borrow().numbers(1), (0..48).collect::<Vec<_>>());
+    assert_balance(&queue, &paths);
+}
+
+/// Where a queue is not to have sockets of its own, on a connected socket, and on one without promotion.
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_connects_none_counts_no_destinations() {
+    let none = QueueBounds { dedicated_sockets: 0, ..QueueBounds::default() };
+    let ordinary = Paths { promotes: false, ..promoting(&FAST, WAIT) };
+    let connected = promoting(&FAST, WAIT);
+    connected.fails.set(libc::ECONNREFUSED);
+    for (paths, bounds) in
+        [(promoting(&FAST, WAIT), none), (ordinary, QueueBounds::default()), (connected, QueueBounds::default())]
+    {
+        let mut queue = QueueCore::new(paths.clone(), bounds);
+        paths.fails.set(0);
+        send(&mut queue, 1, BIG, 0..64);
+        assert!(!queue.promotes() && open(&paths) == 0);
+        assert!(woken_flush(&mut queue) && queue.busy.is_none(), "nothing is kept");
+    }
+}
+
+/// Whether there is nothing to wait for.
+fn woken_flush(queue: &mut QueueCore<Paths, u16>) -> bool {
+    Arc::<Woken>::default().poll(queue).is_ready()
+}
+
+/// It finds the sockets that are idle.
+#[tokio::test(start_paused = true)]
+async fn the_task_is_woken_when_a_socket_is_connected() {
+    let paths = promoting(&FAST, WAIT);
+    let (mut queue, woken) = (queue(&paths), Arc::<Woken>::default());
+    assert!(woken.poll(&mut queue).is_ready());
+    send(&mut queue, 1, BIG, 0..15);
+    assert_eq!((open(&paths), woken.count()), (0, 0));
+    send(&mut queue, 1, BIG, 15..31);
+    assert_eq!((open(&paths), woken.count()), (1, 1));
+}
+
+/// The task has polled the queue before the socket was connected.
+#[tokio::test(start_paused = true)]
+async fn what_begins_to_wait_on_a_connected_socket_wakes_the_task() {
+    let paths = promoting(&[(10.0, 20_000.0)], PATIENT);
+    let (mut queue, woken) = (queue(&paths), Arc::<Woken>::default());
+    assert!(woken.poll(&mut queue).is_ready());
+    send(&mut queue, 1, BIG, 0..16);
+    assert_eq!((open(&paths), queue.held(), woken.count()), (1, 0, 1));
+    send(&mut queue, 1, BIG, 16..32);
+    assert!(queue.held() > 0 && woken.count() == 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_whose_socket_is_closed_is_counted_anew() {
+    let paths = promoting(&FAST, WAIT);
+    let mut queue = queue(&paths);
+    for number in 0..25 {
+        send(&mut queue, 1, BIG, number..number + 1);
+    }
+    assert_eq!(open(&paths), 1);
+    paths.contention.socket_replaced();
+    for number in 25..49 {
+        send(&mut queue, 1, BIG, number..number + 1);
+        assert_eq!(open(&paths), 0);
+    }
+    send(&mut queue, 1, BIG, 49..50);
+    assert_eq!((open(&paths), paths.detached.get()), (1, 1));
+    assert_balance(&queue, &paths);
+}
+
+/// A full send buffer is the socket's that all share.
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_connects_sockets_opens_no_send_only_ones() {
+    let paths = promoting(&[(10.0, 1e9)], PATIENT);
+    paths.world.borrow_mut().send_buffer = 5000.0;
+    let mut queue = queue(&paths);
+    for number in 0..20 {
+        send(&mut queue, 1, BIG, number..number + 1);
+    }
+    let bytes = [IoSlice::new(&[0; BIG])];
+    queue.send_or_drop(2, &mut Transmit::new(to(2), &bytes)).unwrap();
+    assert!(queue.held() > 0 && open(&paths) == 0);
     assert_balance(&queue, &paths);
 }

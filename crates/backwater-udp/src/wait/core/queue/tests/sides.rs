@@ -233,3 +233,139 @@ async fn answers_to_strangers_go_on_when_their_socket_fails() {
     assert_eq!((open(&paths), paths.stats.snapshot().drops.socket), (0, 0));
     assert_balance(&queue, &paths);
 }
+
+/// A queue looks once in 256 KiB, of which each datagram counts 2 KiB at least; one whose keys get no sockets never does.
+#[tokio::test(start_paused = true)]
+async fn the_send_buffer_is_looked_at_once_in_256_kib() {
+    let paths = deep(WAIT, 1e9, true);
+    let mut queue = queue(&paths);
+    for (datagrams, bytes, looks) in [(127, 4, 0), (1, 4, 1), (63, 4096, 1), (1, 4096, 2), (1, 2048, 2)] {
+        for n in 0..datagrams {
+            send(&mut queue, 107, bytes, n..n + 1);
+        }
+        assert_eq!(paths.looks.get(), looks, "{datagrams} of {bytes} bytes");
+    }
+    let bounds = QueueBounds { dedicated_sockets: 0, ..QueueBounds::default() };
+    let paths = deep(WAIT, 100_000.0, true);
+    let mut queue = QueueCore::new(paths.clone(), bounds);
+    for n in 0..300 {
+        send(&mut queue, 7, BIG, n..n + 1);
+    }
+    assert!((paths.looks.get(), open(&paths)) == (0, 0) && queue.sides().is_none() && queue.held() > 0);
+}
+
+/// Of one that is half full nobody is the reason.
+#[tokio::test(start_paused = true)]
+async fn more_than_half_of_a_send_buffer_is_too_much() {
+    const USED: usize = 127 * 2048;
+    for (size, is_crowded) in [(2 * USED, false), (2 * USED - 2, true)] {
+        let paths = deep(WAIT, size as f64, true);
+        paths.world.borrow_mut().links[0].rate = 1.0;
+        let mut queue = queue(&paths);
+        for n in 0..128 {
+            send(&mut queue, 7, 2048, n..n + 1);
+        }
+        assert_eq!((paths.looks.get() > 0, open(&paths)), (true, usize::from(is_crowded)), "{USED} of {size}");
+    }
+}
+
+/// The send buffer has nothing to do with it.
+#[tokio::test(start_paused = true)]
+async fn a_path_that_is_refused_gets_no_socket_of_its_own() {
+    let paths = deep(WAIT, 1e9, true);
+    let mut queue = queue(&paths);
+    for n in 0..20 {
+        send(&mut queue, 207, BIG, n..n + 1);
+        let bytes = [IoSlice::new(&[0; BIG])];
+        queue.send_or_drop(208, &mut Transmit::new(to(208), &bytes)).unwrap();
+        run(&mut queue, MS).await;
+    }
+    assert!(queue.held() > 0 && open(&paths) == 0);
+    assert_balance(&queue, &paths);
+}
+
+/// What waits on sockets of their own counts for its key and for all, and no more than the bounds say is kept.
+#[tokio::test(start_paused = true)]
+async fn sockets_of_their_own_keep_no_more_than_the_bounds_say() {
+    let paths = deep(PATIENT, 10_000.0, true);
+    let bounds = QueueBounds { of_a_key: 10 * BIG, of_all: 15 * BIG, ..QueueBounds::default() };
+    let mut queue = QueueCore::new(paths.clone(), bounds);
+    for n in 0..60 {
+        send(&mut queue, 7, BIG, n..n + 1);
+    }
+    assert_eq!((open(&paths), queue.held(), queue.held_bytes(7)), (1, 10, 10 * BIG));
+    tokio::time::sleep(MS).await;
+    for n in 0..60 {
+        send(&mut queue, 8, BIG, n..n + 1);
+    }
+    assert_eq!((open(&paths), queue.held(), queue.held_bytes(8), queue.bytes()), (2, 15, 5 * BIG, 15 * BIG));
+    assert_balance(&queue, &paths);
+    queue.cancel(8);
+    assert_eq!((queue.held(), queue.held_bytes(7), queue.held_bytes(8)), (10, 10 * BIG, 0));
+    assert_balance(&queue, &paths);
+}
+
+/// The task that empties the queue has polled it while there was nothing to wait for.
+#[tokio::test(start_paused = true)]
+async fn what_begins_to_wait_on_a_socket_of_its_own_wakes_the_task() {
+    let paths = deep(PATIENT, 10_000.0, true);
+    let (mut queue, woken) = (queue(&paths), Arc::<Woken>::default());
+    assert!(woken.poll(&mut queue).is_ready());
+    let mut number = 0;
+    while queue.held() == 0 {
+        assert_eq!(woken.count(), 0);
+        send(&mut queue, 7, BIG, number..number + 1);
+        number += 1;
+    }
+    assert_eq!((open(&paths), woken.count()), (1, 1));
+    // Its socket is replaced: what waits goes on by the shared one, and there is nothing else to wake the task.
+    paths.contention.socket_replaced();
+    assert!(woken.poll(&mut queue).is_pending());
+    assert!(open(&paths) == 0 && woken.count() > 1);
+    assert_balance(&queue, &paths);
+}
+
+/// It is no failure of the socket.
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_fails_keeps_its_send_only_socket() {
+    let paths = deep(WAIT, 20_000.0, true);
+    let mut queue = queue(&paths);
+    for n in 0..25 {
+        send(&mut queue, 7, BIG, n..n + 1);
+    }
+    run(&mut queue, 3000 * MS).await;
+    send(&mut queue, 7, BIG, 25..26);
+    assert_eq!(open(&paths), 1);
+    paths.fails.set(libc::EHOSTUNREACH);
+    assert_eq!(send(&mut queue, 7, BIG, 26..27).dropped.get(DropReason::Unreachable), 1);
+    assert_eq!((open(&paths), paths.detached.get()), (1, 0));
+    paths.fails.set(0);
+    drop(queue);
+    assert_eq!((Rc::strong_count(paths.sides.as_ref().unwrap()), paths.detached.get()), (1, 1));
+}
+
+/// What waits for a path, and is all that waits, goes on by a socket of its own: the shared one waits no more.
+#[tokio::test(start_paused = true)]
+async fn a_queue_whose_last_line_moves_to_a_socket_of_its_own_waits_no_more() {
+    let paths = deep(PATIENT, 100_000.0, true);
+    let mut queue = queue(&paths);
+    for n in 0..5 {
+        send(&mut queue, 207, BIG, n..n + 1);
+    }
+    assert!(queue.core.is_parked());
+    paths.world.borrow_mut().sockets[0].push(InFlight {
+        bytes: 60_000.0,
+        rate: 1.0,
+        gone_at: Instant::now() + 60_000 * MS,
+    });
+    for n in 0..256 {
+        queue.unseen += LEAST_SEEN as u32;
+        if open(&paths) > 0 {
+            break;
+        }
+        send(&mut queue, 207, BIG, 5 + n..6 + n);
+    }
+    assert_eq!((open(&paths), queue.lines().map_or(0, |lines| lines.turns.len())), (1, 0));
+    assert!(!queue.core.is_parked());
+    assert_balance(&queue, &paths);
+}
