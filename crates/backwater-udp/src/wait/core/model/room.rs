@@ -148,3 +148,66 @@ fn a_transmit_that_is_sent_in_parts_is_waited_for_in_parts() {
         assert_eq!((stats.accepted, stats.sent, stats.held), (60, 60, 0));
     });
 }
+
+#[test]
+fn a_try_that_finds_room_leaves_nothing_to_wait_for() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, 1, 10 * MS);
+        let mut core = SenderCore::new(model.clone());
+        assert!(!try_one(&mut core));
+        tokio::time::sleep(10 * MS).await;
+        assert!(try_one(&mut core));
+        let began = Instant::now();
+        room(&mut core).await;
+        let stats = model.stats.snapshot();
+        assert_eq!((began.elapsed(), stats.parked, stats.blocked), (Duration::ZERO, 0, Duration::ZERO));
+    });
+}
+
+/// Since the last try that was refused; and no part of anything has been sent.
+#[test]
+fn the_time_in_which_there_was_no_room_is_counted() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, 1, 10 * MS);
+        let mut core = SenderCore::new(model.clone());
+        assert!(!try_one(&mut core));
+        room(&mut core).await;
+        tokio::time::sleep(10 * MS).await;
+        assert!(try_one(&mut core));
+        let stats = model.stats.snapshot();
+        assert!(stats.blocked >= 10 * MS, "{:?}", stats.blocked);
+        assert_eq!((stats.parked, stats.partial), (1, 0));
+    });
+}
+
+/// They are told apart.
+#[test]
+fn two_senders_wait_for_room_side_by_side() {
+    runtime().block_on(async {
+        let model = blocked(Row::SendBuffer, 1, 20 * MS);
+        let send = async || {
+            let mut core = SenderCore::new(model.clone());
+            assert!(!try_one(&mut core));
+            send_by_trying(&mut core).await;
+        };
+        let sending = async { tokio::join!(send(), send(), send()) };
+        tokio::select! {
+            _ = sending => {}
+            () = reactor(&model) => {}
+        }
+        let (sent, tries) = (model.stats.snapshot().sent, model.world.borrow().refused.len());
+        assert!(sent == 3 && tries <= 12, "{tries}");
+    });
+}
+
+#[test]
+fn a_socket_that_has_failed_is_told_to_who_waits_for_room() {
+    runtime().block_on(async {
+        let model = blocked(Row::SendBuffer, 1, NEVER);
+        model.registering_fails.set(Some(libc::EBADF));
+        let mut core = SenderCore::new(model.clone());
+        assert!(!try_one(&mut core));
+        let error = poll_fn(|cx| core.poll_room(cx)).await.unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    });
+}

@@ -227,7 +227,7 @@ impl<K: Copy + Ord> Serving<'_, K> {
             self.lines.datagrams -= before - head.transmit.remaining();
             let report = head.transmit.take_report();
             self.lines.sent += u64::from(report.sent);
-            if bytes > 0 || report != SendReport::default() {
+            if report != SendReport::default() {
                 // Datagrams that were dropped have no part in it.
                 let sent = bytes.min(report.sent as usize * head.transmit.datagram_len());
                 (self.done)(key, &report, sent);

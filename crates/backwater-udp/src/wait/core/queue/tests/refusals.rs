@@ -272,3 +272,63 @@ async fn the_books_balance_whatever_happens() {
         }
     }
 }
+
+/// Small datagrams, which count more than their bytes, beside one that waits for good.
+#[tokio::test(start_paused = true)]
+async fn what_has_been_sent_or_dropped_or_given_up_counts_no_more() {
+    let paths = paths(&[(1e-9, 0.0), (1e6, 0.0)], PATIENT);
+    let mut queue = queue(&paths);
+    send(&mut queue, 1, BIG, 0..1);
+    let counted = |queue: &QueueCore<Paths, u16>| {
+        let lines = queue.lines().unwrap();
+        (queue.bytes(), queue.held_bytes(101), lines.transmits, lines.datagrams)
+    };
+    let all = (BIG + 5 * LEAST, 5 * LEAST, 6, 6);
+    for how in ["sent", "given up", "too old"] {
+        for n in 0..5 {
+            send(&mut queue, 101, 4, n..n + 1);
+        }
+        assert_eq!(counted(&queue), all, "{how}");
+        match how {
+            "sent" => {
+                paths.world.borrow_mut().links[1].limit = 1e9;
+                run(&mut queue, 20 * MS).await;
+                paths.world.borrow_mut().links[1].limit = 0.0;
+            }
+            "given up" => queue.cancel(101),
+            _ => {
+                // The other one is kept: it came later.
+                let line = queue.busy().lines.take(1).unwrap();
+                paths.backpressure.set(WAIT);
+                run(&mut queue, 90 * MS).await;
+                assert_eq!(queue.held(), 5);
+                drop(line);
+                send(&mut queue, 1, BIG, 1..2);
+                run(&mut queue, 20 * MS).await;
+            }
+        }
+        assert_eq!(counted(&queue), (BIG, 0, 1, 1), "{how}");
+    }
+}
+
+/// So many system calls, and then others run.
+#[tokio::test(start_paused = true)]
+async fn a_poll_makes_sixty_four_calls() {
+    let paths = paths(&[(1e9, 0.0)], PATIENT);
+    let (mut queue, woken) = (queue(&paths), Arc::<Woken>::default());
+    for n in 0..200 {
+        send(&mut queue, 1, 4, n..n + 1);
+    }
+    paths.world.borrow_mut().links[0].limit = 1e12;
+    tokio::time::sleep(20 * MS).await;
+    let mut after = vec![200];
+    while queue.held() > 0 {
+        let before = woken.count();
+        let polled = woken.poll(&mut queue);
+        assert!(woken.count() > before || polled.is_ready(), "nobody polls it again");
+        after.push(queue.held());
+    }
+    after.dedup();
+    assert_eq!(after, [200, 136, 72, 8, 0]);
+    assert_balance(&queue, &paths);
+}

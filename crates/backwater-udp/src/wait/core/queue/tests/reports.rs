@@ -82,6 +82,7 @@ async fn what_is_dropped_is_told_with_the_reason() {
         let dropped = told.iter().filter(|(_, report, _)| report.dropped.get(reason) > 0);
         dropped.map(|(key, report, bytes)| (*key, report.dropped.total(), *bytes)).collect::<Vec<_>>()
     };
+    assert!(told.borrow().iter().all(|(_, report, _)| *report != SendReport::default()), "nothing is told of nothing");
     assert_eq!(of(DropReason::Deadline), [(1, 3, 0)]);
     assert_eq!(of(DropReason::NoBuffers), [(101, 2, 0)]);
     let mut failed = of(DropReason::Socket);
@@ -136,4 +137,31 @@ async fn what_waits_is_redirected_with_its_key() {
     assert_eq!((queue.held(), queue.held_bytes(1)), (3, 0));
     assert_eq!(paths.world.borrow().numbers(107), [0, 1, 2]);
     assert_balance(&queue, &paths);
+}
+
+/// With no bytes, too, and without those of datagrams that could not be sent.
+#[tokio::test(start_paused = true)]
+async fn each_datagram_that_ends_is_told_with_the_bytes_that_were_sent() {
+    let paths = paths(&[(1e6, 0.0)], PATIENT);
+    let mut queue = queue(&paths);
+    let told = RefCell::new(Vec::new());
+    let poll = async |queue: &mut QueueCore<Paths, u16>| {
+        let mut done = |key, report: &SendReport, bytes| told.borrow_mut().push((key, *report, bytes));
+        poll_fn(|cx| queue.poll_flush(cx, &mut done)).await.unwrap();
+    };
+    let sent = SendReport { sent: 1, ..SendReport::default() };
+    paths.world.borrow_mut().links[0].limit = -1.0;
+    queue.send(1, &mut Transmit::new(to(1), &[])).unwrap();
+    assert_eq!(queue.held(), 1);
+    paths.world.borrow_mut().links[0].limit = 1e9;
+    poll(&mut queue).await;
+    assert_eq!(told.take(), [(1, sent, 0)]);
+
+    paths.world.borrow_mut().links[0].limit = 0.0;
+    send(&mut queue, 1, BIG, 0..1);
+    paths.fails.set(libc::ENETUNREACH);
+    tokio::time::sleep(20 * MS).await;
+    poll(&mut queue).await;
+    let (_, report, bytes) = told.take()[0];
+    assert_eq!((report.sent, report.dropped.get(DropReason::Unreachable), bytes), (0, 1, 0));
 }

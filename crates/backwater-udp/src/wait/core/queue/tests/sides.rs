@@ -369,3 +369,23 @@ async fn a_queue_whose_last_line_moves_to_a_socket_of_its_own_waits_no_more() {
     assert!(!queue.core.is_parked());
     assert_balance(&queue, &paths);
 }
+
+/// Each of them makes four, beside those of the shared socket.
+#[tokio::test(start_paused = true)]
+async fn a_socket_of_its_own_makes_four_calls_in_a_poll() {
+    let paths = deep(PATIENT, 10_000.0, true);
+    let mut queue = queue(&paths);
+    for n in 0..60 {
+        send(&mut queue, 7, BIG, n..n + 1);
+    }
+    let held = queue.held();
+    assert!(open(&paths) == 1 && held > 12);
+    paths.world.borrow_mut().send_buffer = 1e9;
+    tokio::time::sleep(200 * MS).await;
+    let woken = Arc::<Woken>::default();
+    for polls in 1..=3 {
+        assert!(woken.poll(&mut queue).is_pending());
+        assert_eq!(queue.held(), held - 4 * polls);
+    }
+    assert_balance(&queue, &paths);
+}
