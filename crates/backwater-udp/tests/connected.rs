@@ -11,6 +11,10 @@ use std::{
 use backwater_udp::{DropReason, RecvBatch, Transmit, UdpSocket};
 use tokio::time::timeout;
 
+#[cfg(target_os = "linux")]
+#[path = "support/flood.rs"]
+mod flood;
+
 const ANY: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 
 fn shared(any: &str) -> UdpSocket {
@@ -134,60 +138,24 @@ async fn who_does_not_share_his_port_cannot_connect() {
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_is_lost_while_sockets_are_connected() {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
+    use std::{
+        sync::atomic::Ordering::SeqCst,
+        task::{Context, Poll, Waker},
     };
-    use std::task::{Context, Poll, Waker};
     for any in ANY {
         let unconnected = shared(any);
-        let (to, running, seen) =
-            (unconnected.local_addr(), Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
         let (stranger, source) = other(any);
-        let flood = {
-            let (running, seen) = (running.clone(), seen.clone());
-            std::thread::spawn(move || {
-                let mut sent = 0u32;
-                while running.load(SeqCst) {
-                    // No more than fit into a receive buffer are on their way.
-                    if sent - seen.load(SeqCst) < 100 {
-                        stranger.send_to(&sent.to_be_bytes(), to).unwrap();
-                        sent += 1;
-                    } else {
-                        std::thread::yield_now();
-                    }
-                }
-                sent
-            })
-        };
-        let receiving = {
-            let (socket, running, seen) = (unconnected.clone(), running.clone(), seen.clone());
-            tokio::spawn(async move {
-                let (mut receiver, mut batch, mut all) = (socket.receiver(), RecvBatch::new(8), Vec::new());
-                loop {
-                    let sending = running.load(SeqCst);
-                    match timeout(Duration::from_millis(500), receiver.recv(&mut batch)).await {
-                        Ok(result) => result.unwrap(),
-                        Err(_) if sending => continue,
-                        Err(_) => break,
-                    }
-                    let before = all.len();
-                    all.extend(batch.datagrams().map(|d| (d.source, d.payload.to_vec())));
-                    seen.fetch_add((all.len() - before) as u32, SeqCst);
-                }
-                all
-            })
-        };
+        let flood = flood::Flood::start(vec![stranger], unconnected.local_addr());
+        let receiving = flood.receive(unconnected.clone(), |d| (d.source, d.payload.to_vec()));
         let peers: Vec<_> = (0..500).map(|_| other(any)).collect();
         let (mut connected, mut caught) = (Vec::new(), Vec::new());
         for (_, addr) in &peers {
             let (socket, more) = unconnected.connect(*addr).unwrap();
-            seen.fetch_add(more.len() as u32, SeqCst);
+            flood.seen.fetch_add(more.len() as u32, SeqCst);
             connected.push(socket);
             caught.extend(more.into_iter().map(|d| (d.peer, d.payload.to_vec())));
         }
-        running.store(false, SeqCst);
-        let sent = flood.join().unwrap();
+        let sent = flood.stop();
         eprintln!("{any}: {} of {sent} were caught by sockets that were not connected yet", caught.len());
         let mut all = receiving.await.unwrap();
         all.extend(caught);

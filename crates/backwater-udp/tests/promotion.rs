@@ -6,15 +6,15 @@ use std::{
     collections::{HashMap, HashSet},
     io::IoSlice,
     net::{IpAddr, SocketAddr, UdpSocket as Std},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering::SeqCst},
-    },
+    sync::atomic::Ordering::SeqCst,
     time::Duration,
 };
 
-use backwater_udp::{QueueBounds, RecvBatch, SendQueue, Transmit, UdpSocket, UdpSocketBuilder};
+use backwater_udp::{QueueBounds, RecvBatch, RecvDatagram, SendQueue, Transmit, UdpSocket, UdpSocketBuilder};
 use tokio::time::timeout;
+
+#[path = "support/flood.rs"]
+mod flood;
 
 const ANY: [&str; 4] = ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"];
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -121,46 +121,11 @@ async fn nothing_is_lost_while_sockets_come_and_go() {
     for any in ANY {
         let socket = builder().bind(any.parse().unwrap()).unwrap();
         let to = SocketAddr::new(loopback(socket.local_addr()), socket.local_addr().port());
-        let (running, seen) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
         let peers: Vec<_> = (0..8).map(|_| peer(&socket)).collect();
         let addresses: Vec<_> = peers.iter().map(|peer| peer.local_addr().unwrap()).collect();
-        let flood = {
-            let (running, seen) = (running.clone(), seen.clone());
-            std::thread::spawn(move || {
-                let mut sent = 0u32;
-                while running.load(SeqCst) {
-                    // No more than fit into a receive buffer are on their way.
-                    if sent - seen.load(SeqCst) < 100 {
-                        peers[sent as usize % peers.len()].send_to(&sent.to_be_bytes(), to).unwrap();
-                        sent += 1;
-                    } else {
-                        std::thread::yield_now();
-                    }
-                }
-                sent
-            })
-        };
-        let receiving = {
-            let (socket, running, seen) = (socket.clone(), running.clone(), seen.clone());
-            tokio::spawn(async move {
-                let (mut receiver, mut batch, mut all) = (socket.receiver(), RecvBatch::new(8), Vec::new());
-                loop {
-                    let sending = running.load(SeqCst);
-                    match timeout(Duration::from_millis(500), receiver.recv(&mut batch)).await {
-                        Ok(result) => result.unwrap(),
-                        Err(_) if sending => continue,
-                        Err(_) => break all,
-                    }
-                    let before = all.len();
-                    all.extend(
-                        batch
-                            .datagrams()
-                            .map(|d| (d.source, d.local_ip, u32::from_be_bytes(d.payload.try_into().unwrap()))),
-                    );
-                    seen.fetch_add((all.len() - before) as u32, SeqCst);
-                }
-            })
-        };
+        let flood = flood::Flood::start(peers, to);
+        let kept = |d: RecvDatagram<'_>| (d.source, d.local_ip, u32::from_be_bytes(d.payload.try_into().unwrap()));
+        let receiving = flood.receive(socket.clone(), kept);
         let mut opened = 0;
         for round in 0..200 {
             let mut queue = SendQueue::new(socket.clone(), QueueBounds::default());
@@ -168,13 +133,12 @@ async fn nothing_is_lost_while_sockets_come_and_go() {
                 send(&mut queue, *address, None, 16);
             }
             opened += sockets(to) - 1;
-            let at_least = seen.load(SeqCst) + 50;
-            while round % 4 == 0 && seen.load(SeqCst) < at_least {
+            let at_least = flood.seen.load(SeqCst) + 50;
+            while round % 4 == 0 && flood.seen.load(SeqCst) < at_least {
                 tokio::task::yield_now().await;
             }
         }
-        running.store(false, SeqCst);
-        let sent = flood.join().unwrap();
+        let sent = flood.stop();
         let all = receiving.await.unwrap();
         assert!(opened > 200, "{any}: {opened} connected sockets were seen");
         let mut numbers: Vec<_> = all.iter().map(|(_, _, number)| *number).collect();
