@@ -8,7 +8,7 @@
 use std::{
     error::Error,
     net::SocketAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use backwater_tunnel::{
@@ -34,7 +34,7 @@ impl End {
             peer.public().to_base64()
         );
         let (config, _) = Config::parse("example", &text)?;
-        let engine = Engine::new(now, &config, 1420, Offload::None)?;
+        let engine = Engine::new(now, SystemTime::now(), &config, 1420, Offload::None)?;
         Ok(Self { address: address.parse()?, engine, received: Vec::new() })
     }
 

@@ -6,22 +6,22 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use boringtun::{
-    noise::{Tunn, TunnResult},
-    x25519,
-};
 use tokio::{
     net::{UdpSocket, lookup_host},
     task::JoinSet,
     time::{sleep, sleep_until, timeout},
 };
+use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
     config::{Config, Endpoint, Errors, Interface, Key, Peer, tunnel_name},
-    engine::session_indices::SessionIndices,
+    engine::{
+        session_indices::SessionIndices,
+        wireguard::{Clock, INITIATION, Received, Tunnel},
+    },
 };
 
 /// Validates a configuration, resolves its names, and tries a handshake with each peer that has an endpoint.
@@ -176,17 +176,17 @@ async fn handshake(interface: &Interface, peer: &Peer, addr: SocketAddr) -> io::
     let socket = UdpSocket::bind((any, 0)).await?;
     mark(&socket, interface.fwmark)?;
     socket.connect(addr).await?;
-    let private = x25519::StaticSecret::from(interface.private_key.0);
-    let public = x25519::PublicKey::from(peer.public_key.0);
+    let private = StaticSecret::from(interface.private_key.0);
+    let public = PublicKey::from(peer.public_key.0);
     let preshared = peer.preshared_key.as_ref().map(|Key(bytes)| *bytes);
-    let number = SessionIndices::default().assign(0)?;
-    let mut tunn = Tunn::new(private, public, preshared, None, number, None);
-    let (mut message, mut answer, mut scratch) = ([0; 148], [0; 2048], [0; 2048]);
+    let (mut indices, clock) = (SessionIndices::default(), Clock::new(Instant::now(), SystemTime::now()));
+    let mut tunnel = Tunnel::new(0, &private, public, preshared, clock);
+    let (mut message, mut answer) = ([0; INITIATION], [0; 2048]);
     // Once only: a peer that always asks for a cookie is not asked for ever.
     let mut cookie = true;
     loop {
         let sent = Instant::now();
-        if let TunnResult::WriteToNetwork(initiation) = tunn.format_handshake_initiation(&mut message, true) {
+        if let Some(initiation) = tunnel.initiate(sent, true, &mut indices, &mut message) {
             socket.send(initiation).await?;
         }
         let again = (sent + AGAIN).into();
@@ -195,19 +195,12 @@ async fn handshake(interface: &Interface, peer: &Peer, addr: SocketAddr) -> io::
                 len = socket.recv(&mut answer) => len?,
                 () = sleep_until(again) => break,
             };
-            // To `Tunn`, that would be no datagram.
-            if len == 0 {
-                continue;
-            }
-            match tunn.decapsulate(None, answer.get(..len).unwrap_or_default(), &mut scratch) {
-                // The confirmation: it is a response of whom the public key belongs to.
-                TunnResult::WriteToNetwork(_) => return Ok(sent.elapsed()),
-                // A cookie, with which it has to be said again.
-                TunnResult::Done if std::mem::take(&mut cookie) => break,
-                TunnResult::Done
-                | TunnResult::Err(_)
-                | TunnResult::WriteToTunnelV4(..)
-                | TunnResult::WriteToTunnelV6(..) => {}
+            match tunnel.receive(Instant::now(), answer.get(..len).unwrap_or_default(), &mut [], &mut indices) {
+                // It is a response of whom the public key belongs to.
+                Ok(Received::Response) => return Ok(sent.elapsed()),
+                // With it, it has to be said again.
+                Ok(Received::Cookie) if std::mem::take(&mut cookie) => break,
+                Ok(Received::Cookie | Received::Keepalive | Received::Packet(..)) | Err(_) => {}
             }
         }
     }

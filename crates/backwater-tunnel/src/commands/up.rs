@@ -96,11 +96,11 @@ pub(crate) async fn open(opening: Opening, args: &Args) -> anyhow::Result<ExitCo
     // Before there are threads, and before there is anything to leave behind.
     let signals = Signals::take().context("cannot catch signals")?;
     let files = LogFiles::of(APPLICATION);
-    let filter = with_own_words(&args.log);
+    let filter = &args.log;
     let logs = match &files {
-        Some(files) => Logs::to_files(&filter, files),
+        Some(files) => Logs::to_files(filter, files),
         // Without a home there is still a service manager that keeps what is printed.
-        None => Logs::to_stdout(&filter),
+        None => Logs::to_stdout(filter),
     };
     let logs = Arc::new(logs.with_context(|| format!("--log {:?}", args.log))?);
     let place = match (files, logs.file_error()) {
@@ -320,15 +320,10 @@ async fn until_ended(signals: &mut Signals, filter: &str, logs: &Logs) -> Ending
 /// # Errors
 /// [`BadFilter`]: the filter stays what it was.
 pub(crate) fn set_log_filter(logs: &Logs, filter: &str) -> Result<(), BadFilter> {
-    logs.set_filter(&with_own_words(filter))
+    logs.set_filter(filter)
 }
 
 /// Takes a log filter from the command line.
 pub(crate) fn log_filter(filter: &str) -> Result<String, BadFilter> {
     Logs::check_filter(filter).map(|()| filter.to_owned())
-}
-
-/// Leaves out the lines of the protocol's library, which name neither peer nor endpoint, unless the filter asks for them.
-fn with_own_words(filter: &str) -> String {
-    format!("boringtun=off,{filter}")
 }

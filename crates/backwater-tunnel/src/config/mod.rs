@@ -12,8 +12,8 @@ use std::{
 
 use backwater_ops::{exposed_mode, why_not_roots_alone};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use boringtun::x25519;
 use ipnet::IpNet;
+use x25519_dalek as x25519;
 use zeroize::{Zeroize, Zeroizing};
 
 mod parse;

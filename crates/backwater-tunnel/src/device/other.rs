@@ -211,11 +211,11 @@ impl Suspended {
         Self { awake: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// Whether it has slept for more than two seconds since the last call, or since the start.
-    pub fn check(&mut self) -> bool {
+    /// Returns how long it has slept since the last call, or since the start, if that was more than two seconds.
+    pub fn check(&mut self) -> Option<Duration> {
         let before = std::mem::replace(self, Self::new());
         let passed = self.wall.duration_since(before.wall).unwrap_or_default();
-        passed.saturating_sub(self.awake.duration_since(before.awake)) > SLEEP
+        Some(passed.saturating_sub(self.awake.duration_since(before.awake))).filter(|slept| *slept > SLEEP)
     }
 }
 

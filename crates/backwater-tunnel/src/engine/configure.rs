@@ -1,19 +1,16 @@
 //! What `wg` sets (`uapi`) of keys and peers.
 
-use std::{collections::HashSet, num::NonZeroU16, sync::Arc, time::Instant};
+use std::{collections::HashSet, num::NonZeroU16, time::Instant};
 
-use boringtun::{
-    noise::rate_limiter::RateLimiter,
-    x25519::{PublicKey, StaticSecret},
-};
 use rustix::io::Errno;
 use tracing::info;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::{
-    Engine, HANDSHAKES,
+    Engine,
     allowed::Last,
-    initiator,
     peer::{Peer, name_of},
+    wireguard,
 };
 use crate::{
     config::{self, Key, MAX_PEERS},
@@ -62,7 +59,7 @@ impl Engine {
         let private_key = match &set.private_key {
             Some(key) if key.0 == ZEROS && !self.has_private_key => None,
             Some(key) if self.has_private_key && key.0 == self.private_key.to_bytes() => None,
-            Some(key) => Some((initiator::private_key(key).map_err(|_| Errno::IO)?, key.0 != ZEROS)),
+            Some(key) => Some((wireguard::private_key(key).map_err(|_| Errno::IO)?, key.0 != ZEROS)),
             None => None,
         };
         let own = private_key.as_ref().map_or(self.public_key, |(key, _)| PublicKey::from(key));
@@ -72,33 +69,25 @@ impl Engine {
 
     /// Does all of a request. Returns the numbers of the peers that are gone: the driver gives up what it holds for them before it does
     /// anything else, since the numbers may be others' now.
-    ///
-    /// # Errors
-    /// `EIO`: the system has no random numbers any more. (It does not happen once there were any: `getrandom(2)`.)
-    pub(crate) fn configure(
-        &mut self,
-        now: Instant,
-        Checked { private_key, set }: Checked,
-    ) -> (Vec<usize>, Result<(), Errno>) {
+    pub(crate) fn configure(&mut self, now: Instant, Checked { private_key, set }: Checked) -> Vec<usize> {
         let mut removed = Vec::new();
         if let Some((private_key, has_private_key)) = private_key {
             let own = PublicKey::from(&private_key);
             (self.private_key, self.public_key, self.has_private_key) = (private_key, own, has_private_key);
-            self.limiter = Arc::new(RateLimiter::new(&own, HANDSHAKES));
-            self.initiations.clear();
+            self.guard.change_key(&own);
             removed.extend(self.remove_peer(own.as_bytes()));
             for peer in self.peers.iter_mut() {
                 let preshared_key = peer.preshared_key().cloned();
-                peer.change_keys(now, &self.private_key, preshared_key, &self.limiter, &mut self.messages);
+                peer.change_keys(now, &self.private_key, preshared_key, &mut self.messages);
             }
         }
         if set.replace_peers {
             let keys: Vec<_> = self.by_key.keys().copied().collect();
             removed.extend(keys.iter().filter_map(|key| self.remove_peer(key)));
         }
-        let result = set.peers.into_iter().try_for_each(|peer| self.set_peer(now, peer, &mut removed));
+        set.peers.into_iter().for_each(|peer| self.set_peer(now, peer, &mut removed));
         (self.last_destination, self.last_source) = (Last::default(), Last::default());
-        (removed, result)
+        removed
     }
 
     fn has_room_for(&self, set: &Set, own: PublicKey) -> Result<(), Errno> {
@@ -115,20 +104,20 @@ impl Engine {
         if adds && !set.replace_peers && self.allowed.len() > MAX_PREFIXES { Err(Errno::NOSPC) } else { Ok(()) }
     }
 
-    fn set_peer(&mut self, now: Instant, set: PeerSet, removed: &mut Vec<usize>) -> Result<(), Errno> {
+    fn set_peer(&mut self, now: Instant, set: PeerSet, removed: &mut Vec<usize>) {
         // As in the kernel and in wireguard-go, a section with this side's own key is ignored.
         if set.public_key.0 == self.public_key.to_bytes() {
-            return Ok(());
+            return;
         }
         if set.remove {
             removed.extend(self.remove_peer(&set.public_key.0));
-            return Ok(());
+            return;
         }
         let preshared_key = set.preshared_key.map(|key| Some(key).filter(|key| key.0 != ZEROS));
         let number = match self.by_key.get(&set.public_key.0) {
             Some(&number) => number,
-            None if set.update_only => return Ok(()),
-            None => self.add_peer(now, set.public_key, preshared_key.clone().flatten())?,
+            None if set.update_only => return,
+            None => self.add_peer(now, set.public_key, preshared_key.clone().flatten()),
         };
         if set.replace_allowed_ips {
             self.allowed.remove_all(number);
@@ -140,9 +129,9 @@ impl Engine {
                 self.allowed.remove(net, number);
             }
         }
-        let Some(peer) = self.peers.get_mut(number) else { return Ok(()) };
+        let Some(peer) = self.peers.get_mut(number) else { return };
         if let Some(key) = preshared_key.filter(|key| key.as_ref() != peer.preshared_key()) {
-            peer.change_keys(now, &self.private_key, key, &self.limiter, &mut self.messages);
+            peer.change_keys(now, &self.private_key, key, &mut self.messages);
         }
         if let Some(endpoint) = set.endpoint {
             peer.set_endpoint(now, endpoint, &mut self.messages);
@@ -150,12 +139,10 @@ impl Engine {
         if let Some(seconds) = set.persistent_keepalive {
             peer.set_persistent_keepalive(now, NonZeroU16::new(seconds), &mut self.messages);
         }
-        Ok(())
     }
 
-    fn add_peer(&mut self, now: Instant, public_key: Key, preshared_key: Option<Key>) -> Result<usize, Errno> {
+    fn add_peer(&mut self, now: Instant, public_key: Key, preshared_key: Option<Key>) -> usize {
         let number = self.peers.next();
-        let session_number = self.indices.assign(number).map_err(|_| Errno::IO)?;
         self.by_key.insert(public_key.0, number);
         let peer = config::Peer {
             public_key,
@@ -164,13 +151,13 @@ impl Engine {
             allowed_ips: Vec::new(),
             persistent_keepalive: None,
         };
-        self.peers.insert(Peer::new(now, number, &peer, &self.private_key, session_number, &self.limiter));
-        Ok(number)
+        self.peers.insert(Peer::new(now, number, &peer, &self.private_key, self.clock));
+        number
     }
 
     fn remove_peer(&mut self, key: &[u8; 32]) -> Option<usize> {
-        let peer = self.peers.remove(self.by_key.remove(key)?)?;
-        self.indices.remove(peer.number());
+        let mut peer = self.peers.remove(self.by_key.remove(key)?)?;
+        peer.remove(&mut self.messages);
         self.allowed.remove_all(peer.number());
         info!(peer = name_of(&peer.public_key), "removed");
         Some(peer.number())

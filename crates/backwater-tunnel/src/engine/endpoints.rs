@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -131,6 +131,11 @@ impl Endpoints {
     /// Whether it is one of the addresses to try.
     pub(crate) fn contains(&self, address: SocketAddr) -> bool {
         self.candidates().any(|candidate| candidate == address)
+    }
+
+    /// Whether one of the addresses to try has this IP address.
+    pub(crate) fn has_ip(&self, ip: IpAddr) -> bool {
+        self.candidates().any(|candidate| candidate.ip() == ip)
     }
 
     fn candidates(&self) -> impl Iterator<Item = SocketAddr> {

@@ -7,8 +7,8 @@ use tracing::info;
 
 use super::{
     Engine,
-    initiator::{self, Initiator},
-    peer::{Heard, kind, name_of},
+    peer::{Heard, name_of},
+    wireguard::{Initiation, guard::Judgement, kind},
 };
 
 /// What a datagram was.
@@ -26,20 +26,25 @@ pub enum Received {
 impl Engine {
     #[inline]
     pub(super) fn take_datagram(&mut self, now: Instant, datagram: RecvDatagram<'_>) -> Received {
+        let mut initiation = None;
         let number = match *datagram.payload {
             [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]
             | [kind::RESPONSE, _, _, _, _, _, _, _, a, b, c, d, ..] => {
-                self.indices.peer(u32::from_le_bytes([a, b, c, d]))
+                self.messages.indices.peer(u32::from_le_bytes([a, b, c, d]))
             }
             [kind::INITIATION, ..] => {
-                let Self { limiter, initiations, private_key, public_key, messages, .. } = self;
-                match initiator::of(limiter, initiations, private_key, public_key, datagram, messages) {
-                    Initiator::Known(key) => self.by_key.get(&key).copied(),
-                    Initiator::Doubtful => {
+                let is_known = |ip| self.peers.iter().any(|peer| peer.is_at(ip));
+                match self.guard.judge(now, datagram.source, datagram.payload, is_known) {
+                    Judgement::Decrypt => {
+                        initiation = Initiation::open(&self.private_key, &self.public_key, datagram.payload);
+                        initiation.as_ref().and_then(|it| self.by_key.get(&it.public_key).copied())
+                    }
+                    Judgement::Cookie(reply) => {
                         self.counters.cookies_sent += 1;
+                        self.messages.push(datagram.source, &reply);
                         return Received::Refused;
                     }
-                    Initiator::Nobody => None,
+                    Judgement::Refuse => None,
                 }
             }
             _ => None,
@@ -53,15 +58,15 @@ impl Engine {
             return Received::Refused;
         };
         let allows = |from| self.allowed.owner(from, &mut self.last_source) == Some(number);
-        match peer.receive(now, datagram, &mut self.coalescer, &mut self.messages, allows) {
+        let heard = match initiation {
+            Some(initiation) => peer.respond(now, datagram, initiation, &mut self.messages),
+            None => peer.receive(now, datagram, &mut self.coalescer, &mut self.messages, allows),
+        };
+        match heard {
             Heard::Good => Received::Accepted,
             Heard::Handshake => {
                 info!(peer = %name_of(&peer.public_key), endpoint = %datagram.source, "session established");
                 Received::Session(number)
-            }
-            Heard::Cookie => {
-                self.counters.cookies_sent += 1;
-                Received::Refused
             }
             Heard::Bad => {
                 if kind != Some(kind::DATA) {

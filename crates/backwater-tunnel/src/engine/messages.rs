@@ -4,6 +4,8 @@ use std::{collections::VecDeque, net::SocketAddr};
 
 use arrayvec::ArrayVec;
 
+use super::session_indices::SessionIndices;
+
 /// The longest message that is not data: a handshake initiation.
 pub(crate) const MAX_MESSAGE: usize = 148;
 
@@ -20,21 +22,24 @@ pub struct Message {
     pub bytes: ArrayVec<u8, MAX_MESSAGE>,
 }
 
-/// Messages that the driver has not sent yet.
+/// Messages that the driver has not sent yet, and the indices that messages of handshakes give to sessions.
 #[derive(Debug, Default)]
-pub(crate) struct Messages(VecDeque<Message>);
+pub(crate) struct Messages {
+    waiting: VecDeque<Message>,
+    pub(crate) indices: SessionIndices,
+}
 
 impl Messages {
     pub(crate) fn push(&mut self, destination: SocketAddr, bytes: &[u8]) {
         if let Ok(bytes) = ArrayVec::try_from(bytes)
-            && self.0.len() < MAX_WAITING
+            && self.waiting.len() < MAX_WAITING
         {
-            self.0.push_back(Message { destination, bytes });
+            self.waiting.push_back(Message { destination, bytes });
         }
     }
 
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<Message> {
-        self.0.pop_front()
+        self.waiting.pop_front()
     }
 }

@@ -27,23 +27,17 @@
 //! `examples/engine.rs` drives two engines against each other in memory; the event loop (`io/event_loop.rs`) drives one between the device
 //! and the sockets.
 //!
-//! The session's own timers are boringtun's, which reads the clock itself (`CLOCK_BOOTTIME`), whatever `now` says. Its feature
-//! `mock-instant` replaces that clock with one of the thread's: `crates/sim-tunnel` turns it on, and drives engines through hours
-//! in seconds.
+//! The protocol's own timers ([`wireguard`]) go by `now`, too: a driver with a clock of its own passes hours in seconds.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     io::{self, IoSlice},
     net::IpAddr,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use backwater_udp::{Ecn, RecvDatagram};
-use boringtun::{
-    noise::rate_limiter::RateLimiter,
-    x25519::{PublicKey, StaticSecret},
-};
+use x25519_dalek::{PublicKey, StaticSecret};
 
 mod allowed;
 #[cfg(target_os = "linux")]
@@ -52,7 +46,6 @@ pub mod counters;
 pub(crate) mod endpoints;
 mod events;
 mod incoming;
-mod initiator;
 pub(crate) mod lengths;
 mod messages;
 mod outgoing;
@@ -63,6 +56,7 @@ pub mod queue;
 mod route;
 pub(crate) mod session_indices;
 mod slots;
+pub(crate) mod wireguard;
 
 pub use events::Event;
 pub use incoming::Received;
@@ -78,8 +72,8 @@ use self::{
     packet::{coalesce::Coalescer, icmp, virtio},
     peer::{Peer, Refused},
     queue::fair,
-    session_indices::SessionIndices,
     slots::Slots,
+    wireguard::{Clock, guard::Guard},
 };
 use crate::config::Config;
 
@@ -88,22 +82,16 @@ const TICK: Duration = Duration::from_millis(250);
 const CALLING_TICK: Duration = Duration::from_secs(1);
 const IDLE_TICK: Duration = Duration::from_secs(5);
 
-/// Handshakes a second that are answered without a cookie. Each is counted twice: when its sender is looked for, and by
-/// the session.
-const HANDSHAKES: u64 = 2 * 50;
-
 /// A WireGuard tunnel without I/O. The [module](self) says how it is driven.
 pub struct Engine {
     private_key: StaticSecret,
     /// Whether the private key is the operator's; else it is a random one.
     has_private_key: bool,
     public_key: PublicKey,
-    limiter: Arc<RateLimiter>,
-    /// `mac1` of the initiations since the last tick. A replay is ignored, so that it does not use up other peers' rate limit.
-    initiations: HashSet<[u8; 16]>,
+    guard: Guard,
+    clock: Clock,
     peers: Slots<Peer>,
     by_key: HashMap<[u8; 32], usize>,
-    indices: SessionIndices,
     allowed: Allowed,
     /// Of packets from the device, and to it.
     last_destination: Last,
@@ -175,28 +163,28 @@ pub struct PeerState {
 
 impl Engine {
     /// A tunnel with the peers of a configuration, for a device of this MTU in bytes. Peers have the numbers of their places in it.
+    /// `wall`: what the wall clock shows at `now`, for the timestamps of handshakes.
     ///
     /// # Errors
     /// When the system has no random numbers.
-    pub fn new(now: Instant, config: &Config, mtu: u16, offload: Offload) -> io::Result<Self> {
-        let private_key = initiator::private_key(&config.interface.private_key)?;
+    pub fn new(now: Instant, wall: SystemTime, config: &Config, mtu: u16, offload: Offload) -> io::Result<Self> {
+        let private_key = wireguard::private_key(&config.interface.private_key)?;
         let public_key = PublicKey::from(&private_key);
-        let limiter = Arc::new(RateLimiter::new(&public_key, HANDSHAKES));
+        let (guard, clock) = (Guard::new(now, &public_key)?, Clock::new(now, wall));
         let mut allowed = Allowed::new();
-        let (mut peers, mut indices) = (Slots::new(), SessionIndices::default());
+        let mut peers = Slots::new();
         for (number, peer) in config.peers.iter().enumerate() {
             peer.allowed_ips.iter().for_each(|net| allowed.insert(net, number));
-            peers.insert(Peer::new(now, number, peer, &private_key, indices.assign(number)?, &limiter));
+            peers.insert(Peer::new(now, number, peer, &private_key, clock));
         }
         Ok(Self {
             private_key,
             has_private_key: config.interface.private_key.0 != [0; 32],
             public_key,
-            limiter,
-            initiations: HashSet::new(),
+            guard,
+            clock,
             by_key: peers.iter().map(|peer| (peer.public_key.to_bytes(), peer.number())).collect(),
             peers,
-            indices,
             allowed,
             last_destination: Last::default(),
             last_source: Last::default(),
@@ -295,8 +283,6 @@ impl Engine {
             return false;
         }
         self.ticked = now;
-        self.limiter.reset_count();
-        self.initiations.clear();
         for peer in self.peers.iter_mut() {
             let before = peer.endpoint();
             if peer.tick(now, &mut self.messages)
@@ -310,11 +296,12 @@ impl Engine {
         true
     }
 
-    /// Lets the peers know where this side is now: its address or its sockets have changed. `is_suspended`: the system was suspended,
-    /// so that sessions may have ended unnoticed; new ones are made.
-    pub fn handle_new_network(&mut self, now: Instant, is_suspended: bool) {
+    /// Lets the peers know where this side is now: its address or its sockets have changed. `suspended`: for how long the system was
+    /// suspended, of which `now` says nothing. Sessions are that much older then, and new ones are made.
+    pub fn handle_new_network(&mut self, now: Instant, suspended: Option<Duration>) {
         for peer in self.peers.iter_mut() {
-            if is_suspended && peer.is_established() {
+            suspended.iter().for_each(|by| peer.age(*by));
+            if suspended.is_some() && peer.is_established() {
                 peer.call_again(now, &mut self.messages);
             } else if peer.is_established() {
                 peer.keep_alive(now, &mut self.messages);

@@ -123,7 +123,7 @@ impl Engine {
                 Ok(None) => return peer.has_room(now) || self.has_room(now),
                 Ok(Some(mut segments)) => {
                     let ecn = ecn::of(packet.ip.bytes());
-                    if peer.seal(now, &mut segments, ecn, self.mtu, sealer, &mut self.messages) == Sealed::Full {
+                    if peer.seal(now, &mut segments, ecn, self.mtu, sealer) == Sealed::Full {
                         let (peer, len) = (peer.number(), packet.ip.bytes().len());
                         *unfinished = Some(Unfinished { peer, queued: None, len, rest: segments.pause(), ecn });
                         *is_closed = true;
@@ -168,7 +168,7 @@ impl Engine {
             return;
         };
         let Outgoing { sealer, is_closed, unfinished, .. } = &mut self.outgoing;
-        if peer.seal(now, &mut segments, ecn, self.mtu, sealer, &mut self.messages) == Sealed::Full {
+        if peer.seal(now, &mut segments, ecn, self.mtu, sealer) == Sealed::Full {
             let rest = segments.pause();
             (*is_closed, *unfinished) = (true, Some(Unfinished { peer: number, queued, len, rest, ecn }));
         }
@@ -191,7 +191,7 @@ impl Engine {
                     sealer.skip(&mut segments);
                 }
                 let ecn = ecn::of(packet.ip.bytes());
-                if peer.seal(now, &mut segments, ecn, self.mtu, sealer, &mut self.messages) == Sealed::Full {
+                if peer.seal(now, &mut segments, ecn, self.mtu, sealer) == Sealed::Full {
                     let (len, rest) = (packet.ip.bytes().len(), segments.pause());
                     *unfinished = Some(Unfinished { peer: *number, queued: Some(next.packet), len, rest, ecn });
                     *is_closed = true;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{lengths::OVERHEAD, peer::kind};
+use super::{lengths::OVERHEAD, wireguard::kind};
 
 /// An MTU that an ICMP message has told is believed for this long (RFC 1191, section 6.3).
 const LIFETIME: Duration = Duration::from_secs(600);

@@ -3,15 +3,11 @@
 use std::{
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
-    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use boringtun::{
-    noise::{Tunn, TunnResult, errors::WireGuardError, rate_limiter::RateLimiter},
-    x25519::{PublicKey, StaticSecret},
-};
 use tracing::{debug, warn};
+use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::{
     counters::{Numbers, PeerCounters},
@@ -19,25 +15,15 @@ use super::{
     messages::{MAX_MESSAGE, Messages},
     queue::fair::Fair,
     route::{Path, Route},
+    wireguard::{Clock, Due, Tunnel, kind},
 };
 use crate::config::{self, Key};
-
-/// A peer that has sent data hears something within this time (`KEEPALIVE_TIMEOUT`; WireGuard, section 6.5).
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 mod receive;
 mod send;
 mod settings;
 
 pub(super) use send::{Sealed, Sealer};
-
-/// The first byte of a WireGuard message.
-pub(crate) mod kind {
-    pub(crate) const INITIATION: u8 = 1;
-    pub(crate) const RESPONSE: u8 = 2;
-    pub(crate) const COOKIE: u8 = 3;
-    pub(crate) const DATA: u8 = 4;
-}
 
 /// A peer.
 pub(crate) struct Peer {
@@ -53,18 +39,13 @@ pub(crate) struct Peer {
     pub(crate) rtt: Option<Duration>,
     /// By the driver's clock.
     pub(crate) last_handshake: Option<SystemTime>,
-    tunn: Tunn,
-    /// What the indices of its sessions begin with.
-    session_number: u32,
+    tunnel: Tunnel,
     preshared_key: Option<Key>,
     /// Its datagrams that the driver holds: encrypted, but refused so far. Never more than what one packet of the device makes.
     held: usize,
     /// Whether there is a session to encrypt with.
     established: bool,
     initiated: Option<Instant>,
-    /// When data came first since something was sent. The session has a timer for it too, but takes what was sent and what came
-    /// between two looks for simultaneous, and then leaves it to the peer to find out that nobody answers.
-    unanswered: Option<Instant>,
     /// When the last authenticated message came.
     heard: Option<Instant>,
     persistent_keepalive: Option<NonZeroU16>,
@@ -97,8 +78,6 @@ pub(crate) enum Refused {
 pub(crate) enum Heard {
     /// A message of the protocol, or data, that the peer has sent.
     Good,
-    /// A handshake came while there are too many: a cookie is sent.
-    Cookie,
     Handshake,
     Bad,
 }
@@ -109,8 +88,7 @@ impl Peer {
         number: usize,
         config: &config::Peer,
         private_key: &StaticSecret,
-        session_number: u32,
-        limiter: &Arc<RateLimiter>,
+        clock: Clock,
     ) -> Self {
         let public_key = PublicKey::from(config.public_key.0);
         let preshared_key = config.preshared_key.clone();
@@ -124,13 +102,11 @@ impl Peer {
             path: Path::default(),
             rtt: None,
             last_handshake: None,
-            tunn: settings::tunn(private_key, public_key, preshared_key.as_ref(), session_number, limiter),
-            session_number,
+            tunnel: Tunnel::new(number, private_key, public_key, preshared_key.as_ref().map(|key| key.0), clock),
             preshared_key,
             held: 0,
             established: false,
             initiated: None,
-            unanswered: None,
             heard: None,
             persistent_keepalive: config.persistent_keepalive,
             keepalive_at: now + settings::interval(config.persistent_keepalive),
@@ -152,12 +128,22 @@ impl Peer {
 
     /// Whether an initiation has had no response yet.
     pub(crate) fn is_calling(&self) -> bool {
-        self.initiated.is_some()
+        self.tunnel.is_initiating()
     }
 
     /// Whether what waits could go now.
     pub(crate) fn is_ready(&self) -> bool {
         self.established && self.held == 0 && !self.queue.is_empty()
+    }
+
+    /// Whether an initiation from this address may well be the peer's.
+    pub(crate) fn is_at(&self, ip: IpAddr) -> bool {
+        self.endpoint().is_some_and(|endpoint| endpoint.ip() == ip) || self.endpoints.has_ip(ip)
+    }
+
+    /// The system was suspended for so long.
+    pub(crate) fn age(&mut self, by: Duration) {
+        self.tunnel.age(by);
     }
 
     /// Whether something waits: for room, or for a session.
@@ -222,23 +208,29 @@ impl Peer {
 
     /// Begins a handshake, unless one is under way.
     pub(crate) fn call(&mut self, now: Instant, messages: &mut Messages) {
-        let mut buffer = [0; MAX_MESSAGE];
-        let result = self.tunn.format_handshake_initiation(&mut buffer, false);
-        self.answer(now, result, messages);
+        self.initiate(now, false, messages);
     }
 
     /// Begins a handshake whatever is under way: the network or the clock is not what it was.
     pub(crate) fn call_again(&mut self, now: Instant, messages: &mut Messages) {
+        self.initiate(now, true, messages);
+    }
+
+    fn initiate(&mut self, now: Instant, force: bool, messages: &mut Messages) {
         let mut buffer = [0; MAX_MESSAGE];
-        let result = self.tunn.format_handshake_initiation(&mut buffer, true);
-        self.answer(now, result, messages);
+        if let Some(message) = self.tunnel.initiate(now, force, &mut messages.indices, &mut buffer) {
+            self.initiated = Some(now);
+            self.send(message, messages);
+        }
     }
 
     /// Sends an empty packet, so that the peer learns where this side is now.
     pub(crate) fn keep_alive(&mut self, now: Instant, messages: &mut Messages) {
         let mut buffer = [0; MAX_MESSAGE];
-        let result = self.tunn.encapsulate(&[], &mut buffer);
-        self.answer(now, result, messages);
+        match self.tunnel.seal(now, &[], &mut buffer) {
+            Some(len) => self.send(buffer.get(..len).unwrap_or_default(), messages),
+            None => self.call(now, messages),
+        }
     }
 
     /// To be called four times a second while there is traffic, and every five seconds at least. Returns whether the operator is to be
@@ -247,53 +239,43 @@ impl Peer {
         let has_failed = self.initiated.is_some_and(|since| self.heard.is_none_or(|heard| heard < since));
         let mut is_news = false;
         let mut buffer = [0; MAX_MESSAGE];
-        match self.tunn.update_timers(&mut buffer) {
-            TunnResult::WriteToNetwork(message) => {
-                if has_failed && message.first() == Some(&kind::INITIATION) {
-                    is_news = self.handshake_failed(now);
+        loop {
+            match self.tunnel.tick(now, &mut messages.indices, &mut buffer) {
+                Due::Nothing => break,
+                Due::Send(message) => {
+                    if message.first() == Some(&kind::INITIATION) {
+                        is_news |= has_failed && self.handshake_failed(now);
+                        self.initiated = Some(now);
+                    }
+                    self.send(message, messages);
                 }
-                let result = TunnResult::WriteToNetwork(message);
-                self.answer(now, result, messages);
-            }
-            TunnResult::Err(WireGuardError::ConnectionExpired) => {
-                if has_failed {
-                    is_news = self.handshake_failed(now);
-                }
-                self.initiated = None;
-                // It has called for a minute and a half in vain. The next packet makes it call again.
-                debug!(
-                    peer = name_of(&self.public_key),
-                    endpoint = self.endpoint().map(tracing::field::display),
-                    packets = self.queue.packets(),
-                    "session expired; waiting packets are dropped"
-                );
-                self.queue.clear();
-                if self.path.route().is_some() && self.is_persistent() {
-                    self.call(now, messages);
+                Due::Expired => {
+                    is_news |= has_failed && self.handshake_failed(now);
+                    self.expired(now, messages);
                 }
             }
-            TunnResult::Done
-            | TunnResult::Err(_)
-            | TunnResult::WriteToTunnelV4(..)
-            | TunnResult::WriteToTunnelV6(..) => {}
         }
-        self.established = self.tunn.time_since_last_handshake().is_some();
-        if self.established
-            && self.unanswered.is_some_and(|since| now.saturating_duration_since(since) >= ANSWER_WITHIN)
-        {
-            self.keep_alive(now, messages);
-        }
+        self.established = self.tunnel.is_established(now);
         self.keep_alive_if_due(now, messages);
         is_news
     }
 
-    /// Takes what the session answers: a message to send, or nothing.
-    fn answer(&mut self, now: Instant, result: TunnResult<'_>, messages: &mut Messages) {
-        let TunnResult::WriteToNetwork(message) = result else { return };
-        match message.first() {
-            Some(&kind::INITIATION) => self.initiated = Some(now),
-            _ => self.unanswered = None,
+    /// Nobody has answered for a minute and a half. The next packet makes this side initiate a handshake again.
+    fn expired(&mut self, now: Instant, messages: &mut Messages) {
+        self.initiated = None;
+        debug!(
+            peer = name_of(&self.public_key),
+            endpoint = self.endpoint().map(tracing::field::display),
+            packets = self.queue.packets(),
+            "no answer for 90 s; waiting packets are dropped"
+        );
+        self.queue.clear();
+        if self.path.route().is_some() && self.is_persistent() {
+            self.call(now, messages);
         }
+    }
+
+    fn send(&self, message: &[u8], messages: &mut Messages) {
         if let Some(endpoint) = self.endpoint() {
             messages.push(endpoint, message);
         }

@@ -1,52 +1,74 @@
 //! The indices by which peers name their sessions with this host (WireGuard, section 5.4.2).
 
-use std::io;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    io,
+};
 
-/// Bits of an index that the protocol's library counts up with each handshake. The upper 24 bits are the peer's number.
-const HANDSHAKE_BITS: u32 = 8;
-
-/// Assigns random numbers to peers, and finds the peer of a session's index.
+/// Gives each session a random index, and finds the peer of an index.
 ///
-/// A peer writes the index into each datagram that it sends here, so an ICMP message about such a datagram quotes it. A peer
-/// believes only a message with the right index: it must not follow from the number of peers or from another peer's index.
+/// A peer writes the index into each datagram that it sends here. Somebody who sees those must not learn from it which peer it is or
+/// that two sessions are the same peer's. And an ICMP message about such a datagram quotes it: a peer believes only one with the right index.
 #[derive(Debug, Default)]
 pub(crate) struct SessionIndices {
-    /// Each peer's number and its place in the configuration, sorted by the number.
-    peers: Vec<(u32, usize)>,
+    /// The peer's number by the index.
+    peers: HashMap<u32, usize, BuildHasherDefault<Spread>>,
 }
 
+/// Spreads an index: it is random and chosen here, so that nobody can make many fall together.
+#[derive(Debug, Default)]
+pub(crate) struct Spread(u64);
+
 impl SessionIndices {
-    /// Assigns a random number of 24 bits, which no other peer has, to a peer.
+    /// Assigns an index that no session has.
     ///
     /// # Errors
     /// When the system has no random numbers.
     pub(crate) fn assign(&mut self, peer: usize) -> io::Result<u32> {
-        // There are at most 1,024 peers: hardly a number is drawn twice.
+        // A peer has five at most: hardly an index is drawn twice.
         loop {
             let mut bytes = [0; 4];
             getrandom::fill(&mut bytes)?;
-            let number = u32::from_le_bytes(bytes) >> HANDSHAKE_BITS;
-            if let Err(at) = self.find(number) {
-                self.peers.insert(at, (number, peer));
-                return Ok(number);
+            let index = u32::from_le_bytes(bytes);
+            if let std::collections::hash_map::Entry::Vacant(vacant) = self.peers.entry(index) {
+                vacant.insert(peer);
+                return Ok(index);
             }
         }
     }
 
-    /// Frees the number of a peer.
-    pub(crate) fn remove(&mut self, peer: usize) {
-        self.peers.retain(|&(_, of)| of != peer);
+    /// Frees the index of a session that is over.
+    pub(crate) fn release(&mut self, index: u32) {
+        self.peers.remove(&index);
     }
 
-    /// Returns the peer that a session with this index would belong to.
+    /// Returns the peer whose session has this index.
     #[inline]
     pub(crate) fn peer(&self, index: u32) -> Option<usize> {
-        let at = self.find(index >> HANDSHAKE_BITS).ok()?;
-        self.peers.get(at).map(|&(_, peer)| peer)
+        self.peers.get(&index).copied()
     }
 
-    fn find(&self, number: u32) -> Result<usize, usize> {
-        self.peers.binary_search_by_key(&number, |&(number, _)| number)
+    /// Returns the number of indices in use.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.peers.len()
+    }
+}
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    #[inline]
+    fn write_u32(&mut self, index: u32) {
+        // Fibonacci hashing: the table takes the upper bits, too.
+        self.0 = u64::from(index).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
 }
 
@@ -56,49 +78,29 @@ mod tests {
 
     use super::*;
 
-    /// As many as a configuration has at most.
-    const PEERS: usize = 1024;
+    const SESSIONS: usize = 4096;
 
-    fn assigned() -> (SessionIndices, Vec<u32>) {
+    #[test]
+    fn each_index_leads_to_its_peer_and_a_released_one_to_none() {
         let mut indices = SessionIndices::default();
-        let numbers = (0..PEERS).map(|peer| indices.assign(peer).unwrap()).collect();
-        (indices, numbers)
+        let assigned: Vec<_> = (0..SESSIONS).map(|peer| indices.assign(peer).unwrap()).collect();
+        assert!(assigned.iter().enumerate().all(|(peer, index)| indices.peer(*index) == Some(peer)));
+        assert_eq!(assigned.iter().collect::<HashSet<_>>().len(), SESSIONS, "no two sessions have the same");
+        indices.release(assigned[7]);
+        assert_eq!((indices.peer(assigned[7]), indices.peer(assigned[8])), (None, Some(8)));
+        assert_eq!(indices.len(), SESSIONS - 1);
     }
 
     #[test]
-    fn each_index_leads_to_its_peer_and_an_unused_one_to_none() {
-        let (indices, numbers) = assigned();
-        for (peer, &number) in numbers.iter().enumerate() {
-            assert!(number < 1 << 24);
-            for handshake in [0, 1, 255] {
-                assert_eq!(indices.peer(number << 8 | handshake), Some(peer));
-            }
+    fn sessions_of_one_peer_have_nothing_in_common() {
+        let mut indices = SessionIndices::default();
+        let assigned: Vec<_> = (0..SESSIONS).map(|_| indices.assign(0).unwrap()).collect();
+        let steps: HashSet<_> = assigned.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+        assert!(steps.len() > SESSIONS - 20, "{} different steps", steps.len());
+        // All 32 bits vary, each of them about as often as not.
+        for bit in 0..32 {
+            let ones = assigned.iter().filter(|index| **index >> bit & 1 == 1).count();
+            assert!(ones.abs_diff(SESSIONS / 2) < SESSIONS / 8, "bit {bit}: {ones} ones");
         }
-        let used: HashSet<_> = numbers.iter().collect();
-        assert_eq!(used.len(), PEERS, "no two peers have the same");
-        let unused = (0..=PEERS as u32).find(|number| !used.contains(number)).unwrap();
-        assert_eq!(indices.peer(unused << 8), None);
-    }
-
-    #[test]
-    fn index_of_a_removed_peer_leads_to_none() {
-        let (mut indices, numbers) = assigned();
-        indices.remove(7);
-        assert_eq!(indices.peer(numbers[7] << 8), None);
-        assert_eq!(indices.peer(numbers[8] << 8), Some(8));
-        assert_eq!(indices.assign(7).map(|number| indices.peer(number << 8)).unwrap(), Some(7));
-    }
-
-    #[test]
-    fn indices_do_not_follow_from_the_order_of_the_peers_or_from_another_run() {
-        let ((_, first), (_, second)) = (assigned(), assigned());
-        let steps: HashSet<_> = first.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
-        // Of 1,023 random steps one may come twice.
-        assert!(steps.len() > PEERS - 20, "{} steps", steps.len());
-        let same = first.iter().zip(&second).filter(|(a, b)| a == b).count();
-        assert!(same < 3, "{same} peers have the same number in two runs");
-        // All 24 bits vary.
-        let (ones, zeros) = first.iter().fold((0, 0), |(ones, zeros), number| (ones | number, zeros | !number));
-        assert_eq!((ones & 0xff_ffff, zeros & 0xff_ffff), (0xff_ffff, 0xff_ffff));
     }
 }

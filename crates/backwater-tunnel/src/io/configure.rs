@@ -47,11 +47,11 @@ impl EventLoop {
         let checked = self.engine.check(set)?;
         self.set_sockets(now, port, mark)?;
         // From here on nothing fails.
-        let (removed, result) = self.engine.configure(now, checked);
+        let removed = self.engine.configure(now, checked);
         removed.into_iter().for_each(|peer| self.sockets.cancel(peer));
         // Without the routes of those that are gone.
         self.fit_mtu(now);
-        result
+        Ok(())
     }
 
     /// Gives the sockets another port or mark. On an error they are what they were.
@@ -71,7 +71,7 @@ impl EventLoop {
                 self.engine.handle_closed_sockets();
                 self.set_fragmentation(now);
                 // Peers answer to where the last message came from.
-                self.engine.handle_new_network(now, false);
+                self.engine.handle_new_network(now, None);
             }
             Some(port) => {
                 mark.map_or(Ok(()), |mark| self.sockets.set_mark(mark)).map_err(errno)?;

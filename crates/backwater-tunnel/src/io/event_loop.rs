@@ -91,7 +91,7 @@ impl EventLoop {
             (true, false) => Offload::Tcp,
             (true, true) => Offload::TcpAndUdp,
         };
-        let engine = Engine::new(now, config, link.mtu(), offload)?;
+        let engine = Engine::new(now, SystemTime::now(), config, link.mtu(), offload)?;
         Ok(Self {
             name,
             started: now,
@@ -327,14 +327,14 @@ impl EventLoop {
     /// Looks, with each tick, whether the sockets are good.
     fn check_sockets(&mut self, now: Instant) {
         let waited = now.saturating_duration_since(self.rebound) >= RETRY;
-        if self.suspended.check() {
-            info!("the system was suspended");
+        if let Some(slept) = self.suspended.check() {
+            info!(seconds = slept.as_secs(), "the system was suspended");
             self.rebind(now);
-            self.engine.handle_new_network(now, true);
+            self.engine.handle_new_network(now, Some(slept));
         } else if waited && (self.broken || !self.sockets.is_bound() || self.sockets.is_stuck()) {
             warn!("the path takes nothing: binding anew");
             self.rebind(now);
-            self.engine.handle_new_network(now, false);
+            self.engine.handle_new_network(now, None);
         }
         self.set_fragmentation(now);
         self.size_send_buffers(now);

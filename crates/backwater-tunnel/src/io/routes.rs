@@ -29,7 +29,7 @@ impl EventLoop {
         }
         self.look_up_routes(now);
         if moved || change.link {
-            self.engine.handle_new_network(now, false);
+            self.engine.handle_new_network(now, None);
         }
     }
 

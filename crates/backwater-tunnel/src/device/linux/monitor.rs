@@ -108,14 +108,14 @@ impl Suspended {
         Self { asleep: asleep() }
     }
 
-    /// Whether it has slept for more than two seconds since the last call, or since the start.
-    pub fn check(&mut self) -> bool {
+    /// Returns how long it has slept since the last call, or since the start, if that was more than two seconds.
+    pub fn check(&mut self) -> Option<Duration> {
         self.has_slept(asleep())
     }
 
-    fn has_slept(&mut self, asleep: Duration) -> bool {
+    fn has_slept(&mut self, asleep: Duration) -> Option<Duration> {
         let before = std::mem::replace(&mut self.asleep, asleep);
-        asleep.saturating_sub(before) > SLEEP
+        Some(asleep.saturating_sub(before)).filter(|slept| *slept > SLEEP)
     }
 }
 
@@ -158,16 +158,16 @@ mod tests {
     fn sleep_is_noticed_once() {
         let seconds = Duration::from_secs_f64;
         let mut suspended = Suspended { asleep: seconds(100.0) };
-        assert!(!suspended.has_slept(seconds(100.0)));
-        assert!(!suspended.has_slept(seconds(102.0)), "no more than two seconds");
-        assert!(suspended.has_slept(seconds(104.1)));
-        assert!(!suspended.has_slept(seconds(104.1)));
-        assert!(!suspended.has_slept(seconds(0.0)));
+        assert_eq!(suspended.has_slept(seconds(100.0)), None);
+        assert_eq!(suspended.has_slept(seconds(102.0)), None, "no more than two seconds");
+        assert_eq!(suspended.has_slept(seconds(104.1)), Some(seconds(104.1) - seconds(102.0)));
+        assert_eq!(suspended.has_slept(seconds(104.1)), None);
+        assert_eq!(suspended.has_slept(seconds(0.0)), None);
     }
 
     #[test]
     fn nobody_sleeps_here() {
-        assert!(!Suspended::new().check());
+        assert_eq!(Suspended::new().check(), None);
     }
 
     #[test]

@@ -6,18 +6,35 @@ use std::{
 };
 
 use backwater_udp::RecvDatagram;
-use boringtun::noise::{TunnResult, errors::WireGuardError};
 
 use super::{Heard, Peer, kind};
 use crate::engine::{
-    lengths::MAX_DATAGRAM,
     messages::{MAX_MESSAGE, Messages},
     packet::{coalesce::Coalescer, ecn},
     route::Route,
+    wireguard::{Error, Initiation, Received},
 };
 
 impl Peer {
-    /// Takes a datagram that says it is from this peer. A packet in it goes to the coalescer, if `allows` its source.
+    /// Takes an initiation that has this peer's public key in it, and answers it.
+    pub(crate) fn respond(
+        &mut self,
+        now: Instant,
+        datagram: RecvDatagram<'_>,
+        initiation: Initiation,
+        messages: &mut Messages,
+    ) -> Heard {
+        let mut buffer = [0; MAX_MESSAGE];
+        let Ok(response) = self.tunnel.respond(now, initiation, &mut messages.indices, &mut buffer) else {
+            return Heard::Bad;
+        };
+        messages.push(datagram.source, response);
+        self.heard(now, datagram.source, datagram.local_ip);
+        self.counters.handshakes += 1;
+        Heard::Handshake
+    }
+
+    /// Takes a datagram that says it is from this peer, but no initiation. A packet in it goes to the coalescer, if `allows` its source.
     pub(crate) fn receive(
         &mut self,
         now: Instant,
@@ -27,42 +44,39 @@ impl Peer {
         allows: impl FnOnce(IpAddr) -> bool,
     ) -> Heard {
         let RecvDatagram { source, local_ip, ecn: outer, payload } = datagram;
-        let message = payload.first().copied().unwrap_or_default();
         let Some(space) = coalescer.space(payload.len().max(MAX_MESSAGE)) else { return Heard::Bad };
-        let (packet, from) = match self.tunn.decapsulate(Some(source.ip()), payload, space) {
-            TunnResult::WriteToTunnelV4(packet, from) => (packet, IpAddr::from(from)),
-            TunnResult::WriteToTunnelV6(packet, from) => (packet, IpAddr::from(from)),
-            TunnResult::WriteToNetwork(answer) => {
-                let is_cookie = answer.first() == Some(&kind::COOKIE);
-                messages.push(source, answer);
-                if is_cookie {
-                    return Heard::Cookie;
-                }
+        let (packet, from) = match self.tunnel.receive(now, payload, space, &mut messages.indices) {
+            Ok(Received::Packet(packet, from)) => (packet, from),
+            Ok(Received::Keepalive) => {
+                self.count_received(payload);
                 self.heard(now, source, local_ip);
-                self.handshaken(now, message, messages);
-                return Heard::Handshake;
-            }
-            // A keepalive, or a cookie, which anyone can send who saw the initiation.
-            TunnResult::Done => {
-                if message == kind::DATA {
-                    self.count_received(payload);
-                    self.heard(now, source, local_ip);
-                    self.confirm();
-                }
+                self.confirm(now);
                 return Heard::Good;
             }
-            TunnResult::Err(error) => {
-                if matches!(error, WireGuardError::DuplicateCounter | WireGuardError::InvalidCounter) {
-                    self.counters.replayed += 1;
-                } else if message == kind::DATA {
-                    self.counters.invalid += 1;
+            Ok(Received::Response) => {
+                self.heard(now, source, local_ip);
+                self.counters.handshakes += 1;
+                if let Some(initiated) = self.initiated.take() {
+                    self.rtt = Some(now.saturating_duration_since(initiated));
                 }
+                self.confirm(now);
+                // The peer may use the session once it has heard from this side.
+                self.keep_alive(now, messages);
+                return Heard::Handshake;
+            }
+            // Anyone can send it who saw the initiation: it says nothing of where the peer is.
+            Ok(Received::Cookie) => return Heard::Good,
+            Err(Error::Replayed) => {
+                self.counters.replayed += 1;
+                return Heard::Bad;
+            }
+            Err(Error::Unknown | Error::Invalid) => {
+                self.counters.invalid += u64::from(payload.first() == Some(&kind::DATA));
                 return Heard::Bad;
             }
         };
         let len = packet.len();
         self.path.mtu.on_received(now, payload.len());
-        self.unanswered.get_or_insert(now);
         self.count_received(payload);
         if !allows(from) {
             self.counters.source_not_allowed += 1;
@@ -73,7 +87,7 @@ impl Peer {
             coalescer.push(len);
         }
         self.heard(now, source, local_ip);
-        self.confirm();
+        self.confirm(now);
         Heard::Good
     }
 
@@ -84,24 +98,6 @@ impl Peer {
         self.moved(Route::Direct(source), local_ip);
     }
 
-    /// A message of a handshake was good, and answered.
-    fn handshaken(&mut self, now: Instant, message: u8, messages: &mut Messages) {
-        self.counters.handshakes += 1;
-        if message == kind::RESPONSE {
-            if let Some(initiated) = self.initiated.take() {
-                self.rtt = Some(now.saturating_duration_since(initiated));
-            }
-            self.confirm();
-        }
-        // What was kept when the session before this one ended.
-        let mut buffer = vec![0; MAX_DATAGRAM];
-        while let TunnResult::WriteToNetwork(kept) = self.tunn.decapsulate(None, &[], &mut buffer) {
-            if let Some(route) = self.path.route() {
-                messages.push(route.destination(), kept);
-            }
-        }
-    }
-
     /// Data has come.
     fn count_received(&mut self, payload: &[u8]) {
         self.counters.datagrams_received += 1;
@@ -110,9 +106,9 @@ impl Peer {
     }
 
     /// A responder may use its session once the initiator has.
-    fn confirm(&mut self) {
+    fn confirm(&mut self, now: Instant) {
         if !self.established {
-            self.established = self.tunn.time_since_last_handshake().is_some();
+            self.established = self.tunnel.is_established(now);
         }
     }
 }

@@ -3,9 +3,8 @@
 use std::time::Instant;
 
 use backwater_udp::{Ecn, gso::Batch};
-use boringtun::noise::TunnResult;
 
-use super::{Peer, Refused, kind};
+use super::{Peer, Refused};
 use crate::engine::{
     Outcome,
     lengths::{LONGEST_PACKET, MAX_DATAGRAM, OVERHEAD},
@@ -59,6 +58,7 @@ impl Peer {
         if segments.segment_len() > longest {
             return Err(Refused::TooBig(longest));
         }
+        self.established = self.tunnel.is_established(now);
         if !self.established {
             self.call(now, messages);
         }
@@ -95,7 +95,6 @@ impl Peer {
         ecn: Option<Ecn>,
         mtu: usize,
         sealer: &mut Sealer,
-        messages: &mut Messages,
     ) -> Sealed {
         let Sealer { batch, scratch } = sealer;
         let common = (self.number, ecn);
@@ -117,23 +116,12 @@ impl Peer {
                 padding.fill(0);
             }
             let Some(plain) = scratch.get(..padded) else { break };
-            let sealed = match self.tunn.encapsulate(plain, batch.reserve()) {
-                TunnResult::WriteToNetwork(sealed) if sealed.first() == Some(&kind::DATA) => sealed.len(),
-                // The session is over; the packet was kept, and goes with the next one.
-                TunnResult::WriteToNetwork(message) => {
-                    self.initiated.get_or_insert(now);
-                    if let Some(route) = self.path.route() {
-                        messages.push(route.destination(), message);
-                    }
-                    continue;
-                }
-                TunnResult::Done
-                | TunnResult::Err(_)
-                | TunnResult::WriteToTunnelV4(..)
-                | TunnResult::WriteToTunnelV6(..) => continue,
+            let Some(sealed) = self.tunnel.seal(now, plain, batch.reserve()) else {
+                // There was a session before: its numbers have come to their end.
+                self.counters.datagrams_dropped += 1;
+                continue;
             };
             batch.commit(common, sealed);
-            self.unanswered = None;
             self.counters.bytes_sent += len as u64;
         }
         Sealed::All
@@ -154,6 +142,7 @@ impl Peer {
             }
             return None;
         }
+        self.established = self.tunnel.is_established(now);
         if !self.established {
             if !self.queue.is_empty() {
                 self.call(now, messages);

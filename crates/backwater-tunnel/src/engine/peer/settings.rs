@@ -3,33 +3,16 @@
 use std::{
     net::SocketAddr,
     num::NonZeroU16,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
-use boringtun::{
-    noise::{Tunn, rate_limiter::RateLimiter},
-    x25519::{PublicKey, StaticSecret},
-};
+use x25519_dalek::StaticSecret;
 
 use super::Peer;
 use crate::{
     config::{Endpoint, Key},
     engine::{endpoints::Endpoints, messages::Messages},
 };
-
-/// The state of the protocol with a peer, without a session. Persistent keepalives are sent here, so that their interval can be changed
-/// while the session stays.
-pub(super) fn tunn(
-    private_key: &StaticSecret,
-    public_key: PublicKey,
-    preshared_key: Option<&Key>,
-    session_number: u32,
-    limiter: &Arc<RateLimiter>,
-) -> Tunn {
-    let preshared_key = preshared_key.map(|key| key.0);
-    Tunn::new(private_key.clone(), public_key, preshared_key, None, session_number, Some(limiter.clone()))
-}
 
 pub(super) fn interval(persistent_keepalive: Option<NonZeroU16>) -> Duration {
     Duration::from_secs(persistent_keepalive.map_or(0, NonZeroU16::get).into())
@@ -54,16 +37,20 @@ impl Peer {
         now: Instant,
         private_key: &StaticSecret,
         preshared_key: Option<Key>,
-        limiter: &Arc<RateLimiter>,
         messages: &mut Messages,
     ) {
-        self.tunn = tunn(private_key, self.public_key, preshared_key.as_ref(), self.session_number, limiter);
+        self.tunnel.change_keys(private_key, preshared_key.as_ref().map(|key| key.0), &mut messages.indices);
         self.preshared_key = preshared_key;
         let had_session = std::mem::take(&mut self.established);
-        (self.initiated, self.unanswered, self.heard) = (None, None, None);
+        (self.initiated, self.heard) = (None, None);
         if had_session || self.is_persistent() || self.is_waiting() {
             self.call(now, messages);
         }
+    }
+
+    /// Frees the indices of its sessions: it is removed.
+    pub(crate) fn remove(&mut self, messages: &mut Messages) {
+        self.tunnel.clear(&mut messages.indices);
     }
 
     /// Sends to this address from now on, until the peer is heard from another one.
