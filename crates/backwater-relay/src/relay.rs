@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     rc::Rc,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
@@ -169,6 +169,7 @@ impl Relay {
             threads,
             health: relay.health.clone(),
             uris: config.uris(&relay.local_addrs),
+            credentials: Mutex::new(config.credentials.clone()),
             token: None,
             started: Instant::now(),
             draining: AtomicBool::new(false),

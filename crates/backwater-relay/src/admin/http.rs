@@ -26,11 +26,12 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, task::AbortHandle};
 use tracing::{debug, info};
 
-use super::{Control, metrics, policy, reload, sessions, snapshot::Snapshot};
+use super::{Control, credentials, metrics, policy, reload, sessions, snapshot::Snapshot};
 
 /// Of a request's body, in bytes.
 const MAX_BODY: usize = 4096;
@@ -112,6 +113,7 @@ impl Routes {
             .on(MethodFilter::GET, "/log-filter", log_filter)
             .on(MethodFilter::PUT, "/log-filter", set_log_filter)
             .on(MethodFilter::POST, "/reload", reload::reload)
+            .on(MethodFilter::GET, "/credentials", credentials::credentials)
     }
 
     fn on<T: 'static>(
@@ -262,6 +264,16 @@ async fn set_log_filter(State(control): State<Arc<Control>>, body: Result<Bytes,
 
 fn read(body: Result<Bytes, BytesRejection>) -> Result<Bytes, String> {
     body.map_err(|_| format!("expected a body of at most {MAX_BODY} bytes"))
+}
+
+/// The names and values of a query; a value that is not UTF-8 is an error.
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = Result<(&str, String), String>> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = value.replace('+', " ");
+        let value = percent_decode_str(&value).decode_utf8().map_err(|_| format!("{name}: expected UTF-8"))?;
+        Ok((name, value.into_owned()))
+    })
 }
 
 /// A body in JSON, which ends with a line break.

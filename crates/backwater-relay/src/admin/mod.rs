@@ -5,7 +5,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread::JoinHandle,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use backwater_ops::{LogFilter, PolicyText, breaker::Breaker};
+use backwater_turn::Credentials;
 use backwater_udp::{Backpressure, Policy, Stats};
 use tokio::{
     runtime::Runtime,
@@ -31,6 +32,7 @@ use crate::{
     },
 };
 
+mod credentials;
 mod http;
 mod metrics;
 mod policy;
@@ -53,6 +55,8 @@ pub(crate) struct Control {
     pub(crate) health: Health,
     /// URIs of the relay, for clients.
     pub(crate) uris: Vec<String>,
+    /// The users and secrets of the configuration in force.
+    pub(crate) credentials: Mutex<Arc<Credentials>>,
     /// What a request has to know; `None`: nothing, on loopback.
     pub(crate) token: Option<Box<str>>,
     pub(crate) started: Instant,
@@ -273,6 +277,7 @@ impl Ticker {
         {
             warn!(%error, "the filter of the logs stays as it was");
         }
+        *self.control.credentials.lock().unwrap_or_else(PoisonError::into_inner) = config.credentials.clone();
         self.control.drain.store(config.drain.as_secs(), SeqCst);
         self.updates.send(config).await
     }
@@ -295,6 +300,7 @@ impl Ticker {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 impl Control {
     /// Of a relay with so many threads, which have ended.
     fn of_threads(threads: usize) -> Self {
@@ -309,6 +315,7 @@ impl Control {
             threads: (0..threads).map(|_| thread()).collect(),
             health: Health::new(),
             uris: vec![],
+            credentials: Mutex::new(Credentials::new("backwater").unwrap().into()),
             token: None,
             started: Instant::now(),
             draining: AtomicBool::default(),

@@ -7,7 +7,6 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
-use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::{
     sync::oneshot,
@@ -17,7 +16,7 @@ use tracing::info;
 
 use super::{
     Control,
-    http::{json, refuse},
+    http::{json, pairs, refuse},
 };
 use crate::worker::{
     mobility::Mail,
@@ -123,10 +122,8 @@ impl Wanted {
     /// Reads a query, such as `limit=10&after=0.10&user=alice`.
     fn read(query: &str) -> Result<Self, String> {
         let mut wanted = Self { after: (0, 0), limit: DEFAULT_LIMIT, user: None };
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = value.replace('+', " ");
-            let value = percent_decode_str(&value).decode_utf8().map_err(|_| format!("{name}: expected UTF-8"))?;
+        for pair in pairs(query) {
+            let (name, value) = pair?;
             match name {
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));

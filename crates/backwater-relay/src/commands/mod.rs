@@ -3,7 +3,7 @@
 use clap::{Arg, ArgMatches, Command};
 
 mod check_config;
-mod credentials;
+pub(crate) mod credentials;
 mod generate;
 mod hash_password;
 mod import;

@@ -123,6 +123,48 @@ fn printed_credentials_get_an_allocation_with_each_secret() {
     assert_eq!(relay.terminate(), Some(0));
 }
 
+/// The same over HTTP, also with the secret of a file that has changed since the start.
+#[test]
+fn credentials_of_the_administration_get_an_allocation() {
+    let text = |secret: &str| {
+        format!(
+            "listen = [\"127.0.0.1:0\"]\nrealm = \"example.org\"\nadmin = \"127.0.0.1:0\"\nnamed-secret = [{secret}]\n"
+        )
+    };
+    let file = File::new(&text("\"a:north\", \"b:west\""));
+    let (mut relay, addr) = start(&file);
+    let admin = relay.line("administration")["admin"].as_str().unwrap().parse().unwrap();
+    let get = |query: &str| crate::admin::get(admin, &format!("/credentials{query}"));
+    for (query, secret) in
+        [("?name=alice", "north"), ("?name=al%20ice&ttl=2d&secret-id=b", "west"), ("?name=carol", "south")]
+    {
+        if secret == "south" {
+            file.write(&text("\"c:south\""));
+            assert_eq!(crate::admin::ask(admin, "POST", "/reload", "").0, 200);
+        }
+        let (status, body) = get(query);
+        assert_eq!(status, 200, "{body}");
+        let server = &serde_json::from_str::<Value>(&body).unwrap()["iceServers"][0];
+        let (user, password) = (server["username"].as_str().unwrap(), server["credential"].as_str().unwrap());
+        assert_eq!(password, time_limited_password(secret, user));
+        assert_eq!(server["urls"], serde_json::json!([format!("turn:{addr}?transport=udp")]));
+        Client::new(addr, user, password, "example.org").allocate();
+    }
+    let urls = "?name=a&url=turn:turn.example.org&url=stun:turn.example.org";
+    assert!(get(urls).1.contains(r#"["turn:turn.example.org","stun:turn.example.org"]"#));
+    for (query, part) in [
+        ("", "name: expected a user name"),
+        ("?name=alice&ttl=9999d", "ttl: expected a time"),
+        ("?name=alice&secret-id=z", "secret-id: there is no named-secret \"z\""),
+        ("?name=alice&url=http://x", "url: expected a URI"),
+        ("?user=alice", "expected name, ttl, secret-id or url"),
+    ] {
+        let (status, reason) = get(query);
+        assert!(status == 400 && reason.starts_with(part) && reason.lines().count() == 1, "{query}: {reason}");
+    }
+    assert_eq!(relay.terminate(), Some(0));
+}
+
 #[test]
 fn printed_uris_are_those_that_clients_reach() {
     let uris = |file: &str, more: &[&str]| {
