@@ -70,7 +70,7 @@ pub fn credentials(config: &Config, command: &ArgMatches) -> Result<String, Stri
     };
     let servers = wanted.ice_servers(&config.credentials).map_err(|error| match error {
         NoCredential::Secrets => error.to_string(),
-        _ => format!("--{error}"),
+        NoCredential::Urls | NoCredential::SecretId(_) | NoCredential::Name(_) => format!("--{error}"),
     })?;
     Ok(format!("{servers:#}"))
 }
