@@ -36,6 +36,7 @@ mod values;
 
 pub(crate) use file::{ConfigFile, Stamp};
 use keys::{KEYS, Settings};
+pub(crate) use values::Token;
 use values::*;
 
 /// What a relay is to do.
@@ -58,8 +59,11 @@ pub struct Config {
     pub(crate) policy: Policy,
     pub(crate) breaker: Option<breaker::Limits>,
     pub(crate) admin: Option<SocketAddr>,
+    pub(crate) admin_token: Option<Token>,
     /// To be watched.
     pub(crate) file: Option<ConfigFile>,
+    /// The wait for clients at the end is over when there are fewer allocations.
+    pub(crate) drain_below: u64,
     /// How long to wait for clients to leave at the end.
     pub drain: Duration,
     /// The filter of the logs.
@@ -279,6 +283,7 @@ impl Config {
         let s = Settings::read(&arguments.values, &mut errors);
         checks::no_overlap(&s.allow_peer, &s.deny_peer, &mut errors);
         let (total_limits, user_limits) = checks::limits(&s, &mut errors);
+        let admin = checks::admin(&s.admin, &s.admin_token, &mut errors);
         let listen = checks::listeners(&s.listen, &mut errors);
         let credentials = credentials::credentials(&s, &mut errors);
         let mut peers = PeerRules {
@@ -327,8 +332,10 @@ impl Config {
             max_lifetime: Duration::from_secs(s.max_lifetime.one().map_or(3600, |Number(seconds)| seconds)),
             policy: s.backpressure.one().map_or_else(Policy::default, |PolicyText(policy)| policy),
             breaker: s.breaker.one().and_then(|Breaker(limits)| limits),
-            admin: s.admin.one().map(|AdminAddr(addr)| addr),
+            admin,
+            admin_token: s.admin_token.one(),
             file: arguments.file.clone(),
+            drain_below: s.drain_below.one().map_or(1, |Number(allocations)| allocations),
             drain: Duration::from_secs(s.drain.one().map_or(5, |Number(seconds)| seconds)),
             log_level: s.log_level.one().map_or_else(|| "info".to_owned(), |LogFilter(filter)| filter),
             log_allocations: s.log_allocations.one().unwrap_or(false),

@@ -184,7 +184,14 @@ fn announce(config: &Config, relay: &Relay) {
         info!(listener = %addr, threads = relay.counters().len(), "listening for TURN over UDP");
     }
     if let Some(addr) = relay.admin_addr() {
-        info!(admin = %addr, "administration: http://{addr}/backpressure and /metrics");
+        info!(admin = %addr, "administration: http://{addr}/ and /metrics");
+        if !addr.ip().is_loopback() {
+            warn!(
+                admin = %addr,
+                remedy = "let only a TLS proxy reach it, or a network that you trust",
+                "the administration is plain HTTP beyond this host: whoever sees the packets learns admin-token"
+            );
+        }
     }
     let Some(first) = &config.first_run else { return };
     info!(username = first.user, password = first.password, "no user is configured: this one was made up");

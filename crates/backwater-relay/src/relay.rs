@@ -20,8 +20,8 @@ use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
     admin::{self, Admin, Control, ThreadView},
-    config::{Config, Shared},
-    counters::Counters,
+    config::{Config, Shared, Token},
+    counters::{Counter, Counters},
     endpoint,
     health::Health,
     ingress::udp::listen,
@@ -92,7 +92,7 @@ impl Relay {
             backpressure: Backpressure::new(config.policy),
             threads: vec![],
             admin: None,
-            counters: vec![],
+            counters: (0..config.threads).map(|_| Arc::default()).collect(),
             stats: vec![],
             stop,
             health: Health::new(),
@@ -120,7 +120,7 @@ impl Relay {
         let mut threads = Vec::new();
         for (number, inbox) in inboxes.into_iter().enumerate() {
             let view = ThreadView {
-                counters: Arc::default(),
+                counters: relay.counters[number].clone(),
                 listeners: Arc::default(),
                 relayed: Arc::default(),
                 mailbox: mailboxes[number].clone(),
@@ -133,7 +133,7 @@ impl Relay {
                 config: config.clone(),
                 shared_state: shared_state.clone(),
                 ports: ports.clone(),
-                counters: view.counters.clone(),
+                counters: relay.counters.clone(),
                 common: endpoint::builder().stats(view.listeners.clone()).backpressure(relay.backpressure.clone()),
                 relayed: view.relayed.clone(),
                 busy: busy.clone(),
@@ -147,7 +147,6 @@ impl Relay {
                 .name(format!("relay-{number}"))
                 .spawn(move || thread.run(inbox, &ready, responder))
                 .map_err(StartError::System);
-            relay.counters.push(view.counters.clone());
             relay.stats.extend([view.listeners.clone(), view.relayed.clone()]);
             threads.push(view);
             let result = handle.and_then(|handle| {
@@ -170,7 +169,7 @@ impl Relay {
             health: relay.health.clone(),
             uris: config.uris(&relay.local_addrs),
             credentials: Mutex::new(config.credentials.clone()),
-            token: None,
+            token: config.admin_token.clone().map(|Token(token)| token),
             started: Instant::now(),
             draining: AtomicBool::new(false),
             log_filter: OnceLock::new(),
@@ -283,7 +282,8 @@ struct Thread {
     config: Config,
     shared_state: Shared,
     ports: Arc<Ports>,
-    counters: Arc<Counters>,
+    /// Of all threads.
+    counters: Vec<Arc<Counters>>,
     /// What all its sockets have in common.
     common: UdpSocketBuilder,
     /// The counters of the relayed sockets.
@@ -317,7 +317,7 @@ impl Thread {
                 listeners,
                 builder,
                 self.ports.clone(),
-                (self.counters.clone(), Lines::new(self.config.log_allocations)),
+                (self.counters[self.number].clone(), Lines::new(self.config.log_allocations)),
                 (self.number, self.mailboxes.clone()),
                 self.health.clone(),
             ));
@@ -335,6 +335,14 @@ impl Thread {
         listen(addr, self.shared, &self.common).map_err(|e| StartError::Listen(addr, e))
     }
 
+    /// The allocations of all threads.
+    fn allocations(&self) -> u64 {
+        let total = |get: fn(&Counters) -> &Counter| self.counters.iter().map(|c| get(c).get()).sum::<u64>();
+        // In this order, one that comes and goes in between counts.
+        let closed = total(|c| &c.closed);
+        total(|c| &c.allocations).saturating_sub(closed)
+    }
+
     async fn until_stopped(&self, worker: &Worker) {
         let mut stopped = self.stopped.clone();
         if stopped.wait_for(Option::is_some).await.is_err() {
@@ -343,7 +351,8 @@ impl Thread {
         worker.refuse_new();
         let poll = || tokio::time::sleep(Duration::from_millis(10));
         // It may become shorter meanwhile.
-        let draining = || stopped.borrow().is_some_and(|until| Instant::now() < until);
+        let is_early = || stopped.borrow().is_some_and(|until| Instant::now() < until);
+        let draining = || is_early() && self.allocations() >= self.config.drain_below;
         while worker.allocations() > 0 && draining() {
             poll().await;
         }

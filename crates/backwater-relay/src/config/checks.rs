@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{
     ConfigError,
     keys::{Setting, Settings},
-    values::Number,
+    values::{AdminAddr, Number, Token},
 };
 use crate::ports::RelayIp;
 
@@ -108,6 +108,21 @@ pub(super) fn relay_ip(
         errors.push(relay.error("expected an address that clients can be told, found the wildcard"));
     }
     Some(RelayIp { bind, advertise: external_ip.unwrap_or(bind) })
+}
+
+/// Returns where the relay is administered. Whoever reaches it from elsewhere has to know the token.
+pub(super) fn admin(
+    admin: &Setting<AdminAddr>,
+    token: &Setting<Token>,
+    errors: &mut Vec<ConfigError>,
+) -> Option<SocketAddr> {
+    let addr = admin.values.last().map(|&AdminAddr(addr)| addr)?;
+    if !addr.ip().is_loopback() && !token.is_given() {
+        let problem =
+            format!("expected an address on loopback, such as 127.0.0.1:9479, or an {}, found {addr}", token.key.name);
+        errors.push(admin.error(problem));
+    }
+    Some(addr)
 }
 
 /// Loopback in the families that this host has.

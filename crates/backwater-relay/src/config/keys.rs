@@ -201,8 +201,19 @@ keys! {
         "When to switch to drop by itself: lost-edges=N/min, stall=TIME, or both with a comma, on any thread; or off \
          [default: off]",
     );
-    fixed one admin: AdminAddr = ("IP:PORT", "Where to serve metrics and the policy over HTTP, on loopback [default: nowhere]");
+    fixed one admin: AdminAddr = (
+        "IP:PORT",
+        "Where to serve the live page, metrics, sessions and switches over HTTP: on loopback, or anywhere with admin-token [default: nowhere]",
+    );
+    fixed one admin_token: Token = (
+        "TOKEN",
+        "What each request to admin has to have in the header Authorization: Bearer TOKEN; 16 characters at least [default: none]",
+    );
     live one drain: Number<0, 3600> = ("SECONDS", "How long SIGTERM waits for clients to leave, 0 to 3600 [default: 5]");
+    fixed one drain_below: Count = (
+        "N",
+        "SIGTERM waits no longer once there are fewer allocations than this, on all threads together [default: 1]",
+    );
     live one log_allocations: bool = (
         "on|off",
         "Whether allocations that are made, refreshed and ended are in the log at info, or at debug [default: off]",

@@ -205,6 +205,15 @@ fn what_to_do_without_room() {
         assert!(all.len() == 1 && all[0].starts_with(expected) && all[0].contains(args[1]), "{all:?}");
     }
     assert!(of(&["--admin", "[::1]:9479"]).admin.is_some());
+    let token = "a-token-of-20-chars.";
+    assert_eq!(of(&["--admin", "0.0.0.0:9479", "--admin-token", token]).admin_token.unwrap().0, token.into());
+    for token in ["too-short", "with blanks inside it", "mit-Ümlauten-und-mehr"] {
+        let all = problems(&["--admin", "0.0.0.0:9479", "--admin-token", token]);
+        assert!(
+            all.len() == 1 && all[0].starts_with("--admin-token: expected 16") && !all[0].contains(token),
+            "{all:?}"
+        );
+    }
 }
 
 #[test]

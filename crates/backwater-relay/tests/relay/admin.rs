@@ -258,6 +258,50 @@ fn it_is_not_ready_while_it_drains() {
     TcpStream::connect(admin).unwrap_err();
 }
 
+#[test]
+fn drain_ends_when_few_enough_allocations_are_left() {
+    let (mut relay, admin) = start_with_admin(&["--threads", "2", "--drain-below", "3"]);
+    let mut clients: Vec<_> = (0..4).map(|_| client(&relay)).collect();
+    for client in &mut clients {
+        client.allocate();
+    }
+    let stopping = std::thread::spawn(move || relay.stop(Duration::from_secs(3600)));
+    until("503", || get(admin, "/readyz").0 == 503);
+    let mut leave = || {
+        let mut client = clients.pop().unwrap();
+        client.request(backwater_stun::Method::REFRESH, &|w| drop(w.attribute(&backwater_stun::Lifetime(0)))).unwrap();
+    };
+    leave();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!stopping.is_finished(), "three are left");
+    leave();
+    // Two are left: the hour is not waited for.
+    stopping.join().unwrap();
+}
+
+/// Beyond loopback, or where it is wanted, each request has to know the token; a browser's page may come by any name then.
+#[test]
+fn requests_without_the_token_are_401() {
+    let token = "a-token-of-20-chars.";
+    let (mut relay, admin) = start_with_admin(&["--admin-token", token]);
+    let with =
+        |path: &str, more: &str| raw(admin, &format!("GET {path} HTTP/1.1\r\nHost: relay.example.org\r\n{more}\r\n"));
+    for path in ["/metrics", "/status", "/sessions", "/sessions/0-0-1", "/backpressure", "/log-filter", "/elsewhere"] {
+        for wrong in ["", "Authorization: Bearer wrong\r\n", "Authorization: Basic a-token-of-20-chars.\r\n"] {
+            let answer = with(path, wrong);
+            assert_eq!((answer.status, answer.body.matches('\n').count()), (401, 1), "{path} {wrong}");
+            assert!(answer.head.contains("www-authenticate: bearer"), "{}", answer.head);
+        }
+    }
+    for path in ["/", "/openapi.json", "/healthz", "/readyz"] {
+        assert_eq!(with(path, "").status, 200, "{path}");
+    }
+    for path in ["/metrics", "/status", "/sessions", "/backpressure"] {
+        assert_eq!(with(path, &format!("Authorization: Bearer {token}\r\n")).status, 200, "{path}");
+    }
+    relay.stop(Duration::ZERO);
+}
+
 /// A thread that has no clients keeps its listener as long as others have some: else theirs would be spread anew.
 #[test]
 fn draining_leaves_every_client_on_its_thread() {
