@@ -26,6 +26,7 @@ mod nat;
 mod operations;
 mod operator;
 mod packaging;
+mod page;
 #[cfg(target_os = "linux")]
 mod paths;
 mod program;
