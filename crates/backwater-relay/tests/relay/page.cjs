@@ -77,6 +77,12 @@ function missing() {
   try {
     const { page, faults } = await open(browser, url);
     await state(page, "Working");
+    await page.click("#make");
+    await page.waitForFunction(() => document.getElementById("verdict").textContent, null, PATIENCE);
+    assert.equal(await page.textContent("#verdict"), "The credential is filled in.");
+    await page.click("#start");
+    await page.waitForFunction(() => document.getElementById("verdict").className, null, PATIENCE);
+    assert.equal(await page.textContent("#verdict"), "This browser can use this relay.");
     const wrong = await test(page, "wrong");
     assert.match(wrong.verdict, /error 401.*User name or password is wrong/);
     assert.deepEqual([wrong.steps.length, /failed/.test(wrong.steps[0])], [1, true]);

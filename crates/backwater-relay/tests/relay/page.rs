@@ -33,7 +33,7 @@ fn page_tests_the_relay_from_a_browser() {
         return skip("playwright-core is not installed (npm install --prefix target/node playwright-core)");
     }
     let token = "a-token-of-20-chars.";
-    let (mut relay, admin) = start_with_admin(&[]);
+    let (mut relay, admin) = start_with_admin(&["--secret", "a long shared secret"]);
     let (mut locked, locked_admin) = start_with_admin(&["--admin-token", token]);
     let mut browser = Command::new("node");
     browser
