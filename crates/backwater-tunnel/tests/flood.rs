@@ -1,4 +1,4 @@
-//! Datagrams that nobody should have sent, ten thousand a second, beside a working session.
+//! Datagrams that nobody should have sent, beside a working session and beside a handshake.
 
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
@@ -7,7 +7,7 @@ mod support;
 
 use std::{
     fs, iter,
-    net::UdpSocket,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -16,6 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backwater_tunnel::config::Key;
+use blake2::{
+    Blake2s256, Blake2sMac, Digest,
+    digest::{FixedOutput, Mac, consts::U16},
+};
 use support::{
     Network, in_namespace,
     traffic::{Echo, Stream, until_answered},
@@ -95,6 +100,113 @@ fn a_session_goes_on_beside_a_flood() {
             sent.iter().sum::<u64>() - counted.iter().sum::<u64>() <= lost(&sides) - lost_before
         });
     });
+}
+
+/// Initiations a second, each with a right `mac1`, from senders that know a public key and nothing else.
+const INITIATIONS: u64 = 3_000;
+
+/// A session takes less than this on an idle machine when the initiator's address is known, and when it needs a cookie, with which it
+/// repeats its initiation after 5 s (`REKEY_TIMEOUT`).
+const AT_ONCE: Duration = Duration::from_secs(2);
+const WITH_A_COOKIE: Duration = Duration::from_secs(6);
+
+#[test]
+fn peer_has_its_session_beside_a_flood_of_initiations() {
+    in_namespace("peer_has_its_session_beside_a_flood_of_initiations", PROGRAMS, || {
+        for (sources, endpoint, idle) in [
+            (1, "", AT_ONCE),
+            (1000, "Endpoint = 10.9.1.2:51820", AT_ONCE),
+            // Nobody knows where the peer is.
+            (1000, "", WITH_A_COOKIE),
+        ] {
+            let sides = Sides::new();
+            sides.here.run("ip route add 10.8.0.0/16 via 10.9.1.2");
+            let _echo = Echo::new(&sides.here);
+            let tunnel = sides.up("ListenPort = 51820", endpoint);
+            let flood = Initiations::new(&sides.there, OURS, sides.public_keys()[0], sources);
+            until("initiations are answered by cookies", || tunnel.device("cookies_sent") > INITIATIONS);
+            let _stock = sides.stock(&format!("Endpoint = {OURS}"));
+            let time = until_answered(&sides.there, HERE[0], idle);
+            let (cookies, refused) = (tunnel.device("cookies_sent"), tunnel.device("handshakes_refused"));
+            let sent = flood.finish();
+            eprintln!(
+                "{sources} sources, {sent} initiations, {cookies} cookies, {refused} refused, {endpoint:?}: a session after {time:.1?}"
+            );
+            assert!(tunnel.peer("handshakes") >= 1, "{:#}", tunnel.status());
+            assert!(cookies + refused <= sent + 10, "one was counted twice");
+        }
+    });
+}
+
+/// The same with the roles changed: wireguard-go is flooded, and asks this side for a cookie if it is under load.
+#[test]
+fn we_have_our_session_with_a_peer_that_is_flooded() {
+    in_namespace("we_have_our_session_with_a_peer_that_is_flooded", PROGRAMS, || {
+        let sides = Sides::new();
+        sides.there.run("ip route add 10.8.0.0/16 via 10.9.1.1");
+        let (_stock, _echo) = (sides.stock(""), Echo::new(&sides.there));
+        let flood = Initiations::new(&sides.here, "10.9.1.2:51820", sides.public_keys()[1], 1000);
+        until("the flood has begun", || flood.sent.load(SeqCst) > INITIATIONS);
+        let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
+        let time = until_answered(&sides.here, THERE[0], WITH_A_COOKIE);
+        eprintln!("{} initiations to wireguard-go: a session after {time:.1?}", flood.finish());
+        assert!(tunnel.peer("handshakes") >= 1, "{:#}", tunnel.status());
+    });
+}
+
+/// Sends [`INITIATIONS`] a second from so many addresses of 10.8.0.0/16, as long as the machine lets it.
+struct Initiations {
+    done: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Initiations {
+    fn new(from: &Network, to: &'static str, public_key: &str, sources: u32) -> Self {
+        from.run("ip route add local 10.8.0.0/16 dev lo");
+        let key = Blake2s256::new().chain_update(b"mac1----").chain_update(Key::from_base64(public_key).unwrap().0);
+        let key: [u8; 32] = key.finalize().into();
+        let (done, sent) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        let thread = from.spawn({
+            let (done, sent) = (done.clone(), sent.clone());
+            move || {
+                let to: SocketAddr = to.parse().unwrap();
+                let first = u32::from(Ipv4Addr::new(10, 8, 0, 1));
+                let bind = |number| UdpSocket::bind((Ipv4Addr::from(first + number), 0)).unwrap();
+                let sockets: Vec<_> = (0..sources).map(bind).collect();
+                let (begin, mut count) = (Instant::now(), 0u64);
+                for socket in sockets.iter().cycle() {
+                    if done.load(SeqCst) {
+                        break;
+                    }
+                    // The receiver's queue may be full.
+                    let _ = socket.send_to(&initiation(&key), to);
+                    count = sent.fetch_add(1, SeqCst) + 1;
+                    sleep(Duration::from_micros(count * 1_000_000 / INITIATIONS).saturating_sub(begin.elapsed()));
+                }
+                assert!(count > 0);
+            }
+        });
+        Self { done, sent, thread }
+    }
+
+    /// Ends it. Returns how many were sent.
+    fn finish(self) -> u64 {
+        self.done.store(true, SeqCst);
+        self.thread.join().unwrap();
+        self.sent.load(SeqCst)
+    }
+}
+
+/// What nobody but the owner of the private key can tell from an initiation, and only by decrypting it.
+fn initiation(mac1_key: &[u8; 32]) -> [u8; 148] {
+    let mut message = [0; 148];
+    fastrand::fill(&mut message[..116]);
+    message[..4].copy_from_slice(&[1, 0, 0, 0]);
+    let mut mac = <Blake2sMac<U16> as Mac>::new_from_slice(mac1_key).unwrap();
+    Mac::update(&mut mac, &message[..116]);
+    message[116..132].copy_from_slice(&mac.finalize_fixed());
+    message
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -1,7 +1,12 @@
 //! Either end gets another address, or is started again.
 
-use std::{thread::sleep, time::Duration};
+use std::{net::UdpSocket, thread::sleep, time::Duration};
 
+use backwater_tunnel::config::Key;
+use boringtun::{
+    noise::{TunnResult, rate_limiter::RateLimiter},
+    x25519::PublicKey,
+};
 use rustix::process::Signal;
 
 use crate::support::{
@@ -129,5 +134,41 @@ fn the_peer_is_started_again_and_calls() {
             stock.signal(Signal::KILL);
             stock.wait();
         }
+    });
+}
+
+/// A cookie says nothing of where the peer is: anyone can send one who saw the initiation and knows the peer's public key.
+#[test]
+fn a_cookie_from_elsewhere_is_taken_and_moves_nothing() {
+    in_namespace("moves::a_cookie_from_elsewhere_is_taken_and_moves_nothing", PROGRAMS, || {
+        let sides = Sides::new();
+        sides.there.run("ip address add 10.9.1.9/24 dev fe1");
+        let [peer, other] = ["10.9.1.2:51820", "10.9.1.9:4000"].map(|address| {
+            let socket = sides.there.within(move || UdpSocket::bind(address).unwrap());
+            socket.set_read_timeout(Some(60 * Duration::from_secs(1))).unwrap();
+            socket
+        });
+        let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820\nPersistentKeepalive = 1");
+        let mut message = [0; 200];
+        let mut next = || {
+            let (len, from) = peer.recv_from(&mut message).unwrap();
+            (message[..len].to_vec(), from)
+        };
+        let (initiation, from) = next();
+        assert_eq!((initiation.len(), &initiation[132..]), (148, &[0; 16][..]), "no cookie yet");
+        // One that is always under load.
+        let key = PublicKey::from(Key::from_base64(sides.public_keys()[1]).unwrap().0);
+        let mut reply = [0; 64];
+        let Err(TunnResult::WriteToNetwork(cookie)) =
+            RateLimiter::new(&key, 0).verify_packet(Some(from.ip()), &initiation, &mut reply)
+        else {
+            panic!("no cookie")
+        };
+        other.send_to(cookie, from).unwrap();
+        let with_cookie = std::iter::repeat_with(&mut next).find(|(message, _)| message[132..] != [0; 16]);
+        assert_eq!(with_cookie.unwrap().1, from);
+        assert_eq!(tunnel.status()["peers"][0]["endpoint"], "10.9.1.2:51820");
+        other.set_nonblocking(true).unwrap();
+        assert!(other.recv(&mut [0; 200]).is_err(), "something came to where the cookie was from");
     });
 }
