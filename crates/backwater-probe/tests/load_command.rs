@@ -32,16 +32,17 @@ fn error(arguments: &[&str]) -> (String, Option<i32>) {
     (text.trim_end().to_owned(), out.status.code())
 }
 
-/// A server that challenges each request, and refuses those with a name. Tells the names.
+/// A server that challenges each request, and refuses those with a name. Tells the names, of a request that is sent again only once.
 fn server() -> (SocketAddr, mpsc::Receiver<String>) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let addr = socket.local_addr().unwrap();
     let (tell, names) = mpsc::channel();
     thread::spawn(move || {
-        let (mut buffer, mut answer) = ([0; 2048], [0; 2048]);
+        let (mut buffer, mut answer, mut latest) = ([0; 2048], [0; 2048], None);
         while let Ok((len, from)) = socket.recv_from(&mut buffer) {
             let request = Message::parse(&buffer[..len]).unwrap();
             let name = request.get::<Username<'_>>().unwrap();
+            let is_new = latest.replace(request.transaction_id()) != Some(request.transaction_id());
             let code = if name.is_some() { Code::FORBIDDEN } else { Code::UNAUTHENTICATED };
             let mut writer =
                 Writer::new(&mut answer, Class::ErrorResponse, request.method(), request.transaction_id()).unwrap();
@@ -49,6 +50,7 @@ fn server() -> (SocketAddr, mpsc::Receiver<String>) {
             writer.attribute(&Realm("example.org")).unwrap().attribute(&Nonce(b"nonce")).unwrap();
             socket.send_to(writer.finish(), from).unwrap();
             if let Some(Username(name)) = name
+                && is_new
                 && tell.send(name.to_owned()).is_err()
             {
                 break;
