@@ -70,8 +70,7 @@ pub enum StartError {
 const FLUSH: Duration = Duration::from_millis(100);
 
 impl Relay {
-    /// Binds all listeners and starts the threads. The group of listeners on a port is complete when this returns, and
-    /// stays as it is.
+    /// Binds all listeners and starts the threads. The group of listeners on a port is complete when this returns.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
@@ -105,7 +104,7 @@ impl Relay {
         let shared_state = config.shared(nonce_key, Instant::now());
         let ports =
             Ports::new(config.relay_v4, config.relay_v6, config.ports.clone(), shared_state.relayed_ports.clone());
-        let (updates, update_receiver) = Updates::new(config.clone(), shared_state.clone());
+        let (mut updates, update_receiver) = Updates::new(config.clone(), shared_state.clone());
         let busy = Arc::new(AtomicUsize::new(config.threads));
         let shared = config.threads > 1;
         if shared {
@@ -162,12 +161,13 @@ impl Relay {
                 }
             }
         }
+        updates.listeners.clone_from(&relay.local_addrs);
         let (reload, requests) = admin::reload::channel();
         let control = Control {
             backpressure: relay.backpressure.clone(),
             threads,
             health: relay.health.clone(),
-            uris: config.uris(&relay.local_addrs),
+            uris: Mutex::new(config.uris(&relay.local_addrs)),
             credentials: Mutex::new(config.credentials.clone()),
             token: config.admin_token.clone().map(|Token(token)| token),
             started: Instant::now(),
@@ -323,7 +323,8 @@ impl Thread {
             ));
             worker.start();
             worker.start_moving(inbox);
-            worker.start_updates(self.updates.clone());
+            let (shared, common) = (self.shared, self.common.clone());
+            worker.start_updates(self.updates.clone(), move |addr| listen(addr, shared, &common));
             tokio::task::spawn_local(responder.run());
             if ready.send(Ok(addrs)).is_ok() {
                 self.until_stopped(&worker).await;

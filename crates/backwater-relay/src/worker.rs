@@ -32,7 +32,7 @@ use crate::{
     health::Health,
     ingress::{
         ClientLink, Down,
-        udp::{DownBatch, Listener, MAX_CHANNEL_DATA},
+        udp::{DownBatch, Listeners, MAX_CHANNEL_DATA},
     },
     ports::{self, Bound, Lease, Ports, Sockets},
     runs::{Run, Runs, Source},
@@ -57,7 +57,7 @@ const TICK: Duration = Duration::from_secs(10);
 /// The state of a thread. Of it, only the ports, the counters, the quotas and the limit of replies are shared with others.
 pub(crate) struct Worker {
     pub(crate) server: RefCell<Server>,
-    pub(crate) listeners: Vec<Listener>,
+    pub(crate) listeners: Listeners,
     /// By the index of the allocation.
     relayed: RefCell<Vec<Option<Relayed>>>,
     /// The ports of the allocations, which other clients of this thread reach without a socket in between.
@@ -101,10 +101,9 @@ impl Worker {
         (number, mailboxes): (usize, Vec<Mailbox>),
         health: Health,
     ) -> Self {
-        let listeners = listeners.into_iter().map(Listener::new);
         Self {
             server: RefCell::new(server),
-            listeners: listeners.collect(),
+            listeners: Listeners::new(listeners),
             relayed: RefCell::default(),
             by_port: RefCell::default(),
             batch: RefCell::new(RecvBatch::new(BATCH)),
@@ -122,17 +121,7 @@ impl Worker {
 
     /// Starts the tasks of the listeners and the timer, in the current `LocalSet`.
     pub(crate) fn start(self: &Rc<Self>) {
-        for index in 0..self.listeners.len() {
-            let worker = self.clone();
-            spawn_local(async move {
-                let _guard = worker.health.guard();
-                let Some(listener) = worker.listeners.get(index) else { return };
-                let handle = |batch: &RecvBatch| worker.clients_sent(index, batch);
-                poll_fn(|cx| worker.poll_socket(cx, &listener.endpoint, handle)).await;
-                // Clients of a deaf listener would wait for ever.
-                worker.health.fail();
-            });
-        }
+        (0..self.listeners.iter().count()).for_each(|index| self.start_listener(index));
         let worker = self.clone();
         spawn_local(async move {
             let _guard = worker.health.guard();
@@ -143,6 +132,25 @@ impl Worker {
                 worker.expire(Instant::now());
             }
         });
+    }
+
+    fn start_listener(self: &Rc<Self>, index: usize) {
+        let worker = self.clone();
+        spawn_local(async move {
+            let _guard = worker.health.guard();
+            let Some(listener) = worker.listeners.get(index) else { return };
+            let handle = |batch: &RecvBatch| worker.clients_sent(index, batch);
+            poll_fn(|cx| worker.poll_socket(cx, &listener.endpoint, handle)).await;
+            // Clients of a deaf listener would wait for ever.
+            worker.health.fail();
+        });
+    }
+
+    /// Serves clients of one more listener, in the current `LocalSet`.
+    pub(crate) fn add_listener(self: &Rc<Self>, socket: UdpSocket) {
+        if let Some(index) = self.listeners.add(socket) {
+            self.start_listener(index);
+        }
     }
 
     /// New clients are turned away from here on.

@@ -17,7 +17,7 @@ use crate::commands::credentials::{Wanted, read_ttl, read_uri};
 pub(super) async fn credentials(State(control): State<Arc<Control>>, RawQuery(query): RawQuery) -> Response {
     let made = read(&query.unwrap_or_default()).and_then(|mut wanted| {
         if wanted.urls.is_empty() {
-            wanted.urls.clone_from(&control.uris);
+            wanted.urls.clone_from(&control.uris.lock().unwrap_or_else(PoisonError::into_inner));
         }
         let credentials = control.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         wanted.ice_servers(&credentials).map_err(|error| error.to_string())

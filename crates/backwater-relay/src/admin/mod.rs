@@ -54,7 +54,7 @@ pub(crate) struct Control {
     pub(crate) threads: Vec<ThreadView>,
     pub(crate) health: Health,
     /// URIs of the relay, for clients.
-    pub(crate) uris: Vec<String>,
+    pub(crate) uris: Mutex<Vec<String>>,
     /// The users and secrets of the configuration in force.
     pub(crate) credentials: Mutex<Arc<Credentials>>,
     /// What a request has to know; `None`: nothing, on loopback.
@@ -235,8 +235,23 @@ impl Ticker {
 
     /// Applies what the file says, and logs what comes of it.
     async fn apply(&mut self, mut outcome: Outcome) -> Outcome {
-        if let Some(config) = outcome.config.take() {
-            outcome.late = !self.switch_to(*config).await;
+        if let Some(mut config) = outcome.config.take() {
+            match self.updates.listeners_of(&mut config) {
+                Ok(listeners) => {
+                    let listen = outcome.applied.iter().position(|key| *key == "listen");
+                    if let Some(place) = listen.filter(|_| listeners.added.is_empty()) {
+                        outcome.applied.remove(place);
+                    }
+                    if listeners.is_one_removed {
+                        outcome.restart.push("listen");
+                    }
+                    outcome.late = !self.switch_to(*config, &listeners.added).await;
+                }
+                Err(problem) => {
+                    self.file.iter_mut().for_each(FileWatch::undo);
+                    outcome = Outcome { problems: vec![problem], ..Outcome::default() };
+                }
+            }
         }
         for (key, by) in &outcome.overruled {
             info!(key, "{key} in the configuration file has changed, but {by} counts before it");
@@ -259,7 +274,7 @@ impl Ticker {
     }
 
     /// Returns whether all threads have the configuration.
-    async fn switch_to(&mut self, config: Config) -> bool {
+    async fn switch_to(&mut self, config: Config, added: &[SocketAddr]) -> bool {
         let before = &self.updates.current;
         if let Some(warning) =
             config.exposed_secrets().filter(|warning| before.exposed_secrets().as_ref() != Some(warning))
@@ -279,7 +294,13 @@ impl Ticker {
         }
         *self.control.credentials.lock().unwrap_or_else(PoisonError::into_inner) = config.credentials.clone();
         self.control.drain.store(config.drain.as_secs(), SeqCst);
-        self.updates.send(config).await
+        let in_time = self.updates.send(config, added).await;
+        for listener in added {
+            info!(%listener, threads = self.control.threads.len(), "listening for TURN over UDP");
+        }
+        *self.control.uris.lock().unwrap_or_else(PoisonError::into_inner) =
+            self.updates.current.uris(&self.updates.listeners);
+        in_time
     }
 
     fn check_breakers(&mut self, now: Instant) {
@@ -314,7 +335,7 @@ impl Control {
             backpressure: Backpressure::default(),
             threads: (0..threads).map(|_| thread()).collect(),
             health: Health::new(),
-            uris: vec![],
+            uris: Mutex::default(),
             credentials: Mutex::new(Credentials::new("backwater").unwrap().into()),
             token: None,
             started: Instant::now(),

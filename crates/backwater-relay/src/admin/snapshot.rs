@@ -1,6 +1,6 @@
 //! Everything that the administration shows of the relay: one typed snapshot, from which the metrics and the page's JSON are made.
 
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{PoisonError, atomic::Ordering::SeqCst};
 
 use backwater_turn::{AuthFailureReason, QuotaReason, server::DropReason};
 use backwater_udp::StatsSnapshot;
@@ -96,7 +96,7 @@ impl Snapshot {
             threads: control.threads.len(),
             draining: control.draining.load(SeqCst),
             failed: control.health.has_failed(),
-            uris: control.uris.clone(),
+            uris: control.uris.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             policy: control.backpressure.get().into(),
             allocations: made.saturating_sub(closed),
             allocations_total: made,

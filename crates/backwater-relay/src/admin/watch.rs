@@ -12,8 +12,9 @@ pub(super) struct FileWatch {
     started: Config,
     /// The file then.
     first: ConfigFile,
-    /// The last that was read without a mistake.
+    /// The last that was read without a mistake, and the one before it.
     latest: ConfigFile,
+    before: ConfigFile,
     /// As it was when last read.
     seen: Option<Stamp>,
     /// A change that may still go on.
@@ -47,7 +48,16 @@ impl FileWatch {
     pub(super) fn new(started: Config) -> Option<Self> {
         let first = started.file.clone()?;
         let seen = Some(first.stamp()?);
-        Some(Self { started, latest: first.clone(), first, seen, changing: None, invalid: vec![], restart: vec![] })
+        Some(Self {
+            started,
+            latest: first.clone(),
+            before: first.clone(),
+            first,
+            seen,
+            changing: None,
+            invalid: vec![],
+            restart: vec![],
+        })
     }
 
     /// Reads the file if it has changed since the last time. What has changed since the last look is looked at the next
@@ -113,8 +123,13 @@ impl FileWatch {
             self.restart.clone_from(&restart);
             outcome.restart = restart;
         }
-        self.latest = file;
+        self.before = std::mem::replace(&mut self.latest, file);
         outcome
+    }
+
+    /// Forgets the last change, which could not be applied: it is one again when the file is read the next time.
+    pub(super) fn undo(&mut self) {
+        self.latest.clone_from(&self.before);
     }
 }
 

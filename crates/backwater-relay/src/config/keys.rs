@@ -131,7 +131,7 @@ pub(super) type Bytes = Number<1000, 1_000_000_000_000>;
 const MOST_THREADS: u64 = if cfg!(target_os = "linux") { 1024 } else { 1 };
 
 keys! {
-    fixed many listen: SocketAddr = ("IP:PORT", "Where clients reach the relay [default: 127.0.0.1:3478 and [::1]:3478]");
+    live many listen: SocketAddr = ("IP:PORT", "Where clients reach the relay [default: 127.0.0.1:3478 and [::1]:3478]");
     fixed many relay_address: IpAddr = (
         "IP",
         "Where peers reach the clients: one address of each family [default: the listeners' own; with a wildcard listener and \

@@ -1,7 +1,7 @@
 //! Clients that send datagrams.
 
 use std::{
-    cell::RefMut,
+    cell::{OnceCell, RefMut},
     io::{self, IoSlice},
     net::SocketAddr,
     rc::Rc,
@@ -36,6 +36,35 @@ pub(crate) struct Listener {
     pub(crate) endpoint: Endpoint,
     /// A listener on the wildcard address has to answer from the address it was asked at.
     wildcard: bool,
+}
+
+/// Listeners that may be added while the relay runs.
+pub(crate) const MAX_ADDED: usize = 64;
+
+/// The listeners of a thread. Some may be added while it runs; none is taken away.
+pub(crate) struct Listeners(Vec<OnceCell<Listener>>);
+
+impl Listeners {
+    pub(crate) fn new(sockets: Vec<UdpSocket>) -> Self {
+        let places = sockets.into_iter().map(|socket| OnceCell::from(Listener::new(socket)));
+        Self(places.chain(std::iter::repeat_with(OnceCell::new).take(MAX_ADDED)).collect())
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, index: usize) -> Option<&Listener> {
+        self.0.get(index)?.get()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Listener> {
+        self.0.iter().map_while(OnceCell::get)
+    }
+
+    /// Returns the number of the added listener; `None` if there is no place.
+    pub(crate) fn add(&self, socket: UdpSocket) -> Option<usize> {
+        let index = self.iter().count();
+        self.0.get(index)?.set(Listener::new(socket)).ok()?;
+        Some(index)
+    }
 }
 
 /// Binds a listener.

@@ -214,6 +214,56 @@ fn what_cannot_be_reloaded_is_named_and_the_rest_is_applied() {
     assert_eq!(b.relay.terminate(), Some(0));
 }
 
+/// A port that nobody has at this moment.
+fn free_port() -> u16 {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn listener_that_is_added_serves_clients_on_all_threads_and_is_no_peer() {
+    let users = format!("user = [\"alice:secret\"]\n{OPEN}");
+    let listen = |more: &str| BASE.replace("\"127.0.0.1:0\"]\nadmin", &format!("\"127.0.0.1:0\"{more}]\nadmin"));
+    let mut b = Bench::new(&users);
+    let reload = |b: &Bench, text: &str| {
+        b.file.write(text);
+        let (status, body) = ask(b.admin, "POST", "/reload", "");
+        (status, serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let (client, data_peer) = pair(&b, "alice");
+    // One that another program has: nothing is changed.
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let with_taken = listen(&format!(", \"{}\"", taken.local_addr().unwrap())) + &users.replace("alice", "bob");
+    let (status, answer) = reload(&b, &with_taken);
+    assert_eq!(status, 400, "{answer}");
+    assert!(answer["problems"][0].as_str().unwrap().starts_with("listen: cannot listen on 127.0.0.1:"), "{answer}");
+    b.client("alice").allocate();
+    // The same file once the port is free.
+    drop(taken);
+    let (status, answer) = reload(&b, &with_taken);
+    assert_eq!((status, &answer["applied"]), (200, &serde_json::json!(["listen", "user"])), "{answer}");
+
+    let second: SocketAddr = ([127, 0, 0, 1], free_port()).into();
+    let (status, answer) = reload(&b, &(listen(&format!(", \"{second}\"")) + &users));
+    assert_eq!(
+        (status, &answer["restart"]),
+        (200, &serde_json::json!(["listen"])),
+        "the first one is left out: {answer}"
+    );
+    while b.relay.line("listening")["listener"] != second.to_string() {}
+    let mut clients: Vec<_> = (0..16).map(|_| Client::new(second, "alice", "secret", "backwater")).collect();
+    for client in &mut clients {
+        client.allocate();
+    }
+    assert_eq!(clients[0].bind_channel(0x4000, second).unwrap_err(), 403, "it is no peer");
+    let (peer, addr) = peer();
+    clients[1].bind_channel(0x4000, addr).unwrap();
+    assert_eq!(exchange(&clients[1], &peer, 2), (16, 16));
+    assert_eq!(exchange(&client, &data_peer, 2), (16, 16), "the first client goes on");
+    let status: Value = serde_json::from_str(&get(b.admin, "/status").1).unwrap();
+    assert!(status["uris"].as_array().unwrap().contains(&format!("turn:{second}?transport=udp").into()), "{status}");
+    assert_eq!(b.relay.terminate(), Some(0));
+}
+
 #[test]
 fn reload_without_a_file_is_409() {
     let mut relay = Program::start_with(&["--listen", "127.0.0.1:0", "--user", "a:b", "--admin", "127.0.0.1:0"], &[]);

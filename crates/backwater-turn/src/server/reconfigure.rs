@@ -1,16 +1,9 @@
 //! A new configuration for a server with allocations.
 
-use std::net::SocketAddr;
-
 use super::{Config, Server};
 use crate::auth::Nonces;
 
 impl Server {
-    /// Returns the relay's own listeners, as the [rules for peers](crate::PeerRules::listeners) have them.
-    pub fn listeners(&self) -> &[SocketAddr] {
-        &self.config.peers.listeners
-    }
-
     /// Replaces the configuration. Allocations stay, and none of their datagrams is lost.
     ///
     /// A user whose password is gone or another one gets 401 from now on, and the user's allocations end with their lifetime. Permissions
