@@ -20,9 +20,11 @@ use clap::{
     Arg, ArgAction, Command,
     error::{ContextKind, ErrorKind},
 };
+use ipnet::IpNet;
 
 use crate::{
     commands,
+    ingress::stream::tls::CertificateFiles,
     ports::{RelayIp, is_local},
 };
 
@@ -43,6 +45,10 @@ use values::*;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub(crate) listen: Vec<SocketAddr>,
+    pub(crate) listen_tcp: Vec<SocketAddr>,
+    pub(crate) certificate: Option<CertificateFiles>,
+    /// Load balancers that speak the PROXY protocol.
+    pub(crate) proxies: Vec<IpNet>,
     pub(crate) relay_v4: Option<RelayIp>,
     pub(crate) relay_v6: Option<RelayIp>,
     pub(crate) ports: RangeInclusive<u16>,
@@ -284,7 +290,9 @@ impl Config {
         checks::no_overlap(&s.allow_peer, &s.deny_peer, &mut errors);
         let (total_limits, user_limits) = checks::limits(&s, &mut errors);
         let admin = checks::admin(&s.admin, &s.admin_token, &mut errors);
-        let listen = checks::listeners(&s.listen, &mut errors);
+        let (listen, listen_tcp) = checks::listeners(&s, &mut errors);
+        let everywhere = [&listen[..], &listen_tcp].concat();
+        let (certificate, proxies) = (checks::certificate(&s, &mut errors), checks::proxies(&s, &mut errors));
         let credentials = credentials::credentials(&s, &mut errors);
         let mut peers = PeerRules {
             allow: s.allow_peer.values.clone(),
@@ -296,14 +304,14 @@ impl Config {
         if let Some(credentials) = credentials.as_mut().filter(|credentials| credentials.is_empty())
             && errors.is_empty()
         {
-            if listen.iter().all(|listener| listener.ip().is_loopback()) {
+            if everywhere.iter().all(|listener| listener.ip().is_loopback()) {
                 first_run = Some(credentials::make_up(&s, credentials, &mut peers, &mut errors));
             } else {
                 let problem = "expected a user NAME:PASSWORD, or a secret, since others than this host are listened to";
                 errors.push(s.user.error(problem));
             }
         }
-        let mut family = |v4| checks::relay_ip(&listen, &s.relay_address, &s.external_address, v4, &mut errors);
+        let mut family = |v4| checks::relay_ip(&everywhere, &s.relay_address, &s.external_address, v4, &mut errors);
         let (relay_v4, relay_v6) = (family(true), family(false));
         if relay_v4.is_none() && relay_v6.is_none() && errors.is_empty() {
             errors.push(s.relay_address.error("expected the address that peers reach, since listen names none"));
@@ -319,6 +327,9 @@ impl Config {
         let cores = if cfg!(target_os = "linux") { available_parallelism().map_or(1, usize::from) } else { 1 };
         Ok(Self {
             listen,
+            listen_tcp,
+            certificate,
+            proxies,
             relay_v4,
             relay_v6,
             ports,

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use backwater_turn::{AuthFailureReason, Protocol, QuotaReason, server::DropReason};
 use serde::{Serialize, Serializer};
 
+use crate::ingress::stream::CutOff;
+
 /// What clients may use, in the order of their numbers.
 pub(crate) const PROTOCOLS: [Protocol; 2] = [Protocol::Udp, Protocol::Tcp];
 
@@ -123,6 +125,18 @@ pub struct Counters {
     pub icmp: Counter,
     /// Answers to requests.
     pub replies: Counter,
+    /// Connections accepted.
+    pub connections: Counter,
+    /// Connections that have ended.
+    pub disconnected: Counter,
+    /// Connections that turned out to be TURN over TCP.
+    pub over_tcp: Counter,
+    /// Connections that turned out to be TURN over TLS.
+    pub over_tls: Counter,
+    /// Peers' datagrams handed to connections. Each is sent, dropped as `slow_client` or `client_gone`, or still held.
+    pub stream_accepted: Counter,
+    /// Of these: sent, that is, taken by the system.
+    pub stream_sent: Counter,
     /// Receives that failed.
     pub receive_errors: Counter,
     bytes_to_peers: [Counter; PROTOCOLS.len()],
@@ -136,6 +150,7 @@ pub struct Counters {
     pub(crate) bytes: Histogram,
     /// By [`DELAY`].
     pub(crate) delays: Histogram,
+    cut_offs: [Counter; CutOff::ALL.len()],
 }
 
 impl Counters {
@@ -177,6 +192,21 @@ impl Counters {
     /// Payload bytes of the datagrams to clients that use this protocol.
     pub fn bytes_to_clients(&self, to: Protocol) -> u64 {
         self.bytes_to_clients[to as usize].get()
+    }
+
+    pub(crate) fn count_cut_off(&self, why: CutOff) {
+        if let Some(counter) = self.cut_offs.get(why as usize) {
+            counter.add(1);
+        }
+    }
+
+    pub(crate) fn count_transport(&self, is_tls: bool) {
+        if is_tls { &self.over_tls } else { &self.over_tcp }.add(1);
+    }
+
+    /// Connections that have ended for this reason.
+    pub fn cut_offs(&self, why: CutOff) -> u64 {
+        self.cut_offs.get(why as usize).map_or(0, Counter::get)
     }
 
     /// Requests refused with 486 or 508 since this limit was reached.

@@ -25,4 +25,5 @@ mod worker;
 pub use config::{Arguments, Config, ConfigError, FirstRun};
 pub use coturn::{Import, Note, import};
 pub use counters::{Counter, Counters};
+pub use ingress::stream::CutOff;
 pub use relay::{Relay, StartError};

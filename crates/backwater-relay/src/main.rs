@@ -68,7 +68,7 @@ fn main() -> ExitCode {
         }
     };
     let done = match matches.subcommand() {
-        Some(("check-config", _)) => Some(Ok(commands::check_config(&config))),
+        Some(("check-config", _)) => Some(commands::check_config(&config)),
         Some(("credentials", command)) => Some(commands::credentials(&config, command)),
         _ => None,
     };
@@ -179,9 +179,13 @@ fn fail(code: u8, message: impl std::fmt::Display) -> ExitCode {
 }
 
 fn announce(config: &Config, relay: &Relay) {
-    config.announce(relay.local_addrs());
+    config.announce(relay.local_addrs(), relay.local_tcp_addrs());
     for addr in relay.local_addrs() {
         info!(listener = %addr, threads = relay.counters().len(), "listening for TURN over UDP");
+    }
+    for addr in relay.local_tcp_addrs() {
+        let over = if relay.has_tls() { "TCP and TLS" } else { "TCP" };
+        info!(listener = %addr, threads = relay.counters().len(), "listening for TURN over {over}");
     }
     if let Some(addr) = relay.admin_addr() {
         info!(admin = %addr, "administration: http://{addr}/ and /metrics");

@@ -275,7 +275,7 @@ impl Ports {
 
 /// Refuses a socket that takes one of the last descriptors: the administration answers also when clients get no more.
 #[cfg(unix)]
-fn keep_descriptors(socket: &impl std::os::fd::AsRawFd) -> io::Result<()> {
+pub(crate) fn keep_descriptors(socket: &impl std::os::fd::AsRawFd) -> io::Result<()> {
     use rustix::process::{Resource, getrlimit};
     static LIMIT: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
     // The system gives the lowest number that is free.
@@ -284,7 +284,7 @@ fn keep_descriptors(socket: &impl std::os::fd::AsRawFd) -> io::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn keep_descriptors<T>(_: &T) -> io::Result<()> {
+pub(crate) fn keep_descriptors<T>(_: &T) -> io::Result<()> {
     Ok(())
 }
 

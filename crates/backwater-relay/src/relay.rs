@@ -16,6 +16,7 @@ use std::{
 use backwater_ops::LogFilter;
 use backwater_turn::server::Server;
 use backwater_udp::{Backpressure, Stats, UdpSocket, UdpSocketBuilder};
+use rustls::ServerConfig;
 use tokio::{sync::watch, task::LocalSet};
 
 use crate::{
@@ -24,7 +25,10 @@ use crate::{
     counters::{Counter, Counters},
     endpoint,
     health::Health,
-    ingress::udp::listen,
+    ingress::{
+        stream::{self, Streams, tls::Certificate},
+        udp::listen,
+    },
     ports::{Ports, RelayIp},
     pulse::{Pulse, Responder},
     reload::{UpdateReceiver, Updates},
@@ -38,7 +42,8 @@ use crate::{
 /// A running relay. [`stop`](Self::stop) ends it in order; when this is dropped, it ends at once.
 #[derive(Debug)]
 pub struct Relay {
-    local_addrs: Vec<SocketAddr>,
+    local_addrs: LocalAddrs,
+    certificate: Option<Arc<Certificate>>,
     backpressure: Backpressure,
     threads: Vec<JoinHandle<()>>,
     admin: Option<Admin>,
@@ -52,6 +57,13 @@ pub struct Relay {
     mailboxes: Vec<Mailbox>,
 }
 
+/// Where a relay listens.
+#[derive(Clone, Debug, Default)]
+struct LocalAddrs {
+    udp: Vec<SocketAddr>,
+    tcp: Vec<SocketAddr>,
+}
+
 /// Why a relay did not start.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -62,6 +74,8 @@ pub enum StartError {
     Relay(IpAddr, io::Error),
     /// The address cannot be listened on for administration.
     Admin(SocketAddr, io::Error),
+    /// The certificate cannot be used, for this reason.
+    Certificate(String),
     /// No thread, no runtime or no randomness to be had.
     System(io::Error),
 }
@@ -77,6 +91,10 @@ impl Relay {
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let admin = config.admin.map(|addr| TcpListener::bind(addr).map_err(|e| StartError::Admin(addr, e)));
         let admin = admin.transpose()?;
+        let certificate = config.certificate.clone().map(Certificate::load).transpose();
+        let certificate = certificate.map_err(StartError::Certificate)?;
+        let tls = certificate.as_ref().map(Certificate::server_config).transpose();
+        let tls = tls.map_err(|error| StartError::Certificate(error.to_string()))?;
         // Otherwise every Allocate request would fail, and nothing before.
         for RelayIp { bind, .. } in [config.relay_v4, config.relay_v6].into_iter().flatten() {
             let listener = config.listen.iter().find(|listener| listener.ip() == bind);
@@ -87,7 +105,8 @@ impl Relay {
         }
         let (stop, stopped) = watch::channel(None);
         let mut relay = Self {
-            local_addrs: config.listen.clone(),
+            local_addrs: LocalAddrs { udp: config.listen.clone(), tcp: config.listen_tcp.clone() },
+            certificate: certificate.clone(),
             backpressure: Backpressure::new(config.policy),
             threads: vec![],
             admin: None,
@@ -112,6 +131,9 @@ impl Relay {
             for &addr in &config.listen {
                 std::net::UdpSocket::bind(addr).map_err(|e| StartError::Listen(addr, e))?;
             }
+            for &addr in &config.listen_tcp {
+                TcpListener::bind(addr).map_err(|e| StartError::Listen(addr, e))?;
+            }
         }
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.threads).map(|_| mobility::mailbox()).unzip();
         #[cfg(test)]
@@ -130,6 +152,8 @@ impl Relay {
                 addrs: relay.local_addrs.clone(),
                 shared,
                 config: config.clone(),
+                tls: tls.clone(),
+                backpressure: relay.backpressure.clone(),
                 shared_state: shared_state.clone(),
                 ports: ports.clone(),
                 counters: relay.counters.clone(),
@@ -161,13 +185,14 @@ impl Relay {
                 }
             }
         }
-        updates.listeners.clone_from(&relay.local_addrs);
+        updates.listeners.clone_from(&relay.local_addrs.udp);
+        updates.tcp_listeners.clone_from(&relay.local_addrs.tcp);
         let (reload, requests) = admin::reload::channel();
         let control = Control {
             backpressure: relay.backpressure.clone(),
             threads,
             health: relay.health.clone(),
-            uris: Mutex::new(config.uris(&relay.local_addrs)),
+            uris: Mutex::new(config.uris(&relay.local_addrs.udp, &relay.local_addrs.tcp)),
             credentials: Mutex::new(config.credentials.clone()),
             token: config.admin_token.clone().map(|Token(token)| token),
             started: Instant::now(),
@@ -176,7 +201,7 @@ impl Relay {
             drain: AtomicU64::new(config.drain.as_secs()),
             reload,
         };
-        match Admin::start((control, requests), admin, updates) {
+        match Admin::start((control, requests), admin, certificate, updates) {
             Ok(admin) => relay.admin = admin,
             Err(error) => {
                 relay.stop(Duration::ZERO);
@@ -186,9 +211,19 @@ impl Relay {
         Ok(relay)
     }
 
-    /// What it listens on.
+    /// What it listens on for datagrams.
     pub fn local_addrs(&self) -> &[SocketAddr] {
-        &self.local_addrs
+        &self.local_addrs.udp
+    }
+
+    /// What it listens on for connections.
+    pub fn local_tcp_addrs(&self) -> &[SocketAddr] {
+        &self.local_addrs.tcp
+    }
+
+    /// Whether connections may use TLS.
+    pub fn has_tls(&self) -> bool {
+        self.certificate.is_some()
     }
 
     /// Where it is administered over HTTP, if anywhere.
@@ -277,9 +312,11 @@ impl Relay {
 struct Thread {
     number: usize,
     mailboxes: Vec<Mailbox>,
-    addrs: Vec<SocketAddr>,
+    addrs: LocalAddrs,
     shared: bool,
     config: Config,
+    tls: Option<Arc<ServerConfig>>,
+    backpressure: Backpressure,
     shared_state: Shared,
     ports: Arc<Ports>,
     /// Of all threads.
@@ -296,25 +333,28 @@ struct Thread {
 }
 
 impl Thread {
-    fn run(self, inbox: Inbox, ready: &mpsc::Sender<Result<Vec<SocketAddr>, StartError>>, responder: Responder) {
+    fn run(self, inbox: Inbox, ready: &mpsc::Sender<Result<LocalAddrs, StartError>>, responder: Responder) {
         let _guard = self.health.guard();
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(e) => return drop(ready.send(Err(StartError::System(e)))),
         };
         LocalSet::new().block_on(&runtime, async {
-            let listeners: Result<Vec<_>, _> = self.addrs.iter().map(|&addr| self.listen(addr)).collect();
-            let listeners = match listeners {
+            let (listeners, tcp_listeners, addrs) = match self.listen() {
                 Ok(listeners) => listeners,
                 Err(error) => return drop(ready.send(Err(error))),
             };
-            let addrs = listeners.iter().map(UdpSocket::local_addr).collect();
             let mut server = self.config.server(&self.shared_state, self.number as u16);
-            server.peers.listeners.clone_from(&addrs);
+            server.peers.listeners.clone_from(&addrs.udp);
             let builder = self.common.clone().stats(self.relayed.clone()).receive_buffer(1 << 20);
+            let streams = Streams::new(stream::Options {
+                tls: self.tls.clone(),
+                proxies: self.config.proxies.clone(),
+                backpressure: self.backpressure.clone(),
+            });
             let worker = Rc::new(Worker::new(
                 Server::new(server),
-                listeners,
+                (listeners, streams),
                 builder,
                 self.ports.clone(),
                 (self.counters[self.number].clone(), Lines::new(self.config.log_allocations)),
@@ -322,6 +362,10 @@ impl Thread {
                 self.health.clone(),
             ));
             worker.start();
+            if !tcp_listeners.is_empty() {
+                worker.watch_streams();
+            }
+            tcp_listeners.into_iter().for_each(|listener| worker.start_accepting(listener));
             worker.start_moving(inbox);
             let (shared, common) = (self.shared, self.common.clone());
             worker.start_updates(self.updates.clone(), move |addr| listen(addr, shared, &common));
@@ -332,8 +376,20 @@ impl Thread {
         });
     }
 
-    fn listen(&self, addr: SocketAddr) -> Result<UdpSocket, StartError> {
-        listen(addr, self.shared, &self.common).map_err(|e| StartError::Listen(addr, e))
+    fn listen(&self) -> Result<(Vec<UdpSocket>, Vec<tokio::net::TcpListener>, LocalAddrs), StartError> {
+        let failed = |addr| move |error| StartError::Listen(addr, error);
+        let (mut listeners, mut tcp_listeners, mut addrs) = (Vec::new(), Vec::new(), LocalAddrs::default());
+        for &addr in &self.addrs.udp {
+            let listener = listen(addr, self.shared, &self.common).map_err(failed(addr))?;
+            addrs.udp.push(listener.local_addr());
+            listeners.push(listener);
+        }
+        for &addr in &self.addrs.tcp {
+            let listener = stream::listen(addr, self.shared).map_err(failed(addr))?;
+            addrs.tcp.push(listener.local_addr().map_err(failed(addr))?);
+            tcp_listeners.push(listener);
+        }
+        Ok((listeners, tcp_listeners, addrs))
     }
 
     /// The allocations of all threads.
@@ -384,6 +440,7 @@ impl fmt::Display for StartError {
                 write!(f, "cannot relay from {ip}: {error}")?;
                 not_this_hosts(f, error, "relay-address")
             }
+            Self::Certificate(problem) => write!(f, "the certificate cannot be used: {problem}"),
             Self::Admin(addr, error) => write!(f, "cannot listen on {addr} for administration: {error}"),
             Self::System(error) => write!(f, "cannot start: {error}"),
         }

@@ -55,6 +55,8 @@ pub(crate) struct Updates {
     pub(crate) current: Config,
     /// Where the relay listens, with the ports that the system has picked.
     pub(crate) listeners: Vec<SocketAddr>,
+    /// The same of connections. None is added.
+    pub(crate) tcp_listeners: Vec<SocketAddr>,
     shared: Shared,
     sender: watch::Sender<Option<Arc<Update>>>,
 }
@@ -62,7 +64,7 @@ pub(crate) struct Updates {
 impl Updates {
     pub(crate) fn new(current: Config, shared: Shared) -> (Self, UpdateReceiver) {
         let (sender, receiver) = watch::channel(None);
-        (Self { current, listeners: vec![], shared, sender }, receiver)
+        (Self { current, listeners: vec![], tcp_listeners: vec![], shared, sender }, receiver)
     }
 
     /// Compares the listeners of a new configuration with those that there are, and gives it the addresses that stay: all of those, and

@@ -20,7 +20,6 @@ pub(crate) struct Runs {
 #[derive(Clone, Copy)]
 pub(crate) enum Source<'b> {
     Batch(&'b RecvBatch),
-    #[allow(dead_code, reason = "the connections follow")]
     /// What a connection has received. Its pieces are one payload each.
     Bytes(&'b [u8]),
 }

@@ -32,6 +32,7 @@ use crate::{
     health::Health,
     ingress::{
         ClientLink, Down,
+        stream::Streams,
         udp::{DownBatch, Listeners, MAX_CHANNEL_DATA},
     },
     ports::{self, Bound, Lease, Ports, Sockets},
@@ -75,6 +76,7 @@ pub(crate) struct Worker {
     mailboxes: Vec<Mailbox>,
     pub(crate) health: Health,
     pub(crate) lines: Lines,
+    pub(crate) streams: Streams,
 }
 
 /// The sockets of an allocation.
@@ -94,7 +96,7 @@ struct Socket {
 impl Worker {
     pub(crate) fn new(
         server: Server,
-        listeners: Vec<UdpSocket>,
+        (listeners, streams): (Vec<UdpSocket>, Streams),
         builder: UdpSocketBuilder,
         ports: Arc<Ports>,
         (counters, lines): (Arc<Counters>, Lines),
@@ -116,6 +118,7 @@ impl Worker {
             mailboxes,
             health,
             lines,
+            streams,
         }
     }
 
@@ -166,6 +169,7 @@ impl Worker {
     /// Whether nothing is held back by any socket.
     pub(crate) fn is_flushed(&self) -> bool {
         self.listeners.iter().all(|l| l.endpoint.is_idle())
+            && self.streams.are_idle()
             && self.relayed.borrow().iter().flatten().flat_map(Relayed::sockets).all(|s| s.endpoint.is_idle())
     }
 
@@ -321,6 +325,9 @@ impl Worker {
                 Some(endpoint) => {
                     let poll = worker.poll_socket(cx, &endpoint, handle);
                     worker.network_said(link, id, &endpoint.socket);
+                    if endpoint.is_idle() {
+                        worker.link_has_room(link);
+                    }
                     poll
                 }
                 None => Poll::Ready(()),
@@ -337,6 +344,7 @@ impl Worker {
             let mut relayed = relayed.unwrap_or_else(|| Relayed { id, link, sockets: PerFamily::default() });
             *relayed.sockets.get_mut(family) = Some(Socket { relayed: addr, endpoint, task });
             *place = Some(relayed);
+            self.link_allocated(link, id);
         }
     }
 
@@ -345,7 +353,14 @@ impl Worker {
         relayed.get(id.index())?.as_ref()?.socket(id, family).map(|socket| socket.endpoint.clone())
     }
 
-    fn close(&self, id: AllocationId, families: Families) {
+    /// Whether the sockets of an allocation hold nothing.
+    pub(crate) fn is_allocation_idle(&self, id: AllocationId) -> bool {
+        let relayed = self.relayed.borrow();
+        let relayed = relayed.get(id.index()).and_then(Option::as_ref).filter(|relayed| relayed.id == id);
+        relayed.is_none_or(|relayed| relayed.sockets().all(|socket| socket.endpoint.is_idle()))
+    }
+
+    pub(crate) fn close(&self, id: AllocationId, families: Families) {
         let mut relayed = self.relayed.borrow_mut();
         let Some(place) = relayed.get_mut(id.index()) else { return };
         let Some(relayed) = place.as_mut().filter(|relayed| relayed.id == id) else { return };
@@ -356,8 +371,10 @@ impl Worker {
             }
         }
         if relayed.sockets().next().is_none() {
+            let link = relayed.link;
             *place = None;
             self.counters.closed.add(1);
+            self.link_released(link, id);
         }
     }
 

@@ -49,6 +49,18 @@ fn relay(m: &mut Metrics, snapshot: &Snapshot) {
             family.add("", &[("direction", direction), ("transport", transport)], *value as f64);
         }
     }
+    m.gauge(
+        "backwater_relay_connections",
+        "TCP connections there are, with TLS and without.",
+        snapshot.connections as f64,
+    );
+    let help = "TCP connections whose first byte has told what they are.";
+    let family = m.family("backwater_relay_connections_total", MetricKind::Counter, help);
+    for (transport, value) in &snapshot.connections_by_transport.0 {
+        family.add("", &[("transport", transport)], *value as f64);
+    }
+    let help = "TCP connections that have ended.";
+    by_reason(m, "backwater_relay_connections_ended_total", help, &snapshot.connections_ended);
     let help = "Requests with a valid nonce that did not authenticate.";
     by_reason(m, "backwater_relay_auth_failures_total", help, &snapshot.auth_failures);
     let help = "Requests answered with 486 or 508 since a limit was reached.";

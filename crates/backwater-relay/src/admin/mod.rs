@@ -25,6 +25,7 @@ use crate::{
     config::Config,
     counters::Counters,
     health::Health,
+    ingress::stream::tls::Certificate,
     reload::Updates,
     worker::{
         mobility::{Mail, Mailbox},
@@ -32,6 +33,7 @@ use crate::{
     },
 };
 
+mod certificate;
 mod credentials;
 mod http;
 mod metrics;
@@ -42,6 +44,7 @@ mod sessions;
 mod snapshot;
 mod watch;
 
+use certificate::CertificateWatch;
 use reload::ReloadRequest;
 use watch::{FileWatch, Outcome};
 
@@ -104,6 +107,7 @@ impl Admin {
     pub(crate) fn start(
         (control, mut requests): (Control, mpsc::Receiver<ReloadRequest>),
         listener: Option<TcpListener>,
+        certificate: Option<Arc<Certificate>>,
         updates: Updates,
     ) -> io::Result<Option<Self>> {
         let control = Arc::new(control);
@@ -111,10 +115,12 @@ impl Admin {
         let mut ticker = Ticker {
             control: control.clone(),
             file: FileWatch::new(config.clone()),
+            certificate: certificate.map(CertificateWatch::new),
             breakers: breakers(config, &control),
             updates,
         };
-        if listener.is_none() && ticker.file.is_none() && ticker.breakers.is_empty() {
+        let has_work = ticker.file.is_some() || ticker.certificate.is_some() || !ticker.breakers.is_empty();
+        if listener.is_none() && !has_work {
             return Ok(None);
         }
         let local_addr = listener.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -201,6 +207,8 @@ fn into_tokio(runtime: &Runtime, listener: TcpListener) -> io::Result<tokio::net
 struct Ticker {
     control: Arc<Control>,
     file: Option<FileWatch>,
+    certificate: Option<CertificateWatch>,
+    /// One for the sockets of each thread.
     breakers: Vec<Breaker>,
     updates: Updates,
 }
@@ -209,6 +217,7 @@ impl Ticker {
     async fn tick(&mut self, now: Instant) {
         let outcome = self.file.as_mut().map(FileWatch::look).unwrap_or_default();
         self.apply(outcome).await;
+        self.certificate.iter_mut().for_each(CertificateWatch::look);
         self.check_breakers(now);
         for thread in &self.control.threads {
             // A full mailbox is a thread that is late already: this question would not be the first one to wait.
@@ -218,6 +227,7 @@ impl Ticker {
 
     async fn reload(&mut self, answer: ReloadRequest) {
         let by = if answer.is_some() { "POST /reload" } else { SIGNAL };
+        self.certificate.iter_mut().for_each(CertificateWatch::read_now);
         let outcome = match &mut self.file {
             Some(file) => {
                 info!("{by}: the configuration file is read again");
@@ -299,7 +309,7 @@ impl Ticker {
             info!(%listener, threads = self.control.threads.len(), "listening for TURN over UDP");
         }
         *self.control.uris.lock().unwrap_or_else(PoisonError::into_inner) =
-            self.updates.current.uris(&self.updates.listeners);
+            self.updates.current.uris(&self.updates.listeners, &self.updates.tcp_listeners);
         in_time
     }
 

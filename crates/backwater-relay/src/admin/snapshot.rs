@@ -7,7 +7,10 @@ use backwater_udp::StatsSnapshot;
 use serde::Serialize;
 
 use super::{Control, policy, process::Process};
-use crate::counters::{BYTES, ByName, Counter, Counters, DELAY, DURATION, HistogramSnapshot, PROTOCOLS};
+use crate::{
+    counters::{BYTES, ByName, Counter, Counters, DELAY, DURATION, HistogramSnapshot, PROTOCOLS},
+    ingress::stream::CutOff,
+};
 
 /// The relay at one moment, all threads together. Counters count from the start of the process.
 #[derive(Debug, Serialize)]
@@ -23,6 +26,11 @@ pub(super) struct Snapshot {
     /// Allocations there are.
     pub(super) allocations: u64,
     pub(super) allocations_total: u64,
+    /// TCP connections there are, with TLS and without.
+    pub(super) connections: u64,
+    /// TCP connections since the start, by what their first byte has told.
+    pub(super) connections_by_transport: ByName,
+    pub(super) connections_ended: ByName,
     /// By [`COUNTERS`].
     pub(super) counters: ByName,
     pub(super) bytes: Bytes,
@@ -74,6 +82,8 @@ pub(super) const COUNTERS: &[Row] = &[
     row("moved", "Allocations that followed their client to another thread.", |c| &c.moved),
     row("forbidden", "Requests answered with 403.", |c| &c.forbidden),
     row("bind_failed", "Allocations that found no port.", |c| &c.bind_failed),
+    row("stream_accepted", "Peers' datagrams that were handed to TCP connections.", |c| &c.stream_accepted),
+    row("stream_sent", "Of these: datagrams that the system took.", |c| &c.stream_sent),
     row("receive_errors", "Receives that failed.", |c| &c.receive_errors),
 ];
 
@@ -90,6 +100,7 @@ impl Snapshot {
         // The other way round, one that comes and goes in between would be one less than none.
         let closed = total(&|c| c.closed.get());
         let made = total(&|c| c.allocations.get());
+        let disconnected = total(&|c| c.disconnected.get());
         Self {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: control.started.elapsed().as_secs_f64(),
@@ -100,6 +111,12 @@ impl Snapshot {
             policy: control.backpressure.get().into(),
             allocations: made.saturating_sub(closed),
             allocations_total: made,
+            connections: total(&|c| c.connections.get()).saturating_sub(disconnected),
+            connections_by_transport: ByName(vec![
+                ("tcp", total(&|c| c.over_tcp.get())),
+                ("tls", total(&|c| c.over_tls.get())),
+            ]),
+            connections_ended: ByName(CutOff::ALL.iter().map(|&r| (r.name(), total(&|c| c.cut_offs(r)))).collect()),
             counters: ByName(COUNTERS.iter().map(|row| (row.name, total(&|c| (row.get)(c).get()))).collect()),
             bytes: Bytes {
                 to_peers: ByName(PROTOCOLS.iter().map(|&p| (p.name(), total(&|c| c.bytes_to_peers(p)))).collect()),

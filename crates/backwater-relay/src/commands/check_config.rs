@@ -3,7 +3,7 @@
 use clap::Command;
 
 use super::file_argument;
-use crate::Config;
+use crate::{Config, ingress::stream::tls::CertificateFiles};
 
 pub(super) fn command() -> Command {
     Command::new("check-config")
@@ -12,6 +12,11 @@ pub(super) fn command() -> Command {
 }
 
 /// Returns one line that says what a relay with this configuration would serve.
-pub fn check_config(config: &Config) -> String {
-    format!("the configuration is good: {}", config.summary())
+///
+/// # Errors
+/// That the certificate cannot be used.
+pub fn check_config(config: &Config) -> Result<String, String> {
+    let certificate = config.certificate.as_ref().map(CertificateFiles::read).transpose();
+    certificate.map_err(|problem| format!("tls-certificate: {problem}"))?;
+    Ok(format!("the configuration is good: {}", config.summary()))
 }

@@ -65,7 +65,7 @@ pub fn credentials(config: &Config, command: &ArgMatches) -> Result<String, Stri
         secret_id: text("secret-id"),
         urls: match command.get_many::<String>("url") {
             Some(urls) => urls.cloned().collect(),
-            None => config.uris(&config.listen),
+            None => config.uris(&config.listen, &config.listen_tcp),
         },
     };
     let servers = wanted.ice_servers(&config.credentials).map_err(|error| match error {
@@ -136,14 +136,15 @@ impl fmt::Display for NoCredential {
 
 impl Config {
     /// Returns the URIs of these listeners, by the addresses that clients reach them at.
-    pub(crate) fn uris(&self, listeners: &[SocketAddr]) -> Vec<String> {
+    pub(crate) fn uris(&self, udp: &[SocketAddr], tcp: &[SocketAddr]) -> Vec<String> {
         let mut uris = Vec::new();
-        for listener in listeners {
+        let udp = udp.iter().map(|listener| (listener, "udp"));
+        for (listener, transport) in udp.chain(tcp.iter().map(|listener| (listener, "tcp"))) {
             let relayed = if listener.is_ipv4() { self.relay_v4 } else { self.relay_v6 };
             // Behind a one-to-one NAT, it translates the address that both share.
             let shared = relayed.filter(|ip| ip.bind == listener.ip() || listener.ip().is_unspecified());
             let ip: IpAddr = shared.map_or(listener.ip(), |ip| ip.advertise);
-            let uri = format!("turn:{}?transport=udp", SocketAddr::new(ip, listener.port()));
+            let uri = format!("turn:{}?transport={transport}", SocketAddr::new(ip, listener.port()));
             if !ip.is_unspecified() && !uris.contains(&uri) {
                 uris.push(uri);
             }

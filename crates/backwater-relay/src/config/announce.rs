@@ -12,9 +12,12 @@ impl Config {
     /// Returns what the relay serves, on one line.
     pub(crate) fn summary(&self) -> String {
         let relayed = [self.relay_v4, self.relay_v6].into_iter().flatten();
+        let udp = (!self.listen.is_empty()).then(|| format!("TURN over UDP on {}", list(&self.listen)));
+        let over = if self.certificate.is_some() { "TCP and TLS" } else { "TCP" };
+        let tcp = (!self.listen_tcp.is_empty()).then(|| format!("TURN over {over} on {}", list(&self.listen_tcp)));
         format!(
-            "TURN over UDP on {}, relayed addresses {} with ports {}-{}, realm {}, users {}, secrets {}, threads {}",
-            list(&self.listen),
+            "{}, relayed addresses {} with ports {}-{}, realm {}, users {}, secrets {}, threads {}",
+            list(udp.into_iter().chain(tcp)),
             list(relayed),
             self.ports.start(),
             self.ports.end(),
@@ -26,11 +29,13 @@ impl Config {
     }
 
     /// Logs what the relay was started with, on one line, and warns of what will not work.
-    pub fn announce(&self, listen: &[SocketAddr]) {
+    pub fn announce(&self, listen: &[SocketAddr], listen_tcp: &[SocketAddr]) {
         let relayed = || [self.relay_v4, self.relay_v6].into_iter().flatten();
         info!(
             version = env!("CARGO_PKG_VERSION"),
             listen = list(listen),
+            listen_tcp = list(listen_tcp),
+            tls = self.certificate.is_some(),
             relayed = list(relayed()),
             ports = format!("{}-{}", self.ports.start(), self.ports.end()),
             realm = self.credentials.realm(),

@@ -13,7 +13,7 @@ use super::{
     keys::{Setting, Settings},
     values::{AdminAddr, Number, Token},
 };
-use crate::ports::RelayIp;
+use crate::{ingress::stream::tls::CertificateFiles, ports::RelayIp};
 
 /// The limits of all users together, and those of one.
 pub(super) fn limits(s: &Settings, errors: &mut Vec<ConfigError>) -> (Quota, Quota) {
@@ -59,12 +59,40 @@ pub(super) fn no_overlap(allow: &Setting<IpNet>, deny: &Setting<IpNet>, errors: 
     }
 }
 
-/// Returns where to listen. The system would let two sockets share an address, unless it picks their ports.
-pub(super) fn listeners(listen: &Setting<SocketAddr>, errors: &mut Vec<ConfigError>) -> Vec<SocketAddr> {
-    if !listen.is_given() {
-        return loopback();
+/// Returns where to listen for datagrams and for connections.
+pub(super) fn listeners(s: &Settings, errors: &mut Vec<ConfigError>) -> (Vec<SocketAddr>, Vec<SocketAddr>) {
+    let (udp, tcp) = (each_once(&s.listen, errors), each_once(&s.listen_tcp, errors));
+    (if s.listen.is_given() || s.listen_tcp.is_given() { udp } else { loopback() }, tcp)
+}
+
+/// Returns the files of the certificate.
+pub(super) fn certificate(s: &Settings, errors: &mut Vec<ConfigError>) -> Option<CertificateFiles> {
+    let (chain, key) = (s.tls_certificate.values.last().cloned(), s.tls_key.values.last().cloned());
+    if let (None, Some(_)) | (Some(_), None) = (&chain, &key) {
+        let given = if chain.is_some() { &s.tls_certificate } else { &s.tls_key };
+        errors.push(given.error("expected both tls-certificate and tls-key, found one of them"));
     }
-    if listen.values.is_empty() && errors.is_empty() {
+    if s.listen_tcp.values.is_empty() && chain.is_some() && key.is_some() {
+        errors.push(s.tls_certificate.error("expected listen-tcp too, where clients use TLS"));
+    }
+    Some(CertificateFiles { chain: chain?, key: key? })
+}
+
+/// Whoever is listed can name any client.
+pub(super) fn proxies(s: &Settings, errors: &mut Vec<ConfigError>) -> Vec<IpNet> {
+    let proxies = &s.proxy_protocol_from;
+    if let Some(all) = proxies.values.iter().find(|net| net.prefix_len() == 0) {
+        errors.push(proxies.error(format!("expected the addresses of load balancers, found everybody: {all}")));
+    }
+    if proxies.is_given() && s.listen_tcp.values.is_empty() {
+        errors.push(proxies.error("expected listen-tcp too, where load balancers connect to"));
+    }
+    proxies.values.clone()
+}
+
+/// Returns the addresses. The system would let two sockets share one, unless it picks their ports.
+fn each_once(listen: &Setting<SocketAddr>, errors: &mut Vec<ConfigError>) -> Vec<SocketAddr> {
+    if listen.is_given() && listen.values.is_empty() && errors.is_empty() {
         errors.push(listen.error("expected at least one address and port, found none"));
     }
     let mut seen = HashSet::new();

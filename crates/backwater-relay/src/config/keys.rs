@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
 };
 
 use backwater_ops::PolicyText;
@@ -132,6 +133,19 @@ const MOST_THREADS: u64 = if cfg!(target_os = "linux") { 1024 } else { 1 };
 
 keys! {
     live many listen: SocketAddr = ("IP:PORT", "Where clients reach the relay [default: 127.0.0.1:3478 and [::1]:3478]");
+    fixed many listen_tcp: SocketAddr = (
+        "IP:PORT",
+        "Where clients reach the relay over TCP, and over TLS too with tls-certificate [default: nowhere]",
+    );
+    fixed one tls_certificate: PathBuf = (
+        "FILE",
+        "The certificate chain for TLS, as PEM: the relay's own certificate first. A change of the file is applied at once",
+    );
+    fixed one tls_key: PathBuf = ("FILE", "The private key of tls-certificate, as PEM");
+    fixed many proxy_protocol_from: IpNet = (
+        "PREFIX",
+        "Load balancers: their connections to listen-tcp begin with a header of the PROXY protocol, version 2, which names the client",
+    );
     fixed many relay_address: IpAddr = (
         "IP",
         "Where peers reach the clients: one address of each family [default: the listeners' own; with a wildcard listener and \

@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    path::PathBuf,
     str::FromStr,
 };
 
@@ -43,6 +44,12 @@ impl Value for SocketAddr {
 impl Value for IpAddr {
     fn read(text: &str) -> Result<Self, String> {
         expected("an IP address", text.trim().parse().ok(), text)
+    }
+}
+
+impl Value for PathBuf {
+    fn read(text: &str) -> Result<Self, String> {
+        expected("the name of a file", Some(Self::from(text)).filter(|path| !path.as_os_str().is_empty()), text)
     }
 }
 

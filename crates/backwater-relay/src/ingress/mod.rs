@@ -5,8 +5,10 @@ use std::{io::IoSlice, time::Instant};
 use backwater_stun::ChannelNumber;
 use backwater_turn::{FiveTuple, Protocol};
 
+use self::stream::StreamId;
 use crate::{fields::Fields, worker::Worker};
 
+pub(crate) mod stream;
 pub(crate) mod udp;
 
 /// How a client is reached.
@@ -14,6 +16,8 @@ pub(crate) mod udp;
 pub(crate) enum ClientLink {
     /// By datagrams from the listener of this number.
     Udp(usize),
+    /// By a connection.
+    Stream(StreamId),
 }
 
 impl ClientLink {
@@ -21,6 +25,7 @@ impl ClientLink {
     pub(crate) fn protocol(self) -> Protocol {
         match self {
             Self::Udp(_) => Protocol::Udp,
+            Self::Stream(_) => Protocol::Tcp,
         }
     }
 }
@@ -33,6 +38,7 @@ pub(crate) struct Down<'a> {
 
 enum Way<'a> {
     Udp(udp::Down<'a>),
+    Stream(stream::Down<'a>),
 }
 
 impl Worker {
@@ -40,6 +46,7 @@ impl Worker {
     pub(crate) fn down(&self, link: ClientLink, now: Instant) -> Option<Down<'_>> {
         let way = match link {
             ClientLink::Udp(listener) => Way::Udp(self.down_udp(listener)?),
+            ClientLink::Stream(id) => Way::Stream(self.down_stream(id, now)),
         };
         Some(Down { now, way })
     }
@@ -50,6 +57,7 @@ impl Worker {
         self.counters.replies.add(1);
         match link {
             ClientLink::Udp(listener) => self.reply_udp(listener, to, reply),
+            ClientLink::Stream(id) => self.reply_stream(id, reply),
         }
     }
 }
@@ -66,6 +74,7 @@ impl Down<'_> {
     ) {
         match &mut self.way {
             Way::Udp(down) => down.channel_data(client, fields, channel, payloads),
+            Way::Stream(down) => down.channel_data(channel, payloads),
         }
     }
 
@@ -73,6 +82,7 @@ impl Down<'_> {
     pub(crate) fn message(&mut self, client: FiveTuple, fields: Fields, parts: &[IoSlice<'_>]) {
         match &mut self.way {
             Way::Udp(down) => down.message(client, fields, parts),
+            Way::Stream(down) => down.message(parts),
         }
     }
 
@@ -80,6 +90,7 @@ impl Down<'_> {
     pub(crate) fn flush(&mut self) {
         match &mut self.way {
             Way::Udp(down) => down.flush(),
+            Way::Stream(down) => down.flush(),
         }
     }
 }

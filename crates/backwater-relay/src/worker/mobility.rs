@@ -94,7 +94,9 @@ impl Worker {
         let copies: io::Result<ArrayVec<_, 2>> = all().map(|s| s.endpoint.socket.try_clone_std()).collect();
         let copies = copies.map_err(|_| Code::INSUFFICIENT_CAPACITY)?;
         let moved = self.server.borrow_mut().detach(request)?;
-        let PerFamily { v4, v6 } = place.take().map(|relayed| relayed.sockets).unwrap_or_default();
+        let taken = place.take();
+        taken.iter().for_each(|relayed| self.link_released(relayed.link, relayed.id));
+        let PerFamily { v4, v6 } = taken.map(|relayed| relayed.sockets).unwrap_or_default();
         let sockets = v4.into_iter().chain(v6).zip(copies).filter_map(|(Socket { relayed, endpoint, task }, copy)| {
             self.by_port.borrow_mut().get_mut(AddressFamily::of(&relayed.0)).remove(&relayed.0.port());
             task.abort();
@@ -130,6 +132,11 @@ impl Worker {
             None => {}
         }
         self.act(link, now, request.to(), action, &mut reply);
+        // The client's connection may have ended meanwhile.
+        if !self.is_link_alive(link) {
+            let gone = self.server.borrow_mut().client_gone(request.to());
+            gone.into_iter().for_each(|(id, families)| self.close(id, families));
+        }
         self.log_events();
     }
 }

@@ -1,7 +1,8 @@
 """Connects two WebRTC peers through a TURN relay on loopback and nothing else, and sends 500 messages each way over a data
-channel: ICE, DTLS and SCTP inside of TURN."""
+channel: ICE, DTLS and SCTP inside of TURN. An argument is added to the URI: ?transport=tcp."""
 
 import asyncio
+import sys
 
 from aiortc import (
     RTCConfiguration,
@@ -16,7 +17,7 @@ SIZE = 1000
 
 
 def peer():
-    server = RTCIceServer("turn:127.0.0.1:3478", username="alice", credential="secret")
+    server = RTCIceServer("turn:127.0.0.1:3478" + "".join(sys.argv[1:]), username="alice", credential="secret")
     return RTCPeerConnection(RTCConfiguration([server], iceTransportPolicy=RTCIceTransportPolicy.RELAY))
 
 

@@ -29,10 +29,10 @@ const RELAY: [&str; 14] = [
 ];
 
 /// A process that is ended when the test is over.
-struct Running(Child);
+pub struct Running(Child);
 
 impl Running {
-    fn start(program: &str, args: &str) -> Self {
+    pub fn start(program: &str, args: &str) -> Self {
         let mut command = Command::new(program);
         command.args(args.split_whitespace()).stdout(Stdio::null()).stderr(Stdio::null());
         Self(command.spawn().unwrap())
@@ -98,7 +98,7 @@ fn coturns_client_loses_nothing_in_its_other_modes() {
 
 /// Runs coturn's client with each of these arguments, all at once. What it misses has found a receive buffer full, its own for
 /// one, as on a machine that is too busy to read it: the kernel counts those.
-fn lose_nothing(modes: &[String]) {
+pub fn lose_nothing(modes: &[String]) {
     let (before, mut lost) = (receive_buffer_errors(), 0);
     let start = |args: &String| {
         let mut command = Command::new("turnutils_uclient");

@@ -34,4 +34,5 @@ mod proto_client;
 mod reload;
 mod security;
 mod sessions;
+mod streams;
 mod webrtc;

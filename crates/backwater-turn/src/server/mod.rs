@@ -241,6 +241,10 @@ drop_reasons! {
     HopLimit "hop_limit",
     /// An unauthenticated request whose response would be more than 4.5 times as long.
     Amplification "amplification",
+    /// The client's connection takes too little: the datagram has no room in its queue, or has waited for as long as the policy lets it.
+    SlowClient "slow_client",
+    /// The client's connection has ended.
+    ClientGone "client_gone",
     /// A reply is longer than [`MAX_REPLY`], or a payload does not fit into an indication.
     TooLong "too_long",
 }
