@@ -7,6 +7,7 @@ use std::{
 };
 
 use backwater_stun::{Host, Scheme, Transport, Uri, UriError};
+use backwater_turn::Protocol;
 
 /// The port of a TURN server that names none (RFC 8656 §18).
 const TURN: u16 = 3478;
@@ -16,6 +17,14 @@ const TURN: u16 = 3478;
 pub(crate) struct ServerAddress {
     host: String,
     port: u16,
+}
+
+/// A TURN server to check: as [`ServerAddress`], over UDP and TCP or over the one that the URI names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CheckAddress {
+    pub(crate) text: String,
+    pub(crate) server: ServerAddress,
+    pub(crate) protocols: Vec<Protocol>,
 }
 
 /// An address that cannot be resolved. It is the user's mistake, like a wrong flag.
@@ -51,6 +60,24 @@ impl FromStr for ServerAddress {
             Host::Name(name) => name.to_owned(),
         };
         Ok(Self { host, port: uri.port_or_default() })
+    }
+}
+
+impl FromStr for CheckAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (bare, protocols) = match Uri::parse(text) {
+            Ok(Uri { scheme: Scheme::Turns | Scheme::Stuns, .. }) => {
+                return Err("TLS is not checked yet: expected turn:HOST[:PORT]".to_owned());
+            }
+            Ok(uri @ Uri { transport: Some(Transport::Tcp), .. }) => {
+                (Uri { transport: None, ..uri }.to_string(), vec![Protocol::Tcp])
+            }
+            Ok(Uri { transport: Some(Transport::Udp), .. }) => (text.to_owned(), vec![Protocol::Udp]),
+            Ok(_) | Err(_) => (text.to_owned(), vec![Protocol::Udp, Protocol::Tcp]),
+        };
+        Ok(Self { text: text.to_owned(), server: bare.parse()?, protocols })
     }
 }
 
@@ -139,6 +166,24 @@ mod tests {
         ] {
             let error = bad.parse::<ServerAddress>().unwrap_err();
             assert!(!error.contains('\n'), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn uri_names_the_protocols_to_check() {
+        let both = vec![Protocol::Udp, Protocol::Tcp];
+        for (text, server, protocols) in [
+            ("turn:192.0.2.1", "192.0.2.1:3478", both.clone()),
+            ("192.0.2.1:443", "192.0.2.1:443", both),
+            ("turn:192.0.2.1?transport=udp", "192.0.2.1:3478", vec![Protocol::Udp]),
+            ("turn:[2001:db8::1]:5000?transport=tcp", "[2001:db8::1]:5000", vec![Protocol::Tcp]),
+        ] {
+            let address = text.parse::<CheckAddress>().unwrap();
+            assert_eq!((address.server.to_string(), address.protocols), (server.to_owned(), protocols), "{text}");
+            assert_eq!(address.text, text);
+        }
+        for bad in ["turns:192.0.2.1", "stun:192.0.2.1", "turn:192.0.2.1?transport=sctp", "turn:"] {
+            assert!(bad.parse::<CheckAddress>().is_err(), "{bad}");
         }
     }
 

@@ -1,7 +1,8 @@
-//! `backwater-probe`: loads TURN servers, and measures back-pressure on this host.
+//! `backwater-probe`: checks and loads TURN servers, and measures back-pressure on this host.
 #![forbid(unsafe_code)]
 
 mod address;
+mod check_command;
 mod pressure_command;
 
 use std::{
@@ -20,10 +21,11 @@ use backwater_probe::{
     load::{Direction, Load, LoadError, MAX_SIZE, MIN_SIZE, Outcome, Session, Setup, Via},
     turn::Credential,
 };
+use check_command::CheckArgs;
 use clap::{Args, Parser, Subcommand};
 use pressure_command::PressureArgs;
 
-/// Load-tests TURN servers over UDP; measures back-pressure on this host.
+/// Checks and load-tests TURN servers; measures back-pressure on this host.
 #[derive(Parser)]
 #[command(name = "backwater-probe", version, about, after_help = EXIT_CODES)]
 struct Cli {
@@ -33,6 +35,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Checks a TURN server step by step: says what works from here, how fast, and what to do about the rest.
+    ///
+    /// A TURN server relays data between computers that cannot reach each other, because of NATs and firewalls between them. This command
+    /// uses one as a program would: it logs in, asks for a relayed address, and sends 100 datagrams through it and back. It needs nothing
+    /// but the server, and leaves nothing behind.
+    Check(CheckArgs),
     /// Sends GSO batches through a TURN server and counts the datagrams that arrive.
     ///
     /// Each client allocates and binds a channel, to a peer that is a socket of this process, or to another client.
@@ -158,6 +166,7 @@ fn main() -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Check(args) => args.run().await,
         Command::Load(args) => load(args).await,
         Command::Hold(args) => hold(args).await,
         Command::Pressure(args) => args.run().await,
