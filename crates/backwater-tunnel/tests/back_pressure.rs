@@ -8,7 +8,14 @@
 
 mod support;
 
-use std::process::Command;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
+
+use backwater_udp::{Ecn, RecvBatch};
 
 use serde_json::Value;
 use support::{
@@ -19,8 +26,13 @@ use support::{
 /// What may be sent at once is more than a train, so that none is taken apart by the queue.
 const UPLINK: &str = "tc qdisc add dev fe1 root tbf rate 20mbit burst 80000 limit 128000";
 
-const PROGRAMS: &[(&str, &str)] =
-    &[("iperf3", "iperf3"), ("tc", "iproute2"), ("wg", "wireguard-tools"), ("wireguard-go", "wireguard-go")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("iperf3", "iperf3"),
+    ("ping", "iputils-ping"),
+    ("tc", "iproute2"),
+    ("wg", "wireguard-tools"),
+    ("wireguard-go", "wireguard-go"),
+];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sender {
@@ -90,7 +102,58 @@ fn dropping_loses_what_it_says_and_others_what_nobody_says() {
     });
 }
 
+/// Packets with ECT(1), as L4S senders have them (RFC 9331): a burst that CoDel lets pass is marked.
+#[test]
+fn l4s_packets_are_marked_when_they_wait_and_not_when_they_fit() {
+    in_namespace("l4s_packets_are_marked_when_they_wait_and_not_when_they_fit", PROGRAMS, || {
+        let uplink = Uplink::new(true);
+        let _tunnels = uplink.tunnels(Sender::Ours("wait"));
+        // Until there is a session, packets wait.
+        uplink.here.run("ping -c 1 -w 50 10.0.0.2");
+        // 1 Mbit/s of 20.
+        assert_eq!(uplink.udp(Ecn::Ect1, 100, Some(Duration::from_millis(8))), (100, 0));
+        // A third of it waits in the tunnel, but not for as long as CoDel's interval.
+        let classic = uplink.udp(Ecn::Ect0, 300, None);
+        let (received, marked) = uplink.udp(Ecn::Ect1, 300, None);
+        println!("received and marked: {classic:?} with ECT(0), {received} and {marked} with ECT(1)");
+        assert!(received == 300 && marked > 0, "{marked} of {received} are marked");
+    });
+}
+
 impl Uplink {
+    /// Sends UDP packets of 1,028 bytes through the tunnel, one in each interval. Returns how many came, and how many of them with CE.
+    fn udp(&self, ecn: Ecn, packets: usize, every: Option<Duration>) -> (usize, usize) {
+        let receiver = self.there.within(|| UdpSocket::bind("10.0.0.2:5000").unwrap());
+        let receiver = self.there.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let socket = backwater_udp::UdpSocket::builder().from_std(receiver).unwrap();
+                let (mut receiver, mut batch, mut seen) = (socket.receiver(), RecvBatch::new(8), (0, 0));
+                loop {
+                    // Nothing is under way for so long.
+                    let patience = Duration::from_secs(if seen.0 == 0 { 60 } else { 3 });
+                    let Ok(result) = tokio::time::timeout(patience, receiver.recv(&mut batch)).await else {
+                        return seen;
+                    };
+                    result.unwrap();
+                    for datagram in batch.gro_batches().flat_map(|train| train.datagrams()) {
+                        assert!(datagram.ecn.is_some(), "the field is left");
+                        seen = (seen.0 + 1, seen.1 + usize::from(datagram.ecn == Some(Ecn::Ce)));
+                    }
+                }
+            })
+        });
+        self.here.within(move || {
+            let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
+            socket2::SockRef::from(&socket).set_tos_v4(ecn as u32).unwrap();
+            for _ in 0..packets {
+                socket.send_to(&[0; 1000], SocketAddr::from(([10, 0, 0, 2], 5000))).unwrap();
+                every.into_iter().for_each(sleep);
+            }
+        });
+        receiver.join().unwrap()
+    }
+
     fn new(ecn: bool) -> Self {
         let (here, there) = (Network::new("here"), Network::new("there"));
         here.join(&there, 1);
@@ -101,23 +164,29 @@ impl Uplink {
         Self { here, there, directory: Directory::new(), here_keys: keys(), there_keys: keys() }
     }
 
-    /// Sends through new tunnels for some seconds.
-    fn tcp(&self, sender: Sender, streams: usize) -> Seen {
+    /// Opens a tunnel at each end, which last as long as the processes.
+    fn tunnels(&self, sender: Sender) -> [Process; 2] {
         let of_there = format!(
             "[Interface]\nPrivateKey = {}\nListenPort = 51820\nAddress = 10.0.0.2/24\n\
              [Peer]\nPublicKey = {}\nAllowedIPs = 10.0.0.1/32\n",
             self.there_keys.0, self.here_keys.1
         );
-        let _there = self.up(&self.there, "there", &of_there, "wait");
+        let there = self.up(&self.there, "there", &of_there, "wait");
         let peer =
             format!("[Peer]\nPublicKey = {}\nAllowedIPs = 10.0.0.2/32\nEndpoint = 10.9.1.2:51820\n", self.there_keys.1);
         let interface = format!("[Interface]\nPrivateKey = {}\n", self.here_keys.0);
-        let _here = match sender {
+        let here = match sender {
             Sender::Ours(policy) => {
                 self.up(&self.here, "here", &format!("{interface}Address = 10.0.0.1/24\n{peer}"), policy)
             }
             Sender::Stock => self.here.wireguard("here", &format!("{interface}{peer}"), &["10.0.0.1/24"]),
         };
+        [here, there]
+    }
+
+    /// Sends through new tunnels for some seconds.
+    fn tcp(&self, sender: Sender, streams: usize) -> Seen {
+        let _tunnels = self.tunnels(sender);
         let server = self.there.start("iperf3 -s -1 --forceflush");
         server.wait_for("listening");
         let needlessly = self.needless();

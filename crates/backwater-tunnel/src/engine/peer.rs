@@ -10,7 +10,7 @@ use tracing::{debug, warn};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::{
-    counters::{Numbers, PeerCounters},
+    counters::PeerCounters,
     endpoints::Endpoints,
     messages::{MAX_MESSAGE, Messages},
     queue::fair::Fair,
@@ -32,7 +32,6 @@ pub(crate) struct Peer {
     pub(crate) public_key: PublicKey,
     pub(crate) endpoints: Endpoints,
     pub(crate) counters: PeerCounters,
-    numbers: Numbers,
     pub(crate) queue: Fair,
     pub(crate) path: Path,
     /// Between an initiation and its response, in the last handshake that this side began.
@@ -97,7 +96,6 @@ impl Peer {
             public_key,
             endpoints: Endpoints::new(config.endpoint.clone()),
             counters: PeerCounters::default(),
-            numbers: Numbers::default(),
             queue: Fair::new(fastrand::u64(..)),
             path: Path::default(),
             rtt: None,

@@ -48,7 +48,7 @@ impl Peer {
         let (packet, from) = match self.tunnel.receive(now, payload, space, &mut messages.indices) {
             Ok(Received::Packet(packet, from)) => (packet, from),
             Ok(Received::Keepalive) => {
-                self.count_received(payload);
+                self.count_received();
                 self.heard(now, source, local_ip);
                 self.confirm(now);
                 return Heard::Good;
@@ -77,7 +77,7 @@ impl Peer {
         };
         let len = packet.len();
         self.path.mtu.on_received(now, payload.len());
-        self.count_received(payload);
+        self.count_received();
         if !allows(from) {
             self.counters.source_not_allowed += 1;
         } else if !ecn::decapsulate(packet, outer) {
@@ -99,10 +99,9 @@ impl Peer {
     }
 
     /// Data has come.
-    fn count_received(&mut self, payload: &[u8]) {
+    fn count_received(&mut self) {
         self.counters.datagrams_received += 1;
-        let missing = self.counters.datagrams_missing.saturating_add_signed(self.numbers.come(payload));
-        self.counters.datagrams_missing = missing;
+        self.counters.datagrams_missing = self.tunnel.missing();
     }
 
     /// A responder may use its session once the initiator has.

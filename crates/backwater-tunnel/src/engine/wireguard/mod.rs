@@ -83,6 +83,8 @@ pub(crate) struct Tunnel {
     /// As the responder: the peer has not used it yet.
     next: Option<Box<Session>>,
     timers: Timers,
+    /// Messages that the peer has numbered and that have not come, of all sessions.
+    missing: u64,
 }
 
 /// This side's keys.
@@ -177,6 +179,7 @@ impl Tunnel {
             previous: None,
             next: None,
             timers: Timers::default(),
+            missing: 0,
         }
     }
 
@@ -184,6 +187,12 @@ impl Tunnel {
     #[inline]
     pub(crate) fn is_established(&self, now: Instant) -> bool {
         self.current.as_ref().is_some_and(|session| session.is_valid(now))
+    }
+
+    /// Returns how many data messages the peer has numbered that have not come. What was lost of the end of a session is not told.
+    #[inline]
+    pub(crate) fn missing(&self) -> u64 {
+        self.missing
     }
 
     /// Whether an initiation waits for its response.
@@ -199,8 +208,8 @@ impl Tunnel {
         indices: &mut SessionIndices,
     ) {
         self.clear(indices);
-        let latest_timestamp = self.latest_timestamp;
-        *self = Self { latest_timestamp, ..Self::new(self.peer, private, self.theirs, preshared, self.clock) };
+        let (latest_timestamp, missing) = (self.latest_timestamp, self.missing);
+        *self = Self { latest_timestamp, missing, ..Self::new(self.peer, private, self.theirs, preshared, self.clock) };
     }
 
     /// Writes an initiation, unless one is under way. `force`: also then, as the network is not what it was.
@@ -301,7 +310,8 @@ impl Tunnel {
         if !session.is_valid(now) {
             return Err(Error::Unknown);
         }
-        let plain = session.open(counter, sealed, plain)?;
+        let (plain, missing) = session.open(counter, sealed, plain)?;
+        self.missing = self.missing.saturating_add_signed(missing);
         let is_old = session.is_initiator && now.saturating_duration_since(session.born) >= REKEY_AFTER_RECEIVING;
         self.timers.renew |= is_old && !std::mem::replace(&mut session.is_renewed, is_old);
         self.on_received(now);

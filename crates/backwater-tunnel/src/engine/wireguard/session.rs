@@ -84,12 +84,18 @@ impl Session {
         Some(DATA_HEADER + plain.len() + TAG)
     }
 
-    /// Decrypts what is behind the header of a data message with this counter into `plain`, and returns it.
+    /// Decrypts what is behind the header of a data message with this counter into `plain`. Returns it, and by how many messages more, or
+    /// fewer, are missing than before.
     ///
     /// # Errors
     /// [`Error::Replayed`] and [`Error::Invalid`]; also when `plain` is too short.
     #[inline]
-    pub(super) fn open<'a>(&mut self, counter: u64, sealed: &[u8], plain: &'a mut [u8]) -> Result<&'a mut [u8], Error> {
+    pub(super) fn open<'a>(
+        &mut self,
+        counter: u64,
+        sealed: &[u8],
+        plain: &'a mut [u8],
+    ) -> Result<(&'a mut [u8], i64), Error> {
         if counter >= REJECT_AFTER_MESSAGES {
             return Err(Error::Invalid);
         }
@@ -100,8 +106,7 @@ impl Session {
         let plain = plain.get_mut(..sealed.len()).ok_or(Error::Invalid)?;
         plain.copy_from_slice(sealed);
         let plain = self.receiver.open_in_place(nonce(counter), Aad::empty(), plain).map_err(|_| Error::Invalid)?;
-        self.received.insert(counter);
-        Ok(plain)
+        Ok((plain, self.received.insert(counter)))
     }
 
     /// Sets the number of the next message.
@@ -135,14 +140,17 @@ impl Window {
         counter >= self.next || self.next - counter <= WINDOW && self.word(counter) & bit(counter) == 0
     }
 
-    /// Remembers a number that [`is_new`](Self::is_new).
+    /// Remembers a number that [`is_new`](Self::is_new). Returns how many it has skipped; -1: one that was skipped before.
     #[inline]
-    pub(super) fn insert(&mut self, counter: u64) {
+    pub(super) fn insert(&mut self, counter: u64) -> i64 {
+        let mut skipped = -1;
         if counter >= self.next {
+            skipped = i64::try_from(counter - self.next).unwrap_or(i64::MAX);
             self.forget(counter);
             self.next = counter + 1;
         }
         self.bits[Self::at(counter)] |= bit(counter);
+        skipped
     }
 
     /// Clears the bits of the numbers from `next` to this one, which those of a window before had.

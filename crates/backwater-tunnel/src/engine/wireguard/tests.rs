@@ -209,6 +209,21 @@ fn preshared_key_reaches_the_handshake_when_it_is_changed() {
 }
 
 #[test]
+fn messages_that_have_not_come_are_counted_over_all_sessions() {
+    let mut pair = Pair::connected();
+    for expected in [3, 6] {
+        (0..3).for_each(|_| drop((pair.sides[0].send(pair.now, &PACKET), pair.sides[0].sent.pop())));
+        assert!(pair.exchange());
+        assert_eq!(pair.sides[1].tunnel.missing(), expected);
+        pair.now += SECOND;
+        pair.sides[0].initiate(pair.now);
+        pair.deliver();
+    }
+    assert!(pair.exchange());
+    assert_eq!(pair.sides[1].tunnel.missing(), 6, "a new session begins anew");
+}
+
+#[test]
 fn replayed_initiation_is_refused_also_after_the_keys_were_changed() {
     let mut pair = Pair::new([None; 2]);
     pair.sides[0].initiate(pair.now);
