@@ -12,9 +12,8 @@ use crate::support::{
 fn talk(sides: &Sides, family: usize, from_here: u32, from_there: u32) {
     for family in [0, 1] {
         for (network, to) in [(&sides.here, THERE[family]), (&sides.there, HERE[family])] {
-            // With `-w` it waits for five answers; without, for the last one no longer than two round trips of the others.
-            let output = network.run(&format!("ping -c 5 -i 0.05 -w 50 {to}"));
-            assert!(output.contains(" 5 received"), "{output}");
+            // With `-w` it succeeds once it has five answers; without, it waits for the last one no longer than two round trips of the others.
+            network.run(&format!("ping -c 5 -i 0.05 -w 50 {to}"));
         }
         let (_here, _there) = (Echo::new(&sides.here), Echo::new(&sides.there));
         datagrams(&sides.here, THERE[family]);
