@@ -24,6 +24,7 @@ use ipnet::IpNet;
 
 use crate::{
     commands,
+    hooks::HookUrl,
     ingress::stream::tls::CertificateFiles,
     ports::{RelayIp, is_local},
 };
@@ -76,6 +77,8 @@ pub struct Config {
     pub log_level: String,
     /// Whether allocations are logged at `info`.
     pub(crate) log_allocations: bool,
+    /// Where events are posted.
+    pub(crate) event_hook: Option<HookUrl>,
     /// Present when nobody was configured and a user was made up.
     pub first_run: Option<FirstRun>,
 }
@@ -350,6 +353,7 @@ impl Config {
             drain: Duration::from_secs(s.drain.one().map_or(5, |Number(seconds)| seconds)),
             log_level: s.log_level.one().map_or_else(|| "info".to_owned(), |LogFilter(filter)| filter),
             log_allocations: s.log_allocations.one().unwrap_or(false),
+            event_hook: s.event_hook.one(),
             first_run,
         })
     }

@@ -13,6 +13,7 @@ mod counters;
 mod endpoint;
 mod fields;
 mod health;
+mod hooks;
 mod ingress;
 mod log_limit;
 mod ports;

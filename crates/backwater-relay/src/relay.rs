@@ -25,6 +25,7 @@ use crate::{
     counters::{Counter, Counters},
     endpoint,
     health::Health,
+    hooks::{EventSender, HookCounters, Hooks, Queues},
     ingress::{
         stream::{self, Streams, tls::Certificate},
         udp::listen,
@@ -47,6 +48,7 @@ pub struct Relay {
     backpressure: Backpressure,
     threads: Vec<JoinHandle<()>>,
     admin: Option<Admin>,
+    hooks: Option<Hooks>,
     counters: Vec<Arc<Counters>>,
     stats: Vec<Arc<Stats>>,
     stop: watch::Sender<Option<Instant>>,
@@ -110,6 +112,7 @@ impl Relay {
             backpressure: Backpressure::new(config.policy),
             threads: vec![],
             admin: None,
+            hooks: None,
             counters: (0..config.threads).map(|_| Arc::default()).collect(),
             stats: vec![],
             stop,
@@ -135,6 +138,9 @@ impl Relay {
                 TcpListener::bind(addr).map_err(|e| StartError::Listen(addr, e))?;
             }
         }
+        let hook_counters = Arc::<HookCounters>::default();
+        let (queues, events) = Queues::new(config.event_hook.clone(), &hook_counters);
+        relay.hooks = Hooks::start(queues, hook_counters.clone(), relay.health.clone()).map_err(StartError::System)?;
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.threads).map(|_| mobility::mailbox()).unzip();
         #[cfg(test)]
         relay.mailboxes.clone_from(&mailboxes);
@@ -162,6 +168,7 @@ impl Relay {
                 busy: busy.clone(),
                 stopped: stopped.clone(),
                 updates: update_receiver.clone(),
+                events: events.clone(),
                 health: relay.health.clone(),
             };
             let responder = relay.pulse.responder();
@@ -192,6 +199,7 @@ impl Relay {
             backpressure: relay.backpressure.clone(),
             threads,
             health: relay.health.clone(),
+            hooks: hook_counters,
             uris: Mutex::new(config.uris(&relay.local_addrs.udp, &relay.local_addrs.tcp)),
             credentials: Mutex::new(config.credentials.clone()),
             token: config.admin_token.clone().map(|Token(token)| token),
@@ -305,6 +313,10 @@ impl Relay {
         if let Some(admin) = self.admin.take() {
             admin.stop();
         }
+        // The threads have told it of their last allocations.
+        if let Some(hooks) = self.hooks.take() {
+            hooks.stop();
+        }
     }
 }
 
@@ -329,6 +341,7 @@ struct Thread {
     busy: Arc<AtomicUsize>,
     stopped: watch::Receiver<Option<Instant>>,
     updates: UpdateReceiver,
+    events: Option<EventSender>,
     health: Health,
 }
 
@@ -357,7 +370,7 @@ impl Thread {
                 (listeners, streams),
                 builder,
                 self.ports.clone(),
-                (self.counters[self.number].clone(), Lines::new(self.config.log_allocations)),
+                (self.counters[self.number].clone(), Lines::new(self.config.log_allocations, self.events.clone())),
                 (self.number, self.mailboxes.clone()),
                 self.health.clone(),
             ));

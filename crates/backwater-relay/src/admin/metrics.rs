@@ -67,6 +67,9 @@ fn relay(m: &mut Metrics, snapshot: &Snapshot) {
     by_reason(m, "backwater_relay_over_quota_total", help, &snapshot.over_quota);
     let help = "Datagrams that were dropped before they were handed to a socket.";
     by_reason(m, "backwater_relay_drops_total", help, &snapshot.drops);
+    for (name, value) in &snapshot.hooks.0 {
+        m.counter(&format!("backwater_relay_hook_{name}_total"), "Requests to hooks, by what became of them.", *value);
+    }
     let help = "How long allocations that have ended lasted.";
     histogram(m, "backwater_relay_allocation_duration_seconds", help, &snapshot.allocation_seconds);
     let help = "Payload of allocations that have ended, both ways together.";

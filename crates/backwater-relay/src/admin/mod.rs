@@ -25,6 +25,7 @@ use crate::{
     config::Config,
     counters::Counters,
     health::Health,
+    hooks::HookCounters,
     ingress::stream::tls::Certificate,
     reload::Updates,
     worker::{
@@ -58,6 +59,7 @@ pub(crate) struct Control {
     pub(crate) health: Health,
     /// URIs of the relay, for clients.
     pub(crate) uris: Mutex<Vec<String>>,
+    pub(crate) hooks: Arc<HookCounters>,
     /// The users and secrets of the configuration in force.
     pub(crate) credentials: Mutex<Arc<Credentials>>,
     /// What a request has to know; `None`: nothing, on loopback.
@@ -346,6 +348,7 @@ impl Control {
             threads: (0..threads).map(|_| thread()).collect(),
             health: Health::new(),
             uris: Mutex::default(),
+            hooks: Arc::default(),
             credentials: Mutex::new(Credentials::new("backwater").unwrap().into()),
             token: None,
             started: Instant::now(),

@@ -41,6 +41,8 @@ pub(super) struct Snapshot {
     pub(super) allocation_seconds: HistogramSnapshot,
     pub(super) allocation_bytes: HistogramSnapshot,
     pub(super) delay_seconds: HistogramSnapshot,
+    /// What has become of requests to hooks.
+    pub(super) hooks: ByName,
     pub(super) paths: Paths,
     pub(super) process: Option<Process>,
 }
@@ -130,6 +132,7 @@ impl Snapshot {
             allocation_seconds: HistogramSnapshot::sum(&DURATION, counters().map(|c| &c.durations)),
             allocation_bytes: HistogramSnapshot::sum(&BYTES, counters().map(|c| &c.bytes)),
             delay_seconds: HistogramSnapshot::sum(&DELAY, counters().map(|c| &c.delays)),
+            hooks: ByName(control.hooks.by_name()),
             paths: Paths {
                 clients: stats(&|thread| thread.listeners.snapshot()),
                 peers: stats(&|thread| thread.relayed.snapshot()),

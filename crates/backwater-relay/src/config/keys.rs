@@ -11,6 +11,7 @@ use backwater_ops::PolicyText;
 use ipnet::IpNet;
 
 use super::{ConfigError, Given, values::*};
+use crate::hooks::HookUrl;
 
 /// A key: a flag `--name`, a variable `BACKWATER_RELAY_NAME`, and `name` in the file.
 #[derive(Debug)]
@@ -227,6 +228,10 @@ keys! {
     fixed one drain_below: Count = (
         "N",
         "SIGTERM waits no longer once there are fewer allocations than this, on all threads together [default: 1]",
+    );
+    fixed one event_hook: HookUrl = (
+        "URL",
+        "Where to post what becomes of allocations (allocated, refreshed, closed), in JSON, such as http://127.0.0.1:8080/turn [default: nowhere]",
     );
     live one log_allocations: bool = (
         "on|off",

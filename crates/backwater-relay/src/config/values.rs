@@ -11,6 +11,8 @@ use std::{
 use backwater_ops::{Logs, PolicyText, breaker};
 use ipnet::{IpNet, Ipv6Net};
 
+use crate::hooks::HookUrl;
+
 /// A value of a key.
 pub(super) trait Value: Sized {
     /// Whether the file may be read by its owner only, and no error may show the value.
@@ -175,6 +177,15 @@ impl Value for Token {
             return Err("expected 16 or more characters of ASCII without blanks".to_owned());
         }
         Ok(Self(text.into()))
+    }
+}
+
+impl Value for HookUrl {
+    /// The path may have a token.
+    const IS_SECRET: bool = true;
+
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(str::to_owned)
     }
 }
 

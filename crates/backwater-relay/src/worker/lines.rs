@@ -15,6 +15,7 @@ use tracing::{debug, info, warn};
 use super::Worker;
 use crate::{
     counters::{BYTES, DURATION},
+    hooks::EventSender,
     log_limit::LogLimit,
 };
 
@@ -39,10 +40,11 @@ pub(crate) struct Lines {
     unverified: LogLimit,
     /// Whether allocations are logged at `info`.
     allocations: Cell<bool>,
+    events: Option<EventSender>,
 }
 
 impl Lines {
-    pub(crate) fn new(allocations: bool) -> Self {
+    pub(crate) fn new(allocations: bool, events: Option<EventSender>) -> Self {
         let now = Instant::now();
         Self {
             refusals: LogLimit::new(now),
@@ -54,6 +56,7 @@ impl Lines {
             suppressed: LogLimit::once_a_minute(now),
             unverified: LogLimit::once_a_minute(now),
             allocations: Cell::new(allocations),
+            events,
         }
     }
 
@@ -155,12 +158,15 @@ impl Worker {
         self.server.borrow_mut().stop().for_each(|event| self.note(&event));
     }
 
-    /// Counts and writes an event.
+    /// Counts, posts and writes an event.
     fn note(&self, event: &Event) {
         if let EventKind::Ended { bytes_to_peers, bytes_to_client, .. } = event.kind {
             let lasted = event.created.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
             self.counters.durations.observe(&DURATION, lasted);
             self.counters.bytes.observe(&BYTES, bytes_to_peers.saturating_add(bytes_to_client));
+        }
+        if let Some(events) = &self.lines.events {
+            events.send(event);
         }
         self.log_event(event);
     }

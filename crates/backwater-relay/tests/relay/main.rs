@@ -19,6 +19,7 @@ mod dual_stack;
 mod forged_icmp;
 mod fragments;
 mod hardship;
+mod hooks;
 mod hops;
 mod limits;
 mod mobility;
