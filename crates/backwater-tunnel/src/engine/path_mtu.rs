@@ -71,9 +71,8 @@ impl PathMtu {
     /// message is about. Returns whether it was believed: it must quote a data message that was sent lately, with the index by
     /// which the peer knows the session.
     ///
-    /// A sender that does not see the path has to guess both. The peer chooses the index: the kernel's WireGuard and wireguard-go
-    /// at random (32 bits), this program 24 bits at random and 8 bits that count handshakes. The counter begins at 0 with each
-    /// session, so that it adds little on a path with little traffic.
+    /// A sender that does not see the path has to guess both. The peer chooses the index at random (32 bits). The counter begins at 0
+    /// with each session, so that it adds little on a path with little traffic.
     pub(crate) fn learn(&mut self, now: Instant, mtu: u32, quoted: &[u8]) -> bool {
         let was_sent = Sent::parse(quoted).is_some_and(|quoted| {
             let lately = |sent: &Sent| {
