@@ -52,6 +52,8 @@ pub struct Config {
     pub(crate) proxies: Vec<IpNet>,
     pub(crate) relay_v4: Option<RelayIp>,
     pub(crate) relay_v6: Option<RelayIp>,
+    /// A STUN server that says what peers see them as.
+    pub(crate) external_server: Option<(Box<str>, u16)>,
     pub(crate) ports: RangeInclusive<u16>,
     pub(crate) credentials: Arc<Credentials>,
     peers: PeerRules,
@@ -314,6 +316,9 @@ impl Config {
                 errors.push(s.user.error(problem));
             }
         }
+        if s.external_address.values.len() > 1 && checks::external_server(&s.external_address).is_some() {
+            errors.push(s.external_address.error("expected addresses, or one stun:HOST:PORT, found both or several"));
+        }
         let mut family = |v4| checks::relay_ip(&everywhere, &s.relay_address, &s.external_address, v4, &mut errors);
         let (relay_v4, relay_v6) = (family(true), family(false));
         if relay_v4.is_none() && relay_v6.is_none() && errors.is_empty() {
@@ -335,6 +340,7 @@ impl Config {
             proxies,
             relay_v4,
             relay_v6,
+            external_server: checks::external_server(&s.external_address),
             ports,
             credentials: credentials.into(),
             peers,
@@ -358,11 +364,12 @@ impl Config {
         })
     }
 
-    /// Keeps the user that was made up at the start.
+    /// Keeps what was found and made up at the start: the external address, and a user.
     ///
     /// # Errors
     /// That the relay was started with users, and none is left.
-    pub(crate) fn keep_first_run(mut self, started: &Self) -> Result<Self, Vec<ConfigError>> {
+    pub(crate) fn keep_start(mut self, started: &Self) -> Result<Self, Vec<ConfigError>> {
+        (self.relay_v4, self.relay_v6) = (started.relay_v4, started.relay_v6);
         if self.first_run.is_some() {
             if started.first_run.is_none() {
                 let problem = "expected one: a user is made up at a start only".to_owned();

@@ -11,6 +11,7 @@ mod config;
 mod coturn;
 mod counters;
 mod endpoint;
+mod external;
 mod fields;
 mod health;
 mod hooks;

@@ -9,6 +9,8 @@ use backwater_relay::{Arguments, Config, Import, Relay, commands};
 use backwater_turn::server::DropReason;
 use tracing::{error, info, warn};
 
+#[cfg(unix)]
+mod descriptors;
 #[cfg(target_os = "linux")]
 mod systemd;
 
@@ -58,7 +60,7 @@ fn main() -> ExitCode {
     }
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     let env = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
-    let config = match Arguments::read(&matches, env).and_then(|a| Config::new(&a)) {
+    let mut config = match Arguments::read(&matches, env).and_then(|a| Config::new(&a)) {
         Ok(config) => config,
         Err(errors) => {
             for error in &errors {
@@ -98,7 +100,11 @@ fn main() -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return fail(CANNOT_START, format_args!("cannot catch signals: {error}")),
     };
-    raise_descriptor_limit();
+    #[cfg(unix)]
+    descriptors::raise_limit(&config);
+    if let Err(error) = config.find_external() {
+        return fail(CANNOT_START, error);
+    }
     let mut relay = match Relay::start(&config) {
         Ok(relay) => relay,
         Err(error) => return fail(CANNOT_START, error),
@@ -137,19 +143,6 @@ async fn serve(relay: &Relay, signals: &mut Signals, drain: Duration) {
         () = async { while signals.next().await == Signal::Reload {} } => {}
     }
 }
-
-/// Each allocation has a socket: as many as the system gives. The soft limit is low for the sake of programs that use `select`.
-#[cfg(unix)]
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        warn!(%error, "the limit of descriptors stays low");
-    }
-}
-
-#[cfg(not(unix))]
-fn raise_descriptor_limit() {}
 
 /// Prints what coturn's configuration is here.
 fn imported(name: &str, Import { config, notes }: Import) -> ExitCode {

@@ -74,6 +74,8 @@ pub enum StartError {
     Listen(SocketAddr, io::Error),
     /// Relayed ports cannot be bound on the address.
     Relay(IpAddr, io::Error),
+    /// This STUN server has not said what peers see the relayed addresses as.
+    External(String, io::Error),
     /// The address cannot be listened on for administration.
     Admin(SocketAddr, io::Error),
     /// The certificate cannot be used, for this reason.
@@ -454,6 +456,12 @@ impl fmt::Display for StartError {
                 not_this_hosts(f, error, "relay-address")
             }
             Self::Certificate(problem) => write!(f, "the certificate cannot be used: {problem}"),
+            Self::External(server, error) => {
+                write!(
+                    f,
+                    "cannot find external-address by STUN from {server}: {error}; is UDP open to it? else give the address itself"
+                )
+            }
             Self::Admin(addr, error) => write!(f, "cannot listen on {addr} for administration: {error}"),
             Self::System(error) => write!(f, "cannot start: {error}"),
         }

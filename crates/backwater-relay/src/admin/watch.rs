@@ -102,7 +102,7 @@ impl FileWatch {
     fn read_config(&self) -> Result<(ConfigFile, Config), Vec<ConfigError>> {
         let (file, arguments) = self.first.read_again()?;
         Config::new(&arguments)?;
-        let config = Config::new(&arguments.with_fixed_of(&self.first))?.keep_first_run(&self.started)?;
+        let config = Config::new(&arguments.with_fixed_of(&self.first))?.keep_start(&self.started)?;
         Ok((file, config))
     }
 

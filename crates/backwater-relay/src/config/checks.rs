@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::{
     ConfigError,
     keys::{Setting, Settings},
-    values::{AdminAddr, Number, Token},
+    values::{AdminAddr, External, Number, Token},
 };
 use crate::{ingress::stream::tls::CertificateFiles, ports::RelayIp};
 
@@ -108,22 +108,28 @@ fn each_once(listen: &Setting<SocketAddr>, errors: &mut Vec<ConfigError>) -> Vec
 pub(super) fn relay_ip(
     listen: &[SocketAddr],
     relay: &Setting<IpAddr>,
-    external: &Setting<IpAddr>,
+    external: &Setting<External>,
     v4: bool,
     errors: &mut Vec<ConfigError>,
 ) -> Option<RelayIp> {
-    let mut of_family = |setting: &Setting<IpAddr>| {
-        let ips: Vec<_> = setting.values.iter().copied().filter(|ip| ip.is_ipv4() == v4).collect();
-        if ips.len() > 1 {
-            errors.push(setting.error("expected one address of each family"));
-        }
-        ips.first().copied()
-    };
-    let (relay_ip, external_ip) = (of_family(relay), of_family(external));
+    let of_family = |ips: &mut dyn Iterator<Item = IpAddr>| ips.filter(|ip| ip.is_ipv4() == v4).collect::<Vec<_>>();
+    let relay_ips = of_family(&mut relay.values.iter().copied());
+    let external_ips = of_family(&mut external.values.iter().filter_map(|external| match external {
+        External::Ip(ip) => Some(*ip),
+        External::Server(..) => None,
+    }));
+    let (one, is_asked) = ("expected one address of each family", external_server(external).is_some());
+    if relay_ips.len() > 1 {
+        errors.push(relay.error(one));
+    }
+    if external_ips.len() > 1 {
+        errors.push(external.error(one));
+    }
+    let (relay_ip, external_ip) = (relay_ips.first().copied(), external_ips.first().copied());
     let mut listeners = listen.iter().map(SocketAddr::ip).filter(|ip| ip.is_ipv4() == v4);
     let own = listeners.clone().find(|ip| !ip.is_unspecified());
     // Peers know the wildcard by the external address.
-    let wildcard = listeners.next().filter(|_| external_ip.is_some());
+    let wildcard = listeners.next().filter(|_| external_ip.is_some() || is_asked);
     let Some(bind) = relay_ip.or(own).or(wildcard) else {
         if let Some(found) = external_ip {
             let family = if v4 { "IPv6" } else { "IPv4" };
@@ -132,7 +138,7 @@ pub(super) fn relay_ip(
         }
         return None;
     };
-    if bind.is_unspecified() && external_ip.is_none() {
+    if bind.is_unspecified() && external_ip.is_none() && !is_asked {
         errors.push(relay.error("expected an address that clients can be told, found the wildcard"));
     }
     Some(RelayIp { bind, advertise: external_ip.unwrap_or(bind) })
@@ -151,6 +157,14 @@ pub(super) fn admin(
         errors.push(admin.error(problem));
     }
     Some(addr)
+}
+
+/// Returns the STUN server that says what peers see the relayed addresses as.
+pub(super) fn external_server(external: &Setting<External>) -> Option<(Box<str>, u16)> {
+    external.values.iter().find_map(|external| match external {
+        External::Server(host, port) => Some((host.clone(), *port)),
+        External::Ip(_) => None,
+    })
 }
 
 /// Loopback in the families that this host has.

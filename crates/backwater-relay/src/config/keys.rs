@@ -152,9 +152,10 @@ keys! {
         "Where peers reach the clients: one address of each family [default: the listeners' own; with a wildcard listener and \
          external-address, every address of this host]",
     );
-    fixed many external_address: IpAddr = (
-        "IP",
-        "What peers see the relay-address of the same family as, behind a one-to-one NAT [default: the same]",
+    fixed many external_address: External = (
+        "IP|stun:HOST:PORT",
+        "What peers see the relay-address of the same family as, behind a one-to-one NAT; or a STUN server that is asked at the \
+         start [default: the same]",
     );
     fixed one ports: Ports = ("FIRST-LAST", "Ports of relayed addresses [default: 49152-65535]");
     fixed one realm: String = ("NAME", "The realm of the credentials [default: backwater]");

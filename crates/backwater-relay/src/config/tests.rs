@@ -101,6 +101,26 @@ fn a_wildcard_listener_needs_a_relay_address() {
 }
 
 #[test]
+fn external_address_may_be_asked_of_a_stun_server() {
+    let wild = ["--listen", "0.0.0.0:3478", "--user", "a:b"];
+    let external =
+        |value: &str| config(&[&wild[..], &["--external-address", value]].concat(), &[]).map_err(|e| e[0].to_string());
+    for (uri, host, port) in [
+        ("stun:stun.example.org", "stun.example.org", 3478),
+        ("stun:stun.example.org:19302", "stun.example.org", 19302),
+        ("stun:[2001:db8::1]:1", "2001:db8::1", 1),
+    ] {
+        assert_eq!(external(uri).unwrap().external_server, Some((host.into(), port)));
+    }
+    for wrong in ["turn:stun.example.org", "stuns:stun.example.org", "stun.example.org", "stun:", "stun:host:x"] {
+        let problem = external(wrong).unwrap_err();
+        assert!(problem.contains("expected an IP address, or stun:HOST:PORT") && problem.contains(wrong), "{problem}");
+    }
+    let both = [&wild[..], &["--external-address", "192.0.2.5", "--external-address", "stun:a"]].concat();
+    assert!(problems(&both)[0].contains("one stun:HOST:PORT, found both"));
+}
+
+#[test]
 fn a_password_is_never_shown() {
     for args in [&["--user", ":hunter2"][..], &["--user", "a\u{1}:hunter2"], &["--user", "hunter2"]] {
         assert!(!problems(args).concat().contains("hunter2"));

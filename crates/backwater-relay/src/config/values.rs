@@ -9,6 +9,7 @@ use std::{
 };
 
 use backwater_ops::{Logs, PolicyText, breaker};
+use backwater_stun::{Host, Scheme, Uri};
 use ipnet::{IpNet, Ipv6Net};
 
 use crate::hooks::HookUrl;
@@ -52,6 +53,30 @@ impl Value for IpAddr {
 impl Value for PathBuf {
     fn read(text: &str) -> Result<Self, String> {
         expected("the name of a file", Some(Self::from(text)).filter(|path| !path.as_os_str().is_empty()), text)
+    }
+}
+
+/// What peers see the relayed addresses as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum External {
+    Ip(IpAddr),
+    /// A STUN server is asked at the start.
+    Server(Box<str>, u16),
+}
+
+impl Value for External {
+    fn read(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let server = || {
+            let uri = Uri::parse(text).ok().filter(|uri| uri.scheme == Scheme::Stun)?;
+            let host = match uri.host {
+                Host::Ip(ip) => ip.to_string(),
+                Host::Name(name) => name.to_owned(),
+            };
+            Some(Self::Server(host.into(), uri.port_or_default()))
+        };
+        let value = text.parse().ok().map(Self::Ip).or_else(server);
+        expected("an IP address, or stun:HOST:PORT", value, text)
     }
 }
 

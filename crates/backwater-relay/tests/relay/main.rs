@@ -35,5 +35,6 @@ mod proto_client;
 mod reload;
 mod security;
 mod sessions;
+mod start;
 mod streams;
 mod webrtc;
