@@ -224,6 +224,23 @@ impl Tunnel<'_> {
     }
 }
 
+/// If the test fails: what the tunnel and the kernel have counted.
+impl Drop for Tunnel<'_> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let (_, status, _) = self.sides.output(["status", NAME, "--json"]);
+        eprintln!("--- tunnel: status\n{status}\n--- tunnel: log\n{}", self.log());
+        for network in [&self.sides.here, &self.sides.there] {
+            let what = "cat /proc/net/udp /proc/net/udp6 /proc/net/snmp /proc/net/snmp6";
+            for line in [what, "ip -s link", "ip neigh", "ip -6 neigh"] {
+                eprintln!("--- {line}\n{}", network.try_run(line, "").1);
+            }
+        }
+    }
+}
+
 pub fn number(fields: &Value, name: &str) -> u64 {
     fields[name].as_u64().unwrap_or_else(|| panic!("no {name} in {fields}"))
 }
