@@ -104,6 +104,15 @@ impl World {
         }
     }
 
+    /// Passes time until the next timeout of an end.
+    fn pass(&mut self) {
+        self.now = self.ends.iter().map(|end| end.engine.poll_timeout()).min().unwrap().max(self.now);
+        for end in 0..self.ends.len() {
+            self.ends[end].engine.handle_timeout(self.now);
+            self.drain(end);
+        }
+    }
+
     fn received(&mut self, end: usize) -> Vec<Vec<u8>> {
         take(&mut self.ends[end].received)
     }
@@ -189,4 +198,36 @@ fn the_longest_packet_that_a_datagram_holds_arrives() {
         world.received(0);
     }
     assert_eq!(world.ends[0].engine.counters().too_big, 2);
+}
+
+/// Also where nothing else happens: the timers do not wait for the interval of an idle tunnel.
+#[test]
+fn timers_are_on_time_in_an_idle_tunnel() {
+    let mut world = World::new(1420, &["10.0.0.1/32"]);
+    let (there, here) = ([10, 0, 0, 1], [10, 9, 9, 9]);
+    world.send(0, &packet(here, there, 100));
+    world.deliver();
+    // Until everything that was sent is answered, and then a packet that is lost.
+    let end = world.now + Duration::from_secs(40);
+    while world.now < end {
+        world.pass();
+        world.deliver();
+    }
+    let begin = world.now;
+    world.send(0, &packet(here, there, 100));
+    world.network.clear();
+    while world.network.is_empty() {
+        world.pass();
+    }
+    let after = world.now - begin;
+    // KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, up to 333 ms at random, and no more than a tick.
+    assert!(after >= Duration::from_secs(15) && after <= Duration::from_millis(15_600), "{after:?}");
+    assert_eq!(world.network[0].2[0], 1, "an initiation");
+    let begin = world.now;
+    world.network.clear();
+    while world.network.is_empty() {
+        world.pass();
+    }
+    let after = world.now - begin;
+    assert!(after >= Duration::from_secs(5) && after <= Duration::from_millis(5_600), "{after:?}");
 }

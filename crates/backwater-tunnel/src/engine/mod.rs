@@ -110,8 +110,9 @@ pub struct Engine {
     ticked: Instant,
     /// Since the last tick.
     traffic: bool,
-    /// At the last tick.
+    /// At the last tick: whether a handshake was under way, and when the protocol has something to do.
     calling: bool,
+    due: Option<Instant>,
 }
 
 /// A GSO batch of encrypted data to send in one call.
@@ -200,6 +201,7 @@ impl Engine {
             ticked: now,
             traffic: true,
             calling: false,
+            due: None,
         })
     }
 
@@ -267,12 +269,13 @@ impl Engine {
 
     /// Returns when [`handle_timeout`](Self::handle_timeout) is to be called.
     pub fn poll_timeout(&self) -> Instant {
-        self.ticked
-            + match (self.traffic, self.calling) {
-                (true, _) => TICK,
-                (false, true) => CALLING_TICK,
-                (false, false) => IDLE_TICK,
-            }
+        let interval = match (self.traffic, self.calling) {
+            (true, _) => TICK,
+            (false, true) => CALLING_TICK,
+            (false, false) => IDLE_TICK,
+        };
+        let due = self.due.map(|due| due.max(self.ticked + TICK));
+        due.into_iter().chain([self.ticked + interval]).min().unwrap_or(self.ticked)
     }
 
     /// Looks at the timers. May be called at any time: more often than four times a second it does nothing. To be called also before the
@@ -293,6 +296,7 @@ impl Engine {
         }
         self.traffic = self.peers.iter().any(Peer::is_waiting);
         self.calling = self.peers.iter().any(Peer::is_calling);
+        self.due = self.peers.iter().filter_map(Peer::due).min();
         true
     }
 

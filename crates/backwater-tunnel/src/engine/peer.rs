@@ -129,6 +129,11 @@ impl Peer {
         self.tunnel.is_initiating()
     }
 
+    /// When the protocol has something to do, as far as is known now.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.tunnel.due()
+    }
+
     /// Whether what waits could go now.
     pub(crate) fn is_ready(&self) -> bool {
         self.established && self.held == 0 && !self.queue.is_empty()

@@ -313,7 +313,9 @@ impl Tunnel {
         let (plain, missing) = session.open(counter, sealed, plain)?;
         self.missing = self.missing.saturating_add_signed(missing);
         let is_old = session.is_initiator && now.saturating_duration_since(session.born) >= REKEY_AFTER_RECEIVING;
-        self.timers.renew |= is_old && !std::mem::replace(&mut session.is_renewed, is_old);
+        let is_due = is_old && !std::mem::replace(&mut session.is_renewed, is_old);
+        // What comes late of the session before says nothing of the one in use.
+        self.timers.renew |= is_due && self.current.as_ref().is_some_and(|current| current.ours == index);
         self.on_received(now);
         if self.next.as_ref().is_some_and(|next| next.ours == index) {
             self.confirm(indices);
@@ -387,6 +389,13 @@ impl Tunnel {
         // One answer to one message: a copy of it is none.
         self.latest_mac1 = None;
         Ok(Received::Cookie)
+    }
+
+    /// Returns when [`tick`](Self::tick) has something to do, as far as is known now.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let Timers { attempt, handshake_at, keepalive_at, .. } = self.timers;
+        let handshake_at = attempt.map_or(handshake_at, |(_, again)| Some(again));
+        handshake_at.into_iter().chain(keepalive_at).min()
     }
 
     /// Does what is due, one thing at a time: call it again while there is something to send.

@@ -79,13 +79,19 @@ impl Side {
     /// Does what is due. Returns whether the handshake was given up.
     fn tick(&mut self, now: Instant) -> bool {
         let mut message = [0; 148];
+        let is_due = self.tunnel.due().is_some_and(|at| now >= at) || self.tunnel.timers.renew;
+        let mut does_something = false;
         loop {
             match self.tunnel.tick(now, &mut self.indices, &mut message) {
-                Due::Nothing => return false,
+                Due::Nothing => break,
                 Due::Send(message) => self.sent.push(message.to_vec()),
                 Due::Expired => return true,
             }
+            does_something = true;
         }
+        assert!(is_due || !does_something, "it was not due");
+        assert!(self.tunnel.due().is_none_or(|at| at > now), "it is still due");
+        false
     }
 }
 
