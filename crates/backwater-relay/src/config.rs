@@ -13,7 +13,8 @@ use std::{
 
 use backwater_ops::{PolicyText, breaker};
 use backwater_turn::{
-    Credentials, FailureLimit, Families, Limits as Quota, PeerRules, Quotas, RelayedPorts, ReplyLimit, server,
+    Credentials, Directory, FailureLimit, Families, Limits as Quota, PeerRules, Quotas, RelayedPorts, ReplyLimit,
+    server,
 };
 use backwater_udp::Policy;
 use clap::{
@@ -79,6 +80,8 @@ pub struct Config {
     pub log_level: String,
     /// Whether allocations are logged at `info`.
     pub(crate) log_allocations: bool,
+    /// Who is asked about users.
+    pub(crate) auth_hook: Option<HookUrl>,
     /// Where events are posted.
     pub(crate) event_hook: Option<HookUrl>,
     /// Present when nobody was configured and a user was made up.
@@ -306,7 +309,8 @@ impl Config {
             ..PeerRules::default()
         };
         let (mut credentials, mut first_run) = (credentials, None);
-        if let Some(credentials) = credentials.as_mut().filter(|credentials| credentials.is_empty())
+        if let Some(credentials) =
+            credentials.as_mut().filter(|credentials| credentials.is_empty() && !s.auth_hook.is_given())
             && errors.is_empty()
         {
             if everywhere.iter().all(|listener| listener.ip().is_loopback()) {
@@ -359,6 +363,7 @@ impl Config {
             drain: Duration::from_secs(s.drain.one().map_or(5, |Number(seconds)| seconds)),
             log_level: s.log_level.one().map_or_else(|| "info".to_owned(), |LogFilter(filter)| filter),
             log_allocations: s.log_allocations.one().unwrap_or(false),
+            auth_hook: s.auth_hook.one(),
             event_hook: s.event_hook.one(),
             first_run,
         })
@@ -388,6 +393,7 @@ impl Config {
             quotas: Quotas::new(self.user_limits, self.total_limits, now),
             reply_limit: self.new_reply_limit(now),
             failure_limit: self.new_failure_limit(now),
+            directory: None,
             relayed_ports: Arc::default(),
         }
     }
@@ -404,6 +410,7 @@ impl Config {
         let relayed = [self.relay_v4, self.relay_v6].into_iter().flatten().flat_map(|ip| [ip.bind, ip.advertise]);
         server::Config {
             credentials: self.credentials.clone(),
+            directory: shared.directory.clone(),
             peers: PeerRules { relayed: relayed.collect(), is_local, ..self.peers.clone() },
             families: Families { v4: self.relay_v4.is_some(), v6: self.relay_v6.is_some() },
             max_lifetime: self.max_lifetime,
@@ -424,6 +431,8 @@ pub(crate) struct Shared {
     quotas: Arc<Quotas>,
     reply_limit: Option<Arc<ReplyLimit>>,
     failure_limit: Option<Arc<FailureLimit>>,
+    /// Who knows other users.
+    pub(crate) directory: Option<Arc<Directory>>,
     pub(crate) relayed_ports: Arc<RelayedPorts>,
 }
 

@@ -25,7 +25,7 @@ use crate::{
     counters::{Counter, Counters},
     endpoint,
     health::Health,
-    hooks::{EventSender, HookCounters, Hooks, Queues},
+    hooks::{Ends, HookCounters, Hooks, Lookups, Queues},
     ingress::{
         stream::{self, Streams, tls::Certificate},
         udp::listen,
@@ -125,7 +125,11 @@ impl Relay {
         };
         let mut nonce_key = [0; 64];
         getrandom::fill(&mut nonce_key).map_err(|e| StartError::System(e.into()))?;
-        let shared_state = config.shared(nonce_key, Instant::now());
+        let hook_counters = Arc::<HookCounters>::default();
+        let (queues, hooks) = Queues::new(config, &hook_counters);
+        relay.hooks = Hooks::start(queues, hook_counters.clone(), relay.health.clone()).map_err(StartError::System)?;
+        let mut shared_state = config.shared(nonce_key, Instant::now());
+        shared_state.directory = hooks.lookups.as_ref().map(|lookups| lookups.directory.clone());
         let ports =
             Ports::new(config.relay_v4, config.relay_v6, config.ports.clone(), shared_state.relayed_ports.clone());
         let (mut updates, update_receiver) = Updates::new(config.clone(), shared_state.clone());
@@ -140,9 +144,6 @@ impl Relay {
                 TcpListener::bind(addr).map_err(|e| StartError::Listen(addr, e))?;
             }
         }
-        let hook_counters = Arc::<HookCounters>::default();
-        let (queues, events) = Queues::new(config.event_hook.clone(), &hook_counters);
-        relay.hooks = Hooks::start(queues, hook_counters.clone(), relay.health.clone()).map_err(StartError::System)?;
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) = (0..config.threads).map(|_| mobility::mailbox()).unzip();
         #[cfg(test)]
         relay.mailboxes.clone_from(&mailboxes);
@@ -170,7 +171,7 @@ impl Relay {
                 busy: busy.clone(),
                 stopped: stopped.clone(),
                 updates: update_receiver.clone(),
-                events: events.clone(),
+                hooks: hooks.clone(),
                 health: relay.health.clone(),
             };
             let responder = relay.pulse.responder();
@@ -343,7 +344,7 @@ struct Thread {
     busy: Arc<AtomicUsize>,
     stopped: watch::Receiver<Option<Instant>>,
     updates: UpdateReceiver,
-    events: Option<EventSender>,
+    hooks: Ends,
     health: Health,
 }
 
@@ -372,10 +373,16 @@ impl Thread {
                 (listeners, streams),
                 builder,
                 self.ports.clone(),
-                (self.counters[self.number].clone(), Lines::new(self.config.log_allocations, self.events.clone())),
+                (
+                    self.counters[self.number].clone(),
+                    Lines::new(self.config.log_allocations, self.hooks.events.clone()),
+                ),
                 (self.number, self.mailboxes.clone()),
                 self.health.clone(),
             ));
+            if let Some(Lookups { answered, .. }) = &self.hooks.lookups {
+                worker.waiting.set_answered(answered.clone());
+            }
             worker.start();
             if !tcp_listeners.is_empty() {
                 worker.watch_streams();

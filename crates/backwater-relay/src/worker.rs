@@ -40,6 +40,7 @@ use crate::{
 };
 
 pub(crate) mod lines;
+mod lookup;
 pub(crate) mod mobility;
 pub(crate) mod sessions;
 
@@ -76,6 +77,7 @@ pub(crate) struct Worker {
     mailboxes: Vec<Mailbox>,
     pub(crate) health: Health,
     pub(crate) lines: Lines,
+    pub(crate) waiting: lookup::Waiting,
     pub(crate) streams: Streams,
 }
 
@@ -118,6 +120,7 @@ impl Worker {
             mailboxes,
             health,
             lines,
+            waiting: lookup::Waiting::default(),
             streams,
         }
     }

@@ -78,6 +78,7 @@ impl Relay {
             quotas: Quotas::new(Limits { allocations: 10, ..Limits::default() }, Limits::default(), now),
             reply_limit: Some(Arc::new(ReplyLimit::new(100, now))),
             failure_limit: None,
+            directory: None,
             relayed_ports: ports.clone(),
             nonce_key,
             thread: 0,

@@ -22,8 +22,11 @@ use sha2::Sha256;
 
 use crate::ClientAddr;
 
+mod directory;
 mod hashed;
 
+pub use directory::Directory;
+pub(crate) use directory::Lookup;
 pub use hashed::HashedPassword;
 
 /// Static users, and shared secrets for time-limited credentials.
@@ -206,20 +209,7 @@ impl Credentials {
     }
 
     fn insert(&mut self, username: &str, keys: &HashedPassword) {
-        let origin = next_origin();
-        let identity = |algorithm, key: &[u8]| {
-            Arc::new(Identity {
-                name: username.into(),
-                algorithm,
-                source: Source::User,
-                origin,
-                key: HmacKey::new(key),
-            })
-        };
-        let identities = [
-            Some(identity(Algorithm::Md5, &keys.md5)),
-            keys.sha256.as_ref().map(|key| identity(Algorithm::Sha256, key)),
-        ];
+        let identities = identities_of(username, keys);
         self.md5_only |= keys.sha256.is_none();
         self.hashes.insert(Userhash::new(username, &self.realm).0, username.into());
         self.users.insert(username.into(), identities);
@@ -345,9 +335,20 @@ impl Credentials {
     }
 
     /// What the nonces say: user names may be hashed if every user can be found so.
-    pub(crate) fn features(&self) -> SecurityFeatures {
-        SecurityFeatures { password_algorithms: true, username_anonymity: self.secrets.is_empty() }
+    pub(crate) fn features(&self, has_directory: bool) -> SecurityFeatures {
+        let username_anonymity = self.secrets.is_empty() && !has_directory;
+        SecurityFeatures { password_algorithms: true, username_anonymity }
     }
+}
+
+/// Returns an identity for each algorithm that there is a key of.
+fn identities_of(username: &str, keys: &HashedPassword) -> [Option<Arc<Identity>>; 2] {
+    let origin = next_origin();
+    let identity = |algorithm, key: &[u8]| {
+        let (name, key) = (username.into(), HmacKey::new(key));
+        Arc::new(Identity { name, algorithm, source: Source::User, origin, key })
+    };
+    [Some(identity(Algorithm::Md5, &keys.md5)), keys.sha256.as_ref().map(|key| identity(Algorithm::Sha256, key))]
 }
 
 impl Identity {

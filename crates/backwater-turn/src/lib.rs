@@ -12,7 +12,7 @@
 //! # credentials.add_user("alice", "secret").unwrap();
 //! # let now = Now { instant: Instant::now(), unix: std::time::UNIX_EPOCH.elapsed().unwrap() };
 //! # let mut server = Server::new(Config {
-//! #     credentials: credentials.into(), peers: PeerRules::default(), families: Families { v4: true, v6: false },
+//! #     credentials: credentials.into(), directory: None, peers: PeerRules::default(), families: Families { v4: true, v6: false },
 //! #     max_lifetime: Duration::from_secs(3600),
 //! #     quotas: Quotas::new(Limits::default(), Limits::default(), now.instant),
 //! #     reply_limit: None, failure_limit: None, relayed_ports: Arc::default(), nonce_key: [1; 64], thread: 0,
@@ -52,7 +52,9 @@ mod reply_limit;
 pub mod server;
 
 pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, Protocol, RelayedAddr};
-pub use auth::{AuthFailure, AuthFailureReason, Credentials, CredentialsError, HashedPassword, time_limited_password};
+pub use auth::{
+    AuthFailure, AuthFailureReason, Credentials, CredentialsError, Directory, HashedPassword, time_limited_password,
+};
 pub use failure_limit::FailureLimit;
 pub use peers::{PeerRefused, PeerRules, Subject};
 pub use quota::{Limits, OverQuota, QuotaReason, Quotas};

@@ -106,6 +106,7 @@ impl World {
                 quotas: quotas.clone(),
                 reply_limit: reply_limit.clone(),
                 failure_limit: failure_limit.clone(),
+                directory: None,
                 relayed_ports: Arc::default(),
                 nonce_key: [3; 64],
                 thread,

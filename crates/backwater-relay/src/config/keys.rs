@@ -230,6 +230,10 @@ keys! {
         "N",
         "SIGTERM waits no longer once there are fewer allocations than this, on all threads together [default: 1]",
     );
+    fixed one auth_hook: HookUrl = (
+        "URL",
+        "Whom to ask for the password of a user that is not configured, by a POST in JSON, such as http://127.0.0.1:8080/turn [default: nobody]",
+    );
     fixed one event_hook: HookUrl = (
         "URL",
         "Where to post what becomes of allocations (allocated, refreshed, closed), in JSON, such as http://127.0.0.1:8080/turn [default: nowhere]",

@@ -27,7 +27,7 @@ fn full_queue_drops_and_counts_the_events_that_come() {
         server::{Event, EventKind},
     };
     let counters = Arc::<HookCounters>::default();
-    let (queues, sender) = Queues::new(Some("http://127.0.0.1:1/".parse().unwrap()), &counters);
+    let (sender, events) = events::queue(counters.clone());
     let event = Event {
         kind: EventKind::Made(Duration::from_secs(600)),
         client: ClientAddr("192.0.2.1:1".parse().unwrap()),
@@ -36,7 +36,6 @@ fn full_queue_drops_and_counts_the_events_that_come() {
         relayed: PerFamily::default(),
         created: std::time::Instant::now(),
     };
-    (0..5000).for_each(|_| sender.as_ref().unwrap().send(&event));
-    let (_, events) = queues.events.unwrap();
+    (0..5000).for_each(|_| sender.send(&event));
     assert_eq!((events.len(), counters.dropped.load(Relaxed), counters.events.load(Relaxed)), (4096, 904, 5000));
 }

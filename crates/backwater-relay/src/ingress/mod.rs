@@ -51,6 +51,14 @@ impl Worker {
         Some(Down { now, way })
     }
 
+    /// Returns whether the client can be reached still.
+    pub(crate) fn has_link(&self, link: ClientLink) -> bool {
+        match link {
+            ClientLink::Udp(listener) => self.listeners.get(listener).is_some(),
+            ClientLink::Stream(id) => self.streams.get(id).is_some(),
+        }
+    }
+
     /// Answers a client.
     pub(crate) fn reply(&self, link: ClientLink, to: FiveTuple, reply: Option<&[u8]>) {
         let Some(reply) = reply else { return };

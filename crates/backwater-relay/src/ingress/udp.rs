@@ -95,6 +95,9 @@ impl Worker {
                         runs.push(via, to, fields, place, (1 + alike, payload.len()));
                     }
                     (Action::Forward { .. }, None) => self.counters.count_drop(DropReason::HopLimit, 1),
+                    (Action::Drop(DropReason::Lookup), _) => {
+                        self.handle_later(ClientLink::Udp(index), from, payload);
+                    }
                     (action, _) => self.act(ClientLink::Udp(index), now.instant, from, action, &mut reply),
                 }
                 start += (1 + alike) * payload.len();

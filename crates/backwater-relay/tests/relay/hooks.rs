@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     admin::{get, start_with_admin, until},
-    client::{PATIENCE, channel_data, client, peer},
+    client::{Client, PATIENCE, channel_data, client, peer},
     program::Program,
 };
 
@@ -144,4 +144,115 @@ fn hook_that_does_not_answer_holds_nobody_up() {
     let (code, lines) = relay.terminate_and_read();
     let left = lines.iter().find(|line| line["message"].as_str().unwrap().contains("before all events are delivered"));
     assert_eq!((code, &left.expect("a line")["events"]), (Some(0), &40.into()), "{lines:?}");
+}
+
+/// A hook that knows alice, whose password is in the answer, and hashed, whose keys are.
+fn who(body: &Value) -> (u16, String) {
+    let keys = backwater_turn::HashedPassword::new("hashed", "backwater", "secret").unwrap();
+    match body["user"].as_str().unwrap() {
+        "alice" => (200, r#"{"password":"secret","ttl":1}"#.to_owned()),
+        "hashed" => (200, format!("{{\"keys\":\"{keys}\",\"more\":1}}")),
+        "broken" => (200, r#"{"password":5}"#.to_owned()),
+        "failing" => (500, String::new()),
+        _ => (404, String::new()),
+    }
+}
+
+/// Starts a relay without users of its own, but that hook.
+fn start_with_auth(url: &str, more: &[&str]) -> (backwater_relay::Relay, SocketAddr) {
+    let base = [
+        "relay",
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--allow-peer",
+        "127.0.0.0/8",
+        "--auth-hook",
+        url,
+    ];
+    let args = base.iter().chain(more).copied();
+    let matches = backwater_relay::Arguments::command().try_get_matches_from(args).unwrap();
+    let config = backwater_relay::Config::new(&backwater_relay::Arguments::read(&matches, []).unwrap()).unwrap();
+    let relay = backwater_relay::Relay::start(&config).unwrap();
+    let admin = relay.admin_addr().unwrap();
+    (relay, admin)
+}
+
+fn user(relay: &backwater_relay::Relay, name: &str) -> Client {
+    Client::new(relay.local_addrs()[0], name, "secret", "backwater")
+}
+
+/// No client sends a request twice here: the first one is answered.
+#[test]
+fn users_of_the_hook_allocate_and_others_do_not() {
+    let (addr, requests) = serve(who);
+    let url = format!("http://{addr}/turn?token=a");
+    let (mut relay, admin) = start_with_auth(&url, &["--threads", "2", "--user", "bob:secret"]);
+    for name in ["alice", "hashed"] {
+        let mut client = user(&relay, name);
+        client.allocate();
+        let (head, body) = requests.recv_timeout(PATIENCE).unwrap();
+        assert!(head.starts_with("POST /turn?token=a HTTP/1.1\r\n"), "{head}");
+        assert_eq!(body, serde_json::json!({ "user": name, "realm": "backwater" }));
+        client.request(Method::REFRESH, &|_| ()).unwrap();
+    }
+    for name in ["broken", "failing", "nobody"] {
+        assert_eq!(user(&relay, name).try_allocate(&|_| ()).unwrap_err(), 401, "{name}");
+    }
+    let mut wrong = Client::new(relay.local_addrs()[0], "hashed", "guess", "backwater");
+    assert_eq!(wrong.try_allocate(&|_| ()).unwrap_err(), 401);
+    (0..20).for_each(|_| drop(user(&relay, "hashed").try_allocate(&|_| ()).unwrap()));
+    user(&relay, "bob").allocate();
+    assert_eq!(metric(admin, "failed_lookups"), 2);
+    // An answer to alice was good for a second; nobody else is asked about twice.
+    let asked: Vec<_> = std::iter::from_fn(|| requests.try_recv().ok()).map(|(_, body)| body["user"].clone()).collect();
+    for name in ["hashed", "bob"] {
+        assert!(!asked.contains(&name.into()), "{asked:?}");
+    }
+    assert_eq!(
+        ["broken", "failing", "nobody"].map(|name| asked.iter().filter(|user| **user == name).count()),
+        [1, 1, 1]
+    );
+    relay.stop(Duration::ZERO);
+}
+
+/// A user who is taken away there cannot refresh once the answer is good no longer.
+#[test]
+fn user_whom_the_hook_forgets_cannot_refresh() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let (addr, _requests) = serve(move |body| match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => who(body),
+        _ => (404, String::new()),
+    });
+    let (mut relay, _) = start_with_auth(&format!("http://{addr}/"), &[]);
+    let mut client = user(&relay, "alice");
+    client.allocate();
+    until("it is refused", || client.request(Method::REFRESH, &|_| ()).is_err_and(|code| code == 401));
+    relay.stop(Duration::ZERO);
+}
+
+/// A hook that says nothing costs its users an answer, and nobody else anything.
+#[test]
+fn silent_auth_hook_is_a_refusal_and_holds_nobody_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", silent.local_addr().unwrap());
+    let (mut relay, admin) = start_with_auth(&url, &["--threads", "1", "--user", "bob:secret"]);
+    let mut waits = user(&relay, "alice");
+    let refused = std::thread::spawn(move || waits.try_allocate(&|_| ()).unwrap_err());
+    until("the hook is asked", || {
+        silent.set_nonblocking(true).unwrap();
+        silent.accept().map(std::mem::forget).is_ok()
+    });
+    let mut bob = user(&relay, "bob");
+    bob.allocate();
+    let (peer, addr) = peer();
+    bob.bind_channel(0x4000, addr).unwrap();
+    for _ in 0..100 {
+        bob.socket.send(&channel_data(0x4000, b"up")).unwrap();
+        peer.recv(&mut [0; 10]).unwrap();
+    }
+    assert_eq!(refused.join().unwrap(), 401);
+    assert_eq!((metric(admin, "lookups"), metric(admin, "failed_lookups")), (1, 1));
+    relay.stop(Duration::ZERO);
 }

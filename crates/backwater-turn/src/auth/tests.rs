@@ -56,7 +56,7 @@ fn time_limited_password_is_made_from_the_secret() {
     }
     assert_eq!(count("alice"), 0);
     assert_eq!(count(""), 0);
-    assert!(!c.features().username_anonymity);
+    assert!(!c.features(false).username_anonymity);
     // printf 1433895918:1 | openssl dgst -sha1 -hmac north -binary | base64
     assert_eq!(time_limited_password("north", "1433895918:1"), "FVvRuEpfqU2aWPC2GTK78NIG77I=");
     // The same with -sha256.
@@ -73,7 +73,7 @@ fn static_users_are_found_by_name_and_by_hash_and_share_their_keys() {
     assert_eq!(of(Algorithm::Sha256).algorithm, Algorithm::Sha256);
     assert_eq!(c.by_hash(&Userhash::new("alice", "example.org")), Some("alice"));
     assert_eq!(c.by_hash(&Userhash::new("bob", "example.org")), None);
-    assert!(c.features().username_anonymity);
+    assert!(c.features(false).username_anonymity);
     assert!(size_of::<Identity>() <= 128);
 }
 

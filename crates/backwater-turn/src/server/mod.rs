@@ -51,8 +51,8 @@ pub use mobility::{DetachedAllocation, HandoverRequest};
 pub use sessions::Session;
 
 use crate::{
-    AuthFailure, Credentials, FailureLimit, Families, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused, PeerRules,
-    PerFamily, Quotas, RelayedAddr, RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
+    AuthFailure, Credentials, Directory, FailureLimit, Families, FiveTuple, Now, OverQuota, PeerAddr, PeerRefused,
+    PeerRules, PerFamily, Quotas, RelayedAddr, RelayedPorts, ReplyLimit, auth::Nonces, random::TransactionIds,
 };
 
 /// The longest reply in bytes: IPv6's minimum MTU (RFC 8200 §5) less its headers, so that no reply is fragmented.
@@ -66,6 +66,8 @@ pub const RESERVED_FOR: Duration = Duration::from_secs(30);
 pub struct Config {
     /// The users, who may allocate. Shared by the servers of a relay.
     pub credentials: Arc<Credentials>,
+    /// Who knows other users. Shared by the servers of a relay. `None`: nobody.
+    pub directory: Option<Arc<Directory>>,
     /// The peers that users may reach.
     pub peers: PeerRules,
     /// The address families that the server relays.
@@ -229,6 +231,8 @@ drop_reasons! {
     Icmp "icmp",
     /// A copy of a request whose response is not written yet.
     InProgress "in_progress",
+    /// A request of a user whom [`Config::directory`] has been asked about.
+    Lookup "lookup",
     /// A request from one of the relay's own relayed addresses.
     Loop "loop",
     /// The limit of bytes per second is reached, the user's or the relay's.
@@ -293,7 +297,7 @@ impl Server {
     /// Makes a server without allocations.
     pub fn new(config: Config) -> Self {
         Self {
-            nonces: Nonces::new(&config.nonce_key, config.credentials.features()),
+            nonces: Nonces::new(&config.nonce_key, config.credentials.features(config.directory.is_some())),
             metered: config.quotas.is_metered(),
             review: None,
             refuses_new: false,

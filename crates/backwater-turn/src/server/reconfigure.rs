@@ -8,10 +8,10 @@ impl Server {
     ///
     /// A user whose password is gone or another one gets 401 from now on, and the user's allocations end with their lifetime. Permissions
     /// and channels of peers that the new rules refuse end in [`review`](Self::review), which the caller calls until it returns false. Limits
-    /// hold for what is new. `families`, `quotas`, `relayed_ports`, `nonce_key` and `thread` must be those of the old configuration
+    /// hold for what is new. `families`, `directory`, `quotas`, `relayed_ports`, `nonce_key` and `thread` must be those of the old configuration
     /// ([`Quotas::set_limits`](crate::Quotas::set_limits) changes limits).
     pub fn reconfigure(&mut self, config: Config) {
-        self.nonces = Nonces::new(&config.nonce_key, config.credentials.features());
+        self.nonces = Nonces::new(&config.nonce_key, config.credentials.features(config.directory.is_some()));
         self.metered = config.quotas.is_metered();
         self.review = Some(0);
         self.config = config;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     AuthFailure, AuthFailureReason, Families, FiveTuple, Now, PeerAddr, PeerRules, QuotaReason, ReplyLimit,
-    auth::{Algorithm, Identity, NonceCheck},
+    auth::{Algorithm, Identity, Lookup, NonceCheck},
 };
 
 /// The lifetime of an allocation unless the client asks for more (RFC 8656 §3.2).
@@ -188,7 +188,8 @@ impl Server {
             let verified = if credentials.has(known) {
                 verify(known.clone())
             } else {
-                credentials.identities(name, algorithm, Duration::ZERO).find_map(verify)
+                let elsewhere = self.config.directory.as_ref().and_then(|d| d.known(name, algorithm, now.instant));
+                credentials.identities(name, algorithm, Duration::ZERO).chain(elsewhere).find_map(verify)
             };
             if let Some(result) = verified {
                 return result;
@@ -202,11 +203,22 @@ impl Server {
             return Err(failed(AuthFailureReason::WrongRealm));
         }
         let mut reason = credentials.why_nobody(name, now.unix);
+        let mut known = false;
         for user in credentials.identities(name, algorithm, now.unix) {
             if let Some(result) = verify(user) {
                 return result;
             }
-            reason = AuthFailureReason::WrongPassword;
+            (reason, known) = (AuthFailureReason::WrongPassword, true);
+        }
+        if let Some(directory) = self.config.directory.as_ref().filter(|_| !known && !name.is_empty()) {
+            match directory.find(name, algorithm, from.client.0.ip(), now.instant) {
+                Lookup::Asked => return Err(DropReason::Lookup.into()),
+                Lookup::User(user) => match verify(user) {
+                    Some(result) => return result,
+                    None => reason = AuthFailureReason::WrongPassword,
+                },
+                Lookup::Nobody => {}
+            }
         }
         Err(failed(reason))
     }

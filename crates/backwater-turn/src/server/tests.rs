@@ -82,6 +82,7 @@ impl Bench {
             quotas: Quotas::new(user, total, now.instant),
             reply_limit: Some(Arc::new(ReplyLimit::new(100, now.instant))),
             failure_limit: None,
+            directory: None,
             relayed_ports: Arc::default(),
             nonce_key: [1; 64],
             thread,

@@ -507,6 +507,7 @@ fn server(now: Now, key: u8) -> Server {
         quotas: Quotas::new(Limits::default(), Limits::default(), now.instant),
         reply_limit: None,
         failure_limit: None,
+        directory: None,
         relayed_ports: Default::default(),
         nonce_key: [key; 64],
         thread: 0,

@@ -173,6 +173,7 @@ impl World {
             ),
             reply_limit: None,
             failure_limit: None,
+            directory: None,
             relayed_ports: Default::default(),
             nonce_key: [random.below(256) as u8; 64],
             thread: 0,

@@ -165,7 +165,7 @@ impl Streams {
         self.connections.borrow().values().all(|connection| connection.is_idle())
     }
 
-    fn get(&self, id: StreamId) -> Option<Rc<Connection>> {
+    pub(super) fn get(&self, id: StreamId) -> Option<Rc<Connection>> {
         self.connections.borrow().get(&id).cloned()
     }
 
@@ -458,6 +458,8 @@ impl Worker {
             if let Action::Forward { via, to, ref range, dont_fragment } = action {
                 let fields = if dont_fragment { Fields::OWN.dont_fragment() } else { Fields::OWN };
                 runs.push(via, to, fields, Place::new(0, at + range.start, range.len()), (1, 0));
+            } else if action == Action::Drop(DropReason::Lookup) {
+                self.handle_later(ClientLink::Stream(connection.id), from, frame);
             } else {
                 self.act(ClientLink::Stream(connection.id), now.instant, from, action, &mut reply);
             }

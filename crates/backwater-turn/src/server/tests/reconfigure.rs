@@ -1,6 +1,7 @@
 //! A new configuration while there are allocations.
 
 use super::*;
+use crate::HashedPassword;
 
 /// Changes what this says, and judges all permissions.
 fn change(b: &mut Bench, change: impl FnOnce(&mut Config)) {
@@ -189,4 +190,47 @@ fn permissions_of_many_allocations_are_judged_a_few_at_a_time() {
     }
     assert_eq!((counts[0], left(&b)), (200, 0));
     assert!(counts.windows(2).all(|pair| pair[0] - pair[1] <= 20), "{counts:?}");
+}
+
+/// A user whom somebody else knows: asked about once, for as long as the answer is good.
+#[test]
+fn user_of_a_directory_authenticates_once_the_answer_is_there() {
+    use std::sync::Mutex;
+    let mut b = Bench::new();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let list = asked.clone();
+    let ask = move |name: &str| {
+        list.lock().unwrap().push(name.to_owned());
+        true
+    };
+    let directory = Arc::new(Directory::new(b.now.instant, ask));
+    let keys = HashedPassword::new("alice", REALM, "secret").unwrap();
+    change(&mut b, |config| {
+        config.credentials = credentials(&[("bob", "secret")], &[]);
+        config.directory = Some(directory.clone());
+    });
+    let allocate = b.signed(CLIENT, "alice", Method::ALLOCATE, &udp);
+    for _ in 0..3 {
+        assert_eq!(b.bytes(CLIENT, &allocate).0, Action::Drop(DropReason::Lookup));
+    }
+    assert_eq!(*asked.lock().unwrap(), ["alice"]);
+    let good_until = b.now.instant + Duration::from_secs(60);
+    directory.answer("alice", Some(&keys), good_until);
+    let Action::Bind(bind) = b.bytes(CLIENT, &allocate).0 else { panic!() };
+    b.server.bound(b.now.instant, bind.id, relayed(RELAYED, None), &mut [0; MAX_REPLY]);
+    assert_eq!(code(&refresh(&mut b).1, true), 0);
+    let bob = b.signed("192.0.2.1:2", "bob", Method::ALLOCATE, &udp);
+    assert!(matches!(b.bytes("192.0.2.1:2", &bob).0, Action::Bind(_)), "he needs no answer");
+
+    b.pass(60);
+    assert_eq!(refresh(&mut b).0, Action::Drop(DropReason::Lookup), "it is asked for again");
+    directory.answer("alice", Some(&keys), b.now.instant + Duration::from_secs(60));
+    assert_eq!(code(&refresh(&mut b).1, true), 0);
+    b.pass(60);
+    refresh(&mut b);
+    directory.answer("alice", None, b.now.instant + Duration::from_secs(10));
+    assert!(
+        matches!(refresh(&mut b).0, Action::Unauthenticated(failure) if failure.reason == AuthFailureReason::UnknownUser)
+    );
+    assert_eq!(*asked.lock().unwrap(), ["alice"; 3]);
 }
