@@ -1,4 +1,18 @@
 //! The system side: the TUN device, its addresses, routes and rules, and what changes in the network.
+//!
+//! # What a system's file has
+//!
+//! One of the files below this module is the system's, chosen here alone. It has:
+//! - **`Link`**, the device. `open` makes it and sets it up as a configuration says, or leaves nothing behind; `close` and dropping remove it
+//!   with its addresses, routes and rules. `try_read` and `try_write` deal in one packet, never block, and say `WouldBlock`;
+//!   `poll_readable` wakes the task. With `has_offload` each packet begins with a `virtio_net_hdr`. `route_mtu`, `dropped` and
+//!   `queue_len` are `Unsupported` where the system does not tell.
+//! - **`Monitor`**, from `Link::monitor`: `poll_change` is ready when another device, an address or a route may have changed, and may be ready
+//!   without.
+//! - **`Suspended`**: `check` returns for how long the system has slept since the last call.
+//! - **`GRANT`**: what a program without permission is to be granted, as a clause.
+//!
+//! What only Linux has (another mark, an MTU that `ip` sets, `open_bare`) is used by what only Linux has, `uapi`.
 
 use std::io;
 

@@ -13,16 +13,16 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Sleep,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 #[cfg(target_os = "linux")]
 use crate::uapi;
 use crate::{
     config::Config,
     device::{Link, Monitor, Suspended},
-    engine::{Engine, Event, Offload, Received, packet::virtio, peer::name_of},
+    engine::{Engine, Offload, Received, packet::virtio},
     io::{
-        names,
+        events,
         sockets::{self, Sockets},
         yield_budget::YieldBudget,
     },
@@ -45,9 +45,6 @@ const SHORT_BYTES: usize = READS * 1000;
 /// At the end, what is held is sent for so long.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Between two tries to bind sockets anew.
-const RETRY: Duration = Duration::from_secs(5);
-
 /// The tunnel at work.
 pub(crate) struct EventLoop {
     pub(super) name: String,
@@ -55,7 +52,7 @@ pub(crate) struct EventLoop {
     pub(super) engine: Engine,
     pub(super) link: Link,
     pub(super) monitor: Monitor,
-    suspended: Suspended,
+    pub(super) suspended: Suspended,
     pub(super) sockets: Sockets,
     pub(super) options: sockets::Options,
     pub(super) notices: Notices,
@@ -64,11 +61,11 @@ pub(crate) struct EventLoop {
     queries: mpsc::Receiver<oneshot::Sender<Status>>,
     #[cfg(target_os = "linux")]
     pub(super) requests: mpsc::Receiver<uapi::Request>,
-    pub(super) resolved: (mpsc::Sender<names::Resolved>, mpsc::Receiver<names::Resolved>),
+    pub(super) resolved: (mpsc::Sender<events::Resolved>, mpsc::Receiver<events::Resolved>),
     timer: Pin<Box<Sleep>>,
-    rebound: Instant,
+    pub(super) rebound: Instant,
     /// A socket has failed.
-    broken: bool,
+    pub(super) broken: bool,
 }
 
 impl EventLoop {
@@ -186,7 +183,7 @@ impl EventLoop {
     }
 
     /// Takes what has arrived. Returns whether there may be more.
-    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+    pub(super) fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut more = false;
         for v6 in [false, true] {
             for turn in 1..=RECEIVES {
@@ -291,70 +288,6 @@ impl EventLoop {
             }
         }
         sockets.poll_data(cx, |peer, outcome| engine.handle_held(Instant::now(), peer, outcome));
-    }
-
-    fn handle_events(&mut self, now: Instant) {
-        let mut fits = true;
-        while let Some(event) = self.engine.poll_event(now) {
-            match event {
-                Event::Resolve { public_key, name, port } => self.resolve(public_key, name, port),
-                Event::Unresolved { peer, name, error } => {
-                    self.tell(peer, |key| format!("peer {key}: the name {name} does not resolve: {error}"));
-                }
-                Event::NoAnswer { peer, endpoint } => self.tell(peer, |key| {
-                    format!(
-                        "peer {key} at {endpoint} does not answer: UDP is blocked, a key is wrong, or nobody is there"
-                    )
-                }),
-                Event::NewRoute { peer, route } => {
-                    self.look_up_route(peer, route);
-                    fits = false;
-                }
-            }
-        }
-        if !fits {
-            self.fit_mtu(now);
-        }
-    }
-
-    /// Tells the operator something about a peer, whose name is its key.
-    fn tell(&mut self, peer: usize, line: impl FnOnce(&str) -> String) {
-        if let Some(peer) = self.engine.peers().find(|other| other.number() == peer) {
-            self.notices.tell(&line(&name_of(&peer.public_key)));
-        }
-    }
-
-    /// Looks, with each tick, whether the sockets are good.
-    fn check_sockets(&mut self, now: Instant) {
-        let waited = now.saturating_duration_since(self.rebound) >= RETRY;
-        if let Some(slept) = self.suspended.check() {
-            info!(seconds = slept.as_secs(), "the system was suspended");
-            self.rebind(now);
-            self.engine.handle_new_network(now, Some(slept));
-        } else if waited && (self.broken || !self.sockets.is_bound() || self.sockets.is_stuck()) {
-            warn!("the path takes nothing: binding anew");
-            self.rebind(now);
-            self.engine.handle_new_network(now, None);
-        }
-        self.set_fragmentation(now);
-        self.size_send_buffers(now);
-    }
-
-    /// Takes what has arrived already, for a bounded time, before sockets are closed.
-    pub(super) fn receive_the_last(&mut self, now: Instant) {
-        self.receive(&mut Context::from_waker(std::task::Waker::noop()), now);
-    }
-
-    /// Begins with new sockets.
-    pub(super) fn rebind(&mut self, now: Instant) {
-        (self.rebound, self.broken) = (now, false);
-        self.receive_the_last(now);
-        let port = self.sockets.close();
-        self.engine.handle_closed_sockets();
-        if let Err(error) = self.sockets.rebind(port) {
-            warn!(%error, "no socket can be bound");
-        }
-        self.set_fragmentation(now);
     }
 }
 

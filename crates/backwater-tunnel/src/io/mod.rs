@@ -3,8 +3,8 @@
 #[cfg(target_os = "linux")]
 mod configure;
 pub(crate) mod event_loop;
-mod names;
-mod routes;
+mod events;
+mod network;
 mod show;
 pub(crate) mod sockets;
 mod yield_budget;

@@ -1,6 +1,9 @@
-//! This host's network: the routes to the peers, their MTUs, and what follows for the device and the sockets.
+//! This host's network: the sockets, the routes to the peers, their MTUs, and what follows for the device and the sockets.
 
-use std::time::Instant;
+use std::{
+    task::{Context, Waker},
+    time::{Duration, Instant},
+};
 
 use backwater_udp::{Fragmentation, IcmpError, IcmpKind};
 use tracing::{debug, info, warn};
@@ -10,6 +13,9 @@ use crate::{
     device::{self, Change},
     engine::{Route, peer::name_of},
 };
+
+/// Between two tries to bind sockets anew.
+const RETRY: Duration = Duration::from_secs(5);
 
 impl EventLoop {
     /// Follows a change of the network. It is also told of where nothing is different, as by a router that advertises itself again.
@@ -31,6 +37,39 @@ impl EventLoop {
         if moved || change.link {
             self.engine.handle_new_network(now, None);
         }
+    }
+
+    /// Looks, with each tick, whether the sockets are good.
+    pub(super) fn check_sockets(&mut self, now: Instant) {
+        let waited = now.saturating_duration_since(self.rebound) >= RETRY;
+        if let Some(slept) = self.suspended.check() {
+            info!(seconds = slept.as_secs(), "the system was suspended");
+            self.rebind(now);
+            self.engine.handle_new_network(now, Some(slept));
+        } else if waited && (self.broken || !self.sockets.is_bound() || self.sockets.is_stuck()) {
+            warn!("the path takes nothing: binding anew");
+            self.rebind(now);
+            self.engine.handle_new_network(now, None);
+        }
+        self.set_fragmentation(now);
+        self.size_send_buffers(now);
+    }
+
+    /// Takes what has arrived already, for a bounded time, before sockets are closed.
+    pub(super) fn receive_the_last(&mut self, now: Instant) {
+        self.receive(&mut Context::from_waker(Waker::noop()), now);
+    }
+
+    /// Begins with new sockets.
+    pub(super) fn rebind(&mut self, now: Instant) {
+        (self.rebound, self.broken) = (now, false);
+        self.receive_the_last(now);
+        let port = self.sockets.close();
+        self.engine.handle_closed_sockets();
+        if let Err(error) = self.sockets.rebind(port) {
+            warn!(%error, "no socket can be bound");
+        }
+        self.set_fragmentation(now);
     }
 
     /// Looks up the MTUs of the routes to all peers, and fits the device's to them.
