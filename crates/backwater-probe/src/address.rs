@@ -19,12 +19,14 @@ pub(crate) struct ServerAddress {
     port: u16,
 }
 
-/// A TURN server to check: as [`ServerAddress`], over UDP and TCP or over the one that the URI names.
+/// A TURN server to check: as [`ServerAddress`], over UDP and TCP or over what the URI names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CheckAddress {
     pub(crate) text: String,
     pub(crate) server: ServerAddress,
+    /// Without TLS.
     pub(crate) protocols: Vec<Protocol>,
+    pub(crate) tls: bool,
 }
 
 /// An address that cannot be resolved. It is the user's mistake, like a wrong flag.
@@ -33,6 +35,11 @@ pub(crate) struct CheckAddress {
 pub(crate) struct Unresolvable(pub(crate) String);
 
 impl ServerAddress {
+    /// The name or the IP address.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Resolves the name with the system's resolver. Returns the first address.
     pub(crate) fn resolve(&self) -> Result<SocketAddr, Unresolvable> {
         let found = (self.host.as_str(), self.port).to_socket_addrs().ok().and_then(|mut found| found.next());
@@ -67,17 +74,21 @@ impl FromStr for CheckAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (bare, protocols) = match Uri::parse(text) {
-            Ok(Uri { scheme: Scheme::Turns | Scheme::Stuns, .. }) => {
-                return Err("TLS is not checked yet: expected turn:HOST[:PORT]".to_owned());
+        let (bare, protocols, tls) = match Uri::parse(text) {
+            Ok(Uri { scheme: Scheme::Turns, transport: Some(Transport::Udp), .. }) => {
+                return Err("TURN over DTLS is not checked: expected turns:HOST[:PORT]".to_owned());
+            }
+            Ok(uri @ Uri { scheme: Scheme::Turns, transport: None | Some(Transport::Tcp), .. }) => {
+                let port = Some(uri.port_or_default());
+                (Uri { scheme: Scheme::Turn, port, transport: None, ..uri }.to_string(), vec![], true)
             }
             Ok(uri @ Uri { transport: Some(Transport::Tcp), .. }) => {
-                (Uri { transport: None, ..uri }.to_string(), vec![Protocol::Tcp])
+                (Uri { transport: None, ..uri }.to_string(), vec![Protocol::Tcp], false)
             }
-            Ok(Uri { transport: Some(Transport::Udp), .. }) => (text.to_owned(), vec![Protocol::Udp]),
-            Ok(_) | Err(_) => (text.to_owned(), vec![Protocol::Udp, Protocol::Tcp]),
+            Ok(Uri { transport: Some(Transport::Udp), .. }) => (text.to_owned(), vec![Protocol::Udp], false),
+            Ok(_) | Err(_) => (text.to_owned(), vec![Protocol::Udp, Protocol::Tcp], false),
         };
-        Ok(Self { text: text.to_owned(), server: bare.parse()?, protocols })
+        Ok(Self { text: text.to_owned(), server: bare.parse()?, protocols, tls })
     }
 }
 
@@ -180,9 +191,11 @@ mod tests {
         ] {
             let address = text.parse::<CheckAddress>().unwrap();
             assert_eq!((address.server.to_string(), address.protocols), (server.to_owned(), protocols), "{text}");
-            assert_eq!(address.text, text);
+            assert_eq!((&*address.text, address.tls), (text, false));
         }
-        for bad in ["turns:192.0.2.1", "stun:192.0.2.1", "turn:192.0.2.1?transport=sctp", "turn:"] {
+        let address = "turns:turn.example.org".parse::<CheckAddress>().unwrap();
+        assert_eq!((address.server.to_string(), address.tls), ("turn.example.org:5349".to_owned(), true));
+        for bad in ["turns:192.0.2.1?transport=udp", "stun:192.0.2.1", "turn:192.0.2.1?transport=sctp", "turn:"] {
             assert!(bad.parse::<CheckAddress>().is_err(), "{bad}");
         }
     }

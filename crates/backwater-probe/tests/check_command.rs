@@ -61,13 +61,18 @@ mod coturn {
 
     impl Coturn {
         fn start(more: &str) -> Self {
-            let args = "-n --no-tls --no-dtls -L 127.0.0.1 -p 3478 --min-port 40000 --max-port 40999 -r example.org \
+            Self::with(&format!("--no-tls --no-dtls {more}"), 3478)
+        }
+
+        /// Starts it, and waits until it listens on this port.
+        fn with(more: &str, port: u16) -> Self {
+            let args = "-n -L 127.0.0.1 -p 3478 --min-port 40000 --max-port 40999 -r example.org \
                         --lt-cred-mech -u alice:secret --no-cli --pidfile /dev/null --log-file /dev/null";
             let mut command = Command::new("turnserver");
             command.args(args.split_whitespace()).args(more.split_whitespace());
             let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             let patience = Instant::now() + Duration::from_secs(60);
-            while std::net::TcpStream::connect("127.0.0.1:3478").is_err() {
+            while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
                 assert!(Instant::now() < patience, "coturn does not listen");
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -110,6 +115,44 @@ mod coturn {
             assert!(out.status.success() && text.contains("\nTCP\n") && !text.contains("\nUDP\n"), "{text}");
             assert!(text.ends_with("This server works from here, over TCP.\n"), "{text}");
         });
+    }
+
+    #[test]
+    fn coturn_works_over_tls_if_its_certificate_is_trusted() {
+        with_coturn("coturn::coturn_works_over_tls_if_its_certificate_is_trusted", || {
+            let directory = std::env::temp_dir().join(format!("backwater-check-{}", std::process::id()));
+            std::fs::create_dir_all(&directory).unwrap();
+            let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
+            let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+            std::fs::write(&certificate, pem("CERTIFICATE", made.cert.der())).unwrap();
+            std::fs::write(&key, pem("PRIVATE KEY", &made.signing_key.serialize_der())).unwrap();
+            let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+            let coturn = Coturn::with(&format!("--allow-loopback-peers --cert {certificate} --pkey {key}"), 5349);
+            let user = ["turns:127.0.0.1", "--user", "alice:secret"];
+            let (trusted, code) = report(&[&user[..], &["--ca", certificate]].concat());
+            assert_eq!((code, outcomes(&trusted, "tls")), (Some(0), "yyyyyy".to_owned()), "{trusted}");
+            assert_eq!(trusted["transports"].as_array().unwrap().len(), 1);
+            let (distrusted, code) = report(&user);
+            assert_eq!((code, outcomes(&distrusted, "tls")), (Some(1), "n-----".to_owned()), "{distrusted}");
+            assert!(failures(&distrusted).contains("issued by an authority that this system trusts"), "{distrusted}");
+            drop(coturn);
+            std::fs::remove_dir_all(&directory).unwrap();
+        });
+    }
+
+    /// The encoding of RFC 7468.
+    fn pem(label: &str, der: &[u8]) -> String {
+        let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let encode = |chunk: &[u8]| {
+            let mut bytes = [0; 3];
+            bytes[..chunk.len()].copy_from_slice(chunk);
+            let bits = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]);
+            let digit =
+                |n: usize| if n <= chunk.len() { alphabet[(bits >> (18 - 6 * n) & 63) as usize] as char } else { '=' };
+            (0..4).map(digit).collect::<String>()
+        };
+        let text: Vec<String> = der.chunks(48).map(|line| line.chunks(3).map(encode).collect()).collect();
+        format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", text.join("\n"))
     }
 
     #[test]
@@ -158,10 +201,12 @@ fn server_that_closes_the_connection_or_does_not_speak_turn_is_no_hang() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
-        let mut greeting = Some(b"220 mail.example.org ESMTP\r\n");
-        for stream in listener.incoming() {
-            if let Some(greeting) = greeting.take() {
-                let _ = std::io::Write::write_all(&mut stream.unwrap(), greeting);
+        for (number, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            if number % 2 == 0 {
+                let _ = std::io::Write::write_all(&mut stream, b"220 mail.example.org ESMTP\r\n");
+                // Until the client has left.
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
             }
         }
     });
@@ -170,12 +215,18 @@ fn server_that_closes_the_connection_or_does_not_speak_turn_is_no_hang() {
         assert_eq!((code, outcomes(&report, "tcp")), (Some(1), "yn----".to_owned()), "{report}");
         failures(&report);
     }
+    for _ in 0..2 {
+        let (report, code) = report(&[&format!("turns:{address}"), "--user", "alice:secret"]);
+        assert_eq!((code, outcomes(&report, "tls")), (Some(1), "n-----".to_owned()), "{report}");
+        failures(&report);
+    }
 }
 
 #[test]
 fn mistakes_of_the_command_line_exit_with_two() {
     for (arguments, want) in [
-        (&["turns:turn.example.org"][..], "TLS is not checked yet"),
+        (&["turns:turn.example.org?transport=udp"][..], "TURN over DTLS is not checked"),
+        (&["turns:127.0.0.1", "--ca", "/nowhere.pem"], "/nowhere.pem: "),
         (&["turn:host.invalid"], "no host that can be found"),
         (&["127.0.0.1", "--user", "alice"], "expected NAME:PASSWORD"),
         (&["127.0.0.1", "--user", ":x"], "a user name has 1 to 509 bytes"),

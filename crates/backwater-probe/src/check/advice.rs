@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use backwater_stun::Code;
-use backwater_turn::{PeerRules, Protocol};
+use backwater_turn::PeerRules;
 
 pub(super) const UNANSWERED: &str = "Try again in a minute: servers ignore a client for a while that has sent too many requests or wrong \
     passwords. If it stays so, the program on this port may be a STUN server, which answers questions but relays nothing, or a \
@@ -13,8 +13,8 @@ pub(super) const DATA: &str = "The server accepts everything and relays nothing.
     the ports that it relays from must be open for UDP, in both directions.";
 
 /// Returns the advice for a server that cannot be reached. `error`: what the system says, if it says anything.
-pub(super) fn of_connection(protocol: Protocol, error: Option<&io::Error>) -> Option<String> {
-    let name = protocol.name().to_uppercase();
+pub(super) fn of_connection(transport: &str, error: Option<&io::Error>) -> Option<String> {
+    let name = transport.to_uppercase();
     let advice = match error.map(io::Error::kind) {
         Some(io::ErrorKind::ConnectionRefused) => format!(
             "The host is there, and no program listens on this port for {name}. Check the port, and whether the server runs and \
@@ -29,6 +29,12 @@ pub(super) fn of_connection(protocol: Protocol, error: Option<&io::Error>) -> Op
         }
         Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
             "The server has closed the connection. It may expect TLS on this port (turns:), or not be a TURN server.".to_owned()
+        }
+        Some(io::ErrorKind::InvalidData) if transport == "tls" => {
+            "If it is about the certificate: programs refuse this server too. The certificate must be valid now, for the name that programs \
+             use, and issued by an authority that this system trusts (--ca FILE trusts another one for this check). Else the program on this \
+             port does not speak TLS."
+                .to_owned()
         }
         Some(io::ErrorKind::InvalidData) => "The program on this port does not speak TURN. Check the port.".to_owned(),
         Some(_) | None => format!(

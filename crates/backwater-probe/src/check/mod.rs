@@ -7,6 +7,7 @@ mod advice;
 mod exchange;
 mod session;
 mod text;
+mod tls;
 
 use std::{
     io,
@@ -23,6 +24,7 @@ use serde::Serialize;
 use tokio::{net::UdpSocket, time::timeout};
 
 pub use exchange::Exchanged;
+pub use tls::Trust;
 
 use advice::{of_connection, of_refusal};
 use exchange::{Peer, exchange};
@@ -36,6 +38,17 @@ const ICMP: Duration = Duration::from_secs(1);
 
 /// How often a peer's first datagram is sent, and the wait after each.
 const TRIES: (u32, Duration) = (5, Duration::from_millis(400));
+
+/// What carries messages to the server.
+#[derive(Clone, Debug)]
+pub enum Transport {
+    /// UDP.
+    Udp,
+    /// TCP.
+    Tcp,
+    /// TLS over TCP.
+    Tls(Trust),
+}
 
 /// The result of a check.
 #[derive(Debug, Serialize)]
@@ -57,7 +70,7 @@ pub struct Report {
 /// The steps of one transport.
 #[derive(Debug, Serialize)]
 pub struct TransportReport {
-    /// `udp` or `tcp`.
+    /// `udp`, `tcp` or `tls`.
     pub transport: &'static str,
     /// The steps, in their order.
     pub steps: Vec<Step>,
@@ -123,34 +136,52 @@ pub enum NatKind {
     Unknown,
 }
 
-/// Checks a server over each of `protocols`. `name` is the server as the user wrote it. Without a credential, only whether it can be reached.
+/// Checks a server over each of `transports`. `name` is the server as the user wrote it. Without a credential, only whether it can be reached.
 ///
 /// # Errors
 /// This host has no sockets left.
 pub async fn check(
     name: &str,
     server: SocketAddr,
-    protocols: &[Protocol],
+    transports: &[Transport],
     credential: Option<&Credential>,
 ) -> io::Result<Report> {
-    let (mut transports, mut nat) = (Vec::new(), Nat::default());
-    for &protocol in protocols {
-        let mut check = Check::new(server, protocol);
+    let (mut reports, mut nat) = (Vec::new(), Nat::default());
+    for transport in transports {
+        let mut check = Check::new(server, transport);
         // What went wrong is in the steps.
         let _ = check.run(credential).await;
         nat = if check.nat.kind == NatKind::Unknown { nat } else { check.nat };
-        transports.push(check.report());
+        reports.push(check.report());
     }
     let last = if credential.is_some() { STEPS.len() } else { 1 };
     let all = |t: &TransportReport| t.steps.iter().take(last).all(|step| step.outcome == Outcome::Works);
-    let works = transports.iter().any(all);
-    Ok(Report { version: env!("CARGO_PKG_VERSION"), server: name.to_owned(), address: server, transports, nat, works })
+    let works = reports.iter().any(all);
+    let (version, server_name) = (env!("CARGO_PKG_VERSION"), name.to_owned());
+    Ok(Report { version, server: server_name, address: server, transports: reports, nat, works })
+}
+
+impl Transport {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Tls(_) => "tls",
+        }
+    }
+
+    fn protocol(&self) -> Protocol {
+        match self {
+            Self::Udp => Protocol::Udp,
+            Self::Tcp | Self::Tls(_) => Protocol::Tcp,
+        }
+    }
 }
 
 /// The check of one transport.
 struct Check {
     server: SocketAddr,
-    protocol: Protocol,
+    transport: Transport,
     steps: Vec<Step>,
     exchanged: Option<Exchanged>,
     nat: Nat,
@@ -160,8 +191,8 @@ struct Check {
 struct Failed;
 
 impl Check {
-    fn new(server: SocketAddr, protocol: Protocol) -> Self {
-        Self { server, protocol, steps: Vec::new(), exchanged: None, nat: Nat::default() }
+    fn new(server: SocketAddr, transport: &Transport) -> Self {
+        Self { server, transport: transport.clone(), steps: Vec::new(), exchanged: None, nat: Nat::default() }
     }
 
     fn report(mut self) -> TransportReport {
@@ -169,13 +200,13 @@ impl Check {
         for step in STEPS.into_iter().skip(self.steps.len()) {
             self.steps.push(Step { step, outcome, milliseconds: None, detail: detail.clone(), advice: None });
         }
-        TransportReport { transport: self.protocol.name(), steps: self.steps, exchanged: self.exchanged }
+        TransportReport { transport: self.transport.name(), steps: self.steps, exchanged: self.exchanged }
     }
 
     async fn run(&mut self, credential: Option<&Credential>) -> Result<(), Failed> {
         let (link, socket) = self.reach(credential).await?;
         let Some(credential) = credential else { return Ok(()) };
-        let session = Session::new(link, self.server, credential.clone());
+        let session = Session::new(link, &self.transport, self.server, credential.clone());
         let mut session = session.map_err(|error| self.broken(&error))?;
         let result = match self.allocate(&mut session).await {
             Ok(allocated) => self.relay(&mut session, &allocated, &socket, credential).await,
@@ -188,13 +219,16 @@ impl Check {
     /// Finds out whether the server answers at all, and returns a link to it and the socket of the peer.
     async fn reach(&mut self, credential: Option<&Credential>) -> Result<(Link, UdpSocket), Failed> {
         let began = Instant::now();
-        let link = Link::open(self.server, self.protocol).await.map_err(|error| self.broken(&error))?;
+        let link = Link::open(self.server, &self.transport).await.map_err(|error| self.broken(&error))?;
         let connected = began.elapsed();
         let socket = UdpSocket::bind(any(self.server)).await.map_err(|error| self.broken(&error))?;
         let local = link.local().ok().zip(socket.local_addr().ok());
         let local = local.map(|(link, socket)| SocketAddr::new(link.ip(), socket.port()));
-        if self.protocol == Protocol::Tcp {
-            self.works(connected, "connected".to_owned());
+        if self.transport.protocol() == Protocol::Tcp {
+            let with = link
+                .tls_version()
+                .map_or(String::new(), |version| format!(" with {version}, by a certificate that is trusted"));
+            self.works(connected, format!("connected{with}"));
             return Ok((link, socket));
         }
         match binding(&socket, self.server).await.map_err(|error| self.broken(&error))? {
@@ -215,8 +249,8 @@ impl Check {
     async fn answers_allocate(&mut self, credential: Option<&Credential>) -> Result<(), Failed> {
         let Some(credential) = credential else { return Err(self.silent().await) };
         let began = Instant::now();
-        let link = Link::open(self.server, self.protocol).await.map_err(|error| self.broken(&error))?;
-        let session = Session::new(link, self.server, credential.clone());
+        let link = Link::open(self.server, &self.transport).await.map_err(|error| self.broken(&error))?;
+        let session = Session::new(link, &self.transport, self.server, credential.clone());
         let mut session = session.map_err(|error| self.broken(&error))?;
         let happening = session.next(began + PATIENCE / 2).await;
         session.close().await;
@@ -238,7 +272,7 @@ impl Check {
         };
         match refused {
             Some(error) => self.broken(&error),
-            None => self.fails("nothing comes back".to_owned(), of_connection(self.protocol, None)),
+            None => self.fails("nothing comes back".to_owned(), of_connection(self.transport.name(), None)),
         }
     }
 
@@ -317,7 +351,7 @@ impl Check {
             let detail = format!("what is sent to {relayed} does not arrive");
             return Err(self.fails(detail, Some(advice::of_relayed(relayed))));
         };
-        if self.protocol == Protocol::Udp && self.nat.kind == NatKind::Unspecified {
+        if self.transport.protocol() == Protocol::Udp && self.nat.kind == NatKind::Unspecified {
             let same = self.nat.mapped == Some(peer);
             self.nat.kind = if same { NatKind::EndpointIndependent } else { NatKind::EndpointDependent };
         }
@@ -330,10 +364,10 @@ impl Check {
         allocated: &Allocated,
         credential: &Credential,
     ) -> Result<(), Failed> {
-        let link = Link::open(self.server, self.protocol).await.map_err(|error| self.broken(&error))?;
-        let other = Session::new(link, self.server, credential.clone());
+        let link = Link::open(self.server, &self.transport).await.map_err(|error| self.broken(&error))?;
+        let other = Session::new(link, &self.transport, self.server, credential.clone());
         let mut other = other.map_err(|error| self.broken(&error))?;
-        let mut silent = Check::new(self.server, self.protocol);
+        let mut silent = Check::new(self.server, &self.transport);
         let second = silent.allocate(&mut other).await;
         let result = match (second.ok().as_ref().and_then(relayed), relayed(allocated)) {
             (Some(to), Some(back)) => self.between(session, &mut other, to, back).await,
@@ -350,7 +384,7 @@ impl Check {
         to: SocketAddr,
         back: SocketAddr,
     ) -> Result<(), Failed> {
-        let mut silent = Check::new(self.server, self.protocol);
+        let mut silent = Check::new(self.server, &self.transport);
         let now = Instant::now();
         let channel = other.client.bind(now, back).map_err(|_| Failed)?;
         silent.granted(other, now, "", back.ip()).await?;
@@ -436,7 +470,7 @@ impl Check {
     }
 
     fn broken(&mut self, error: &io::Error) -> Failed {
-        self.fails(error.to_string(), of_connection(self.protocol, Some(error)))
+        self.fails(error.to_string(), of_connection(self.transport.name(), Some(error)))
     }
 
     fn push(&mut self, outcome: Outcome, milliseconds: Option<f64>, detail: String, advice: Option<String>) {

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{Transport, tls::Tls};
 use backwater_stun::{
     AddressFamily, Class, Frame, HEADER_LEN, MAX_FRAME_LEN, Message, Method, Split, TransactionId, Writer,
     XorMappedAddress, padding_len, split_frame,
 };
 use backwater_turn::{
-    Families, Protocol,
+    Families,
     client::{Client, Config, Credential, Event, Input},
 };
 use tokio::{
@@ -29,6 +30,7 @@ const WAITS: [Duration; 4] =
 /// An allocation, or what becomes one.
 pub(super) struct Session {
     link: Link,
+    transport: Transport,
     pub(super) client: Client,
     buffer: Vec<u8>,
 }
@@ -54,19 +56,40 @@ pub(super) enum Link {
         received: Vec<u8>,
         /// Bytes that the connection had no room for, so that a cancelled call does not cut a frame.
         unsent: Vec<u8>,
+        tls: Option<Box<Tls>>,
     },
 }
 
 impl Link {
-    pub(super) async fn open(server: SocketAddr, protocol: Protocol) -> io::Result<Self> {
-        match protocol {
-            Protocol::Udp => Ok(Self::Udp(udp_socket(server).await?)),
-            Protocol::Tcp => {
-                let stream = timeout(CONNECT, TcpStream::connect(server)).await;
-                let stream = stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp { stream, received: Vec::new(), unsent: Vec::new() })
+    pub(super) async fn open(server: SocketAddr, transport: &Transport) -> io::Result<Self> {
+        let trust = match transport {
+            Transport::Udp => return Ok(Self::Udp(udp_socket(server).await?)),
+            Transport::Tcp => None,
+            Transport::Tls(trust) => Some(trust),
+        };
+        let connected = async {
+            let stream = TcpStream::connect(server).await?;
+            stream.set_nodelay(true)?;
+            let tls = trust.map(Tls::new).transpose()?.map(Box::new);
+            let mut link = Self::Tcp { stream, received: Vec::new(), unsent: Vec::new(), tls };
+            while link.is_handshaking() {
+                link.send(&[]).await?;
+                link.read().await?;
             }
+            Ok(link)
+        };
+        timeout(CONNECT, connected).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    fn is_handshaking(&self) -> bool {
+        matches!(self, Self::Tcp { tls: Some(tls), .. } if tls.is_handshaking())
+    }
+
+    /// Returns the version of TLS, if the link has it.
+    pub(super) fn tls_version(&self) -> Option<String> {
+        match self {
+            Self::Tcp { tls: Some(tls), .. } => Some(tls.version()),
+            Self::Tcp { tls: None, .. } | Self::Udp(_) => None,
         }
     }
 
@@ -82,8 +105,11 @@ impl Link {
         match self {
             Self::Udp(_) if message.is_empty() => Ok(()),
             Self::Udp(socket) => socket.send(message).await.map(drop),
-            Self::Tcp { stream, unsent, .. } => {
-                unsent.extend_from_slice(message);
+            Self::Tcp { stream, unsent, tls, .. } => {
+                match tls {
+                    Some(tls) => tls.encrypt(message, unsent)?,
+                    None => unsent.extend_from_slice(message),
+                }
                 while !unsent.is_empty() {
                     stream.writable().await?;
                     match stream.try_write(unsent) {
@@ -106,37 +132,55 @@ impl Link {
                 buffer.truncate(len);
                 Ok(())
             }
-            Self::Tcp { stream, received, .. } => loop {
-                let split = split_frame(received).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-                if let Split::Frame { frame: Frame::Message(_) | Frame::ChannelData(_), len } = split {
+            Self::Tcp { .. } => loop {
+                if let Self::Tcp { received, .. } = self
+                    && let Split::Frame { frame: Frame::Message(_) | Frame::ChannelData(_), len } =
+                        split_frame(received).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?
+                {
                     buffer.clear();
                     buffer.extend(received.drain(..len));
                     return Ok(());
                 }
-                stream.readable().await?;
-                let mut part = [0; 4096];
-                match stream.try_read(&mut part) {
-                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(len) => received.extend_from_slice(part.get(..len).unwrap_or_default()),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
-                }
+                self.read().await?;
             },
+        }
+    }
+
+    /// Reads what the connection has, once it has anything. Cancel safe.
+    async fn read(&mut self) -> io::Result<()> {
+        let Self::Tcp { stream, received, tls, .. } = self else { return Ok(()) };
+        let mut part = [0; 4096];
+        loop {
+            stream.readable().await?;
+            let part = match stream.try_read(&mut part) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => part.get(..len).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            };
+            match tls {
+                Some(tls) => tls.decrypt(part, received)?,
+                None => received.extend_from_slice(part),
+            }
+            return Ok(());
         }
     }
 }
 
 impl Session {
     /// Asks for an allocation of the server's address family.
-    pub(super) fn new(link: Link, server: SocketAddr, credential: Credential) -> io::Result<Self> {
+    pub(super) fn new(
+        link: Link,
+        transport: &Transport,
+        server: SocketAddr,
+        credential: Credential,
+    ) -> io::Result<Self> {
         let mut seed = [0; 64];
         getrandom::fill(&mut seed)?;
         let mut config = Config::new(server, credential, seed);
         config.families = Families::only(AddressFamily::of(&server));
-        if let Link::Tcp { .. } = link {
-            config.protocol = Protocol::Tcp;
-        }
-        Ok(Self { link, client: Client::new(Instant::now(), config), buffer: Vec::new() })
+        config.protocol = transport.protocol();
+        Ok(Self { link, transport: transport.clone(), client: Client::new(Instant::now(), config), buffer: Vec::new() })
     }
 
     /// Returns what happens next. Cancel safe.
@@ -148,8 +192,7 @@ impl Session {
             self.flush().await?;
             if let Some(event) = self.client.poll_event() {
                 if let Event::Redirected { server, .. } = event {
-                    let protocol = if let Link::Udp(_) = self.link { Protocol::Udp } else { Protocol::Tcp };
-                    self.link = Link::open(server, protocol).await?;
+                    self.link = Link::open(server, &self.transport).await?;
                     self.client.rebound(Instant::now());
                 }
                 return Ok(Happening::Event(event));
