@@ -15,6 +15,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, pki_typ
 
 use crate::client::{Client, Fill, PATIENCE, channel_data, start};
 
+mod check;
 mod coturn;
 mod hostile;
 mod tcp;
