@@ -22,8 +22,9 @@ pub(crate) fn counterpart(key: &str) -> Option<Counterpart> {
 
 const DATABASE: Counterpart =
     Essential("there is no database here: put its users into user or hashed-user, its secrets into secret");
-const TLS: Counterpart = Without("the relay speaks TURN over UDP only: there is no TLS and no DTLS");
-const NO_TLS: Counterpart = Always("the relay speaks TURN over UDP only");
+const TLS: Counterpart = Without("TLS is 1.2 and 1.3 with the cipher suites and groups of rustls");
+const OLD_TLS: &str = "there is no TLS before 1.2";
+const NO_HTTP: Counterpart = Without("the relay speaks no HTTP to its clients");
 const LOG: Counterpart = Without("the log goes to stdout, for systemd's journal or whatever starts the relay");
 const SERVICE: Counterpart = Without("the service manager does that: see packaging/backwater-relay.service");
 const CLI: Counterpart = Without("there is no command line interface: GET and PUT at admin instead");
@@ -66,12 +67,16 @@ const KEYS: &[(&str, Counterpart)] = &[
     ("no-multicast-peers", Always("multicast is refused unless allow-peer opens it")),
     ("no-loopback-peers", Always("loopback is refused unless allow-peer opens it")),
     ("no-software-attribute", Always("the relay sends no SOFTWARE attribute")),
-    ("no-tcp", NO_TLS),
-    ("no-tls", NO_TLS),
-    ("no-dtls", NO_TLS),
-    ("no-tlsv1", NO_TLS),
-    ("no-tlsv1_1", NO_TLS),
-    ("no-tlsv1_2", NO_TLS),
+    ("no-tcp", Key("listen-tcp")),
+    ("no-tls", Key("tls-certificate")),
+    ("no-udp", Key("listen")),
+    ("cert", Key("tls-certificate")),
+    ("pkey", Key("tls-key")),
+    ("tls-listening-port", Key("listen-tcp")),
+    ("no-dtls", Always("there is no DTLS")),
+    ("no-tlsv1", Always(OLD_TLS)),
+    ("no-tlsv1_1", Always(OLD_TLS)),
+    ("no-tlsv1_2", Without("TLS 1.2 is there beside 1.3")),
     ("no-tcp-relay", Always("there are no TCP allocations")),
     ("no-rfc5780", Always(NAT_DISCOVERY)),
     ("response-origin-only-with-rfc5780", Always(NAT_DISCOVERY)),
@@ -88,15 +93,9 @@ const KEYS: &[(&str, Counterpart)] = &[
     ("udp-gso", OWN_CHOICE),
     ("no-auth", Essential("the relay serves nobody without a credential")),
     ("stun-only", Essential("the relay serves TURN too, to whoever has a credential")),
-    ("no-udp", Essential("the relay speaks TURN over UDP only")),
     ("no-udp-relay", Essential("the relay relays UDP only")),
-    (
-        "cert",
-        Essential(
-            "there is no TLS here: clients with turns: URIs are not served. With no-tls and no-dtls it is not needed",
-        ),
-    ),
-    ("tcp-proxy-port", Essential("there is no TCP here, so no PROXY protocol")),
+    ("tcp-proxy-port", Essential("list the load balancers in proxy-protocol-from: they connect to listen-tcp")),
+    ("pkey-pwd", Essential("tls-key is not encrypted: openssl pkey -in KEY -out NEW decrypts it")),
     ("oauth", Essential("there is no third-party authorization (RFC 7635)")),
     ("server-relay", Essential("the relay passes nothing from a peer without a permission")),
     ("listening-device", Essential("a listener is bound to an address, not to a device")),
@@ -113,10 +112,7 @@ const KEYS: &[(&str, Counterpart)] = &[
     ("redis-statsdb", Without("counters are at /metrics of admin")),
     ("max-bps", Without("it is a limit of an allocation; max-bytes-per-second-per-user is one of a user")),
     ("server-name", Without("it belongs to third-party authorization (RFC 7635)")),
-    ("tls-listening-port", TLS),
-    ("alt-tls-listening-port", TLS),
-    ("pkey", TLS),
-    ("pkey-pwd", TLS),
+    ("alt-tls-listening-port", Without(NAT_DISCOVERY)),
     ("raw-public-keys", TLS),
     ("cipher-list", TLS),
     ("CA-file", TLS),
@@ -125,9 +121,9 @@ const KEYS: &[(&str, Counterpart)] = &[
     ("dh566", TLS),
     ("dh1066", TLS),
     ("dh2066", TLS),
-    ("dtls", TLS),
-    ("tlsv1", TLS),
-    ("tlsv1_1", TLS),
+    ("dtls", Without("there is no DTLS")),
+    ("tlsv1", Without(OLD_TLS)),
+    ("tlsv1_1", Without(OLD_TLS)),
     ("alt-listening-port", Without(NAT_DISCOVERY)),
     ("rfc5780", Without(NAT_DISCOVERY)),
     ("rfc3489-compatibility", Without("clients of RFC 3489 are not answered")),
@@ -162,8 +158,8 @@ const KEYS: &[(&str, Counterpart)] = &[
     ("prometheus-tls", Without("admin has no TLS, and is on loopback only")),
     ("prometheus-cert", Without("admin has no TLS, and is on loopback only")),
     ("prometheus-key", Without("admin has no TLS, and is on loopback only")),
-    ("respond-http-unsupported", Without("there is no TCP listener")),
-    ("acme-redirect", Without("there is no TCP listener")),
+    ("respond-http-unsupported", NO_HTTP),
+    ("acme-redirect", NO_HTTP),
     ("log-file", LOG),
     ("no-stdout-log", LOG),
     ("syslog", LOG),

@@ -20,9 +20,29 @@ fn beside_base(text: &str) -> (Vec<String>, bool) {
 fn keys_with_a_counterpart_are_translated() {
     for (theirs, ours) in [
         ("", &[][..]),
-        ("listening-port=443", &[r#"listen = ["192.0.2.10:443"]"#]),
-        ("listening-port 443 ", &[r#"listen = ["192.0.2.10:443"]"#]),
-        ("aux-server=[2001:db8::1]:53", &[r#"listen = ["192.0.2.10:3478", "[2001:db8::1]:53"]"#]),
+        ("listening-port=443", &[r#"listen = ["192.0.2.10:443"]"#, r#"listen-tcp = ["192.0.2.10:443"]"#]),
+        ("listening-port 443 ", &[r#"listen = ["192.0.2.10:443"]"#, r#"listen-tcp = ["192.0.2.10:443"]"#]),
+        (
+            "aux-server=[2001:db8::1]:53",
+            &[
+                r#"listen = ["192.0.2.10:3478", "[2001:db8::1]:53"]"#,
+                r#"listen-tcp = ["192.0.2.10:3478", "[2001:db8::1]:53"]"#,
+            ],
+        ),
+        (
+            "cert=/a.pem\npkey=/a.key\naux-server=192.0.2.10:53",
+            &[
+                r#"listen = ["192.0.2.10:3478", "192.0.2.10:53"]"#,
+                r#"listen-tcp = ["192.0.2.10:3478", "192.0.2.10:53", "192.0.2.10:5349"]"#,
+                r#"tls-certificate = "/a.pem""#,
+                r#"tls-key = "/a.key""#,
+            ],
+        ),
+        (
+            "no-tcp\ncert=/a.pem\npkey=/a.key\ntls-listening-port=443",
+            &[r#"listen-tcp = ["192.0.2.10:443"]"#, r#"tls-certificate = "/a.pem""#, r#"tls-key = "/a.key""#],
+        ),
+        ("no-udp\nlistening-port=443", &[r#"listen-tcp = ["192.0.2.10:443"]"#]),
         ("relay-ip=192.0.2.11", &[r#"relay-address = ["192.0.2.11"]"#]),
         ("external-ip=9.9.9.9", &[r#"external-address = ["9.9.9.9"]"#]),
         ("external-ip=9.9.9.9/10.0.0.1", &[r#"external-address = ["9.9.9.9"]"#, r#"relay-address = ["10.0.0.1"]"#]),
@@ -80,7 +100,10 @@ fn what_is_essential_is_not_left_out_silently() {
         ("no-auth", "without a credential"),
         ("stun-only", "TURN too"),
         ("userdb=/var/db/turndb", "there is no database"),
-        ("cert=/a.pem\nno-tls", "there is no TLS"),
+        ("cert=/a.pem", "both cert and pkey"),
+        ("no-udp\nno-tcp", "neither UDP nor TCP"),
+        ("tls-listening-port=x", "expected a port"),
+        ("tcp-proxy-port=5555", "proxy-protocol-from"),
         ("use-auth-secret", "the secret is in a database"),
         ("rest-api-separator=|", "colon"),
         ("server-relay", "permission"),
@@ -105,7 +128,15 @@ fn what_is_essential_is_not_left_out_silently() {
 fn users_beside_a_secret_are_left_out_as_coturn_does() {
     let (config, notes) =
         imported(&format!("{BASE}use-auth-secret\nstatic-auth-secret=north\nstatic-auth-secret=north\n"));
-    assert_eq!(config, [r#"listen = ["192.0.2.10:3478"]"#, r#"realm = "example.org""#, r#"secret = ["north"]"#]);
+    assert_eq!(
+        config,
+        [
+            r#"listen = ["192.0.2.10:3478"]"#,
+            r#"listen-tcp = ["192.0.2.10:3478"]"#,
+            r#"realm = "example.org""#,
+            r#"secret = ["north"]"#
+        ]
+    );
     assert!(notes.iter().any(|note| note.contains("user: coturn has no such users")), "{notes:?}");
 }
 

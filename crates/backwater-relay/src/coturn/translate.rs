@@ -15,6 +15,9 @@ use super::{
 /// Where clients reach coturn by default.
 const PORT: u16 = 3478;
 
+/// The same with TLS.
+const TLS_PORT: u16 = 5349;
+
 pub(super) struct Translation {
     given: Vec<Given>,
     /// This relay's keys.
@@ -74,7 +77,6 @@ impl Translation {
 
     /// Names each key that is not translated.
     pub(super) fn keys_without_counterpart(&mut self) {
-        let is_tls_off = self.is_on("no-tls") && self.is_on("no-dtls");
         for given in self.given.clone() {
             let off = !given.is_on();
             match (given.key.as_str(), counterpart(&given.key)) {
@@ -82,30 +84,19 @@ impl Translation {
                 (_, Some(Counterpart::Always(reason) | Counterpart::Without(reason))) => {
                     self.note(Some(&given), reason)
                 }
-                // The certificate is often named where nobody uses it.
-                ("cert", Some(Counterpart::Essential(reason))) if is_tls_off => self.note(Some(&given), reason),
                 ("rest-api-separator", _) if given.value == ":" => {}
-                ("no-auth" | "stun-only" | "no-udp" | "no-udp-relay" | "oauth" | "server-relay", _) if off => {}
+                ("no-auth" | "stun-only" | "no-udp-relay" | "oauth" | "server-relay", _) if off => {}
                 (_, Some(Counterpart::Essential(reason))) => self.impossible(Some(&given), reason),
                 (_, None) => self.note(Some(&given), "coturn is not known to have such a key"),
             }
         }
-        if !self.is_on("no-tcp") {
-            self.note(
-                None,
-                "coturn listens on TCP too: clients that know this server by ?transport=tcp only are not served",
-            );
-        }
     }
 
     pub(super) fn listeners(&mut self) {
-        let port = match self.last("listening-port") {
-            None => PORT,
-            Some(given) => match given.value.parse() {
-                Ok(0) => PORT,
-                Ok(port) => port,
-                Err(_) => return self.impossible(Some(&given), format!("expected a port, found {:?}", given.value)),
-            },
+        let (Some(port), Some(tls_port)) =
+            (self.port("listening-port", PORT), self.port("tls-listening-port", TLS_PORT))
+        else {
+            return;
         };
         let mut listen: Vec<SocketAddr> =
             self.addresses("listening-ip").into_iter().map(|(_, ip)| SocketAddr::new(ip, port)).collect();
@@ -123,14 +114,48 @@ impl Translation {
                 }
             }
         }
-        let mut texts = Vec::new();
-        for text in listen.iter().map(ToString::to_string) {
-            if !texts.contains(&text) {
-                texts.push(text);
+        let (udp, tcp, tls) = (!self.is_on("no-udp"), !self.is_on("no-tcp"), self.certificate());
+        let of_tls = listen.iter().filter(|addr| addr.port() == port).map(|addr| SocketAddr::new(addr.ip(), tls_port));
+        let of_tcp = listen.iter().copied().filter(|_| tcp).chain(of_tls.filter(|_| tls)).collect::<Vec<_>>();
+        self.list("listen", each_once(listen.iter().filter(|_| udp)));
+        self.list("listen-tcp", each_once(&of_tcp));
+        if !udp && of_tcp.is_empty() {
+            let given = self.last("no-udp");
+            self.impossible(given.as_ref(), "neither UDP nor TCP nor TLS is left to listen on");
+        }
+        self.relayed(&listen);
+    }
+
+    /// A port; `None` if it is none, of which there is a note then.
+    fn port(&mut self, key: &str, default: u16) -> Option<u16> {
+        let Some(given) = self.last(key) else { return Some(default) };
+        match given.value.parse() {
+            Ok(0) => Some(default),
+            Ok(port) => Some(port),
+            Err(_) => {
+                self.impossible(Some(&given), format!("expected a port, found {:?}", given.value));
+                None
             }
         }
-        self.list("listen", texts);
-        self.relayed(&listen);
+    }
+
+    /// Whether there is TLS.
+    fn certificate(&mut self) -> bool {
+        let files = [self.last("cert"), self.last("pkey")].map(|given| given.filter(|given| !given.value.is_empty()));
+        match files {
+            // The certificate is often named where nobody uses it.
+            _ if self.is_on("no-tls") => false,
+            [None, None] => false,
+            [Some(chain), Some(key)] => {
+                self.values.insert("tls-certificate", Value::String(chain.value));
+                self.values.insert("tls-key", Value::String(key.value));
+                true
+            }
+            [one, other] => {
+                self.impossible(one.or(other).as_ref(), "expected both cert and pkey, found one of them");
+                false
+            }
+        }
     }
 
     fn addresses(&mut self, key: &str) -> Vec<(Given, IpAddr)> {
@@ -345,6 +370,16 @@ impl Translation {
         let host = if ip.is_ipv4() { ip.to_string() } else { format!("[{ip}]") };
         self.values.insert("admin", Value::String(format!("{host}:{port}")));
     }
+}
+
+fn each_once<'a>(addrs: impl IntoIterator<Item = &'a SocketAddr>) -> Vec<String> {
+    let mut texts = Vec::new();
+    for text in addrs.into_iter().map(ToString::to_string) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts
 }
 
 /// Returns the address by which this host reaches the internet. Nothing is sent: a connected UDP socket has it from the routes.

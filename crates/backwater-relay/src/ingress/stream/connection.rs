@@ -22,6 +22,9 @@ use super::{
 /// Bytes that may wait for a client before what it sends is left in its socket.
 const READ_WHILE_HELD: usize = 64 << 10;
 
+/// Bytes of answers that leave in one write.
+const TOGETHER: usize = 32 << 10;
+
 pub(crate) struct Connection {
     pub(crate) id: StreamId,
     pub(super) stream: TcpStream,
@@ -38,6 +41,12 @@ pub(crate) struct Connection {
     /// When it last took something, while something waits.
     progress: Cell<Instant>,
     waker: RefCell<Waker>,
+    /// Whether its task handles what the client has sent: the answers leave together after that.
+    pub(super) is_handled: Cell<bool>,
+    /// Whether its task waits for room in the sockets of its allocation.
+    pub(super) is_paused: Cell<bool>,
+    /// Datagrams that were sent and are not counted yet.
+    sent: Cell<usize>,
 }
 
 /// How far the beginning of a connection is read.
@@ -76,6 +85,9 @@ impl Connection {
             allocation: Cell::new(None),
             progress: Cell::new(Instant::now()),
             waker: RefCell::new(Waker::noop().clone()),
+            is_handled: Cell::new(false),
+            is_paused: Cell::new(false),
+            sent: Cell::new(0),
         })
     }
 
@@ -117,6 +129,11 @@ impl Connection {
         self.output.borrow().datagrams()
     }
 
+    /// How many held datagrams were sent since the last time.
+    pub(super) fn take_sent(&self) -> usize {
+        self.sent.take()
+    }
+
     /// When the client last took something, if something waits for it.
     pub(super) fn stuck_since(&self) -> Option<Instant> {
         (!self.is_idle()).then(|| self.progress.get())
@@ -125,17 +142,12 @@ impl Connection {
     /// Sends an answer, or holds it. A client that leaves too many of them unread is cut off.
     pub(super) fn reply(&self, reply: &[u8], now: Instant) {
         let mut output = self.output.borrow_mut();
-        let sent =
-            if output.is_empty() { self.write(reply, std::iter::once(reply.len())) } else { Ok(Written::default()) };
-        match sent {
-            Ok(written) if written.payload == reply.len() => {}
-            Ok(written) => {
-                self.hold(&mut output, &reply[written.payload..], Kind::Reply, now);
-                if output.held() > MAX_HELD {
-                    self.cut_off(CutOff::Stalled);
-                }
-            }
-            Err(_) => self.cut_off(CutOff::Gone),
+        self.hold(&mut output, reply, Kind::Reply, now);
+        if (!self.is_handled.get() || output.held() > TOGETHER) && self.write_held(&mut output, now).is_err() {
+            return self.cut_off(CutOff::Gone);
+        }
+        if output.held() > MAX_HELD {
+            self.cut_off(CutOff::Stalled);
         }
     }
 
@@ -185,26 +197,29 @@ impl Connection {
     /// # Errors
     /// The connection has failed.
     pub(super) fn flush(&self, cx: &mut Context<'_>, now: Instant) -> io::Result<usize> {
-        let mut sent = 0;
         loop {
             let mut output = self.output.borrow_mut();
             let wants_write = self.tls.borrow().as_ref().is_some_and(|tls| tls.wants_write());
             if output.is_empty() && !wants_write {
-                return Ok(sent);
+                return Ok(self.take_sent());
             }
-            let written = self.write(output.unsent(), output.lengths())?;
-            sent += output.advance(written.payload);
-            if written.any {
-                self.progress.set(now);
-            }
-            if !written.any {
-                drop(output);
+            if !self.write_held(&mut output, now)? {
                 match self.stream.poll_write_ready(cx) {
                     Poll::Ready(ready) => ready?,
-                    Poll::Pending => return Ok(sent),
+                    Poll::Pending => return Ok(self.take_sent()),
                 }
             }
         }
+    }
+
+    /// Writes what is held, as far as the system takes it. Returns whether it took anything.
+    fn write_held(&self, output: &mut Output, now: Instant) -> io::Result<bool> {
+        let written = self.write(output.unsent(), output.lengths())?;
+        self.sent.set(self.sent.get() + output.advance(written.payload));
+        if written.any {
+            self.progress.set(now);
+        }
+        Ok(written.any)
     }
 
     /// Says that nothing more comes, as far as the socket has room.
@@ -239,8 +254,10 @@ impl Connection {
     fn hold(&self, output: &mut Output, frame: &[u8], kind: Kind, now: Instant) {
         if output.is_empty() {
             self.progress.set(now);
-            // Its task waits for room.
-            self.wake();
+            // Its task waits for room, if it does not run just now.
+            if !self.is_handled.get() {
+                self.wake();
+            }
         }
         output.push(frame, kind, now);
     }

@@ -42,10 +42,14 @@ fn client_that_never_reads_costs_nobody_else_and_is_cut_off() {
 /// With `drop`, nothing waits for a client but the rest of what has begun: frames stay whole.
 #[test]
 fn client_that_reads_late_finds_whole_frames_under_either_policy() {
-    for policy in ["drop", "wait:20ms", "wait:10s"] {
-        let mut relay = start_tcp(&["--backpressure", policy]);
+    let (files, config) = CertificateFiles::new();
+    for (policy, over_tls) in
+        [("drop", false), ("wait:20ms", false), ("wait:10s", false), ("drop", true), ("wait:20ms", true)]
+    {
+        let mut relay = start_tcp(&[&["--backpressure", policy], &files.args()[..]].concat());
         let (socket, addr) = peer();
-        let mut slow = StreamClient::tcp(relay.local_tcp_addrs()[0]);
+        let at = relay.local_tcp_addrs()[0];
+        let mut slow = if over_tls { StreamClient::over(tls(at, &config)) } else { StreamClient::tcp(at) };
         let relayed = slow.allocate();
         slow.bind_channel(0x4000, addr);
         let mut sent = 0u32;
@@ -57,6 +61,12 @@ fn client_that_reads_late_finds_whole_frames_under_either_policy() {
                 u64::from(sent) == total(&relay, |c| &c.to_clients) + dropped(&relay, DropReason::NoPermission)
             });
         }
+        // The relay reads what the client asks while something waits for it.
+        let request = Client::new(relay.local_addrs()[0], "a", "b", "c").encode(Method::BINDING, &|_| ());
+        for _ in 0..10 {
+            slow.send(&request);
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let mut last = None;
         let mut received = 0;
         loop {
@@ -66,6 +76,9 @@ fn client_that_reads_late_finds_whole_frames_under_either_policy() {
                 break;
             }
             let frame = slow.frame();
+            if frame[0] < 4 {
+                continue;
+            }
             let number = u32::from_be_bytes(frame[4..8].try_into().unwrap());
             assert_eq!(frame, padded(0x4000, &[&number.to_be_bytes()[..], &[9; 1197]].concat()), "{policy}");
             assert!(last < Some(number), "{policy}: {number} after {last:?}");
