@@ -9,6 +9,8 @@ use std::{
 use serde_json::Value;
 
 #[cfg(target_os = "linux")]
+mod coturn;
+#[cfg(target_os = "linux")]
 #[path = "../../backwater-udp/tests/support/mod.rs"]
 mod support;
 
@@ -46,57 +48,18 @@ fn failures(report: &Value) -> String {
 
 /// coturn, which listens on UDP and TCP.
 #[cfg(target_os = "linux")]
-mod coturn {
-    use std::{
-        process::{Child, Command, Stdio},
-        time::{Duration, Instant},
-    };
-
+mod with_coturn {
     use serde_json::Value;
 
-    use super::{check, failures, outcomes, report};
-
-    /// coturn, until the test is over.
-    struct Coturn(Child);
-
-    impl Coturn {
-        fn start(more: &str) -> Self {
-            Self::with(&format!("--no-tls --no-dtls {more}"), 3478)
-        }
-
-        /// Starts it, and waits until it listens on this port.
-        fn with(more: &str, port: u16) -> Self {
-            let args = "-n -L 127.0.0.1 -p 3478 --min-port 40000 --max-port 40999 -r example.org \
-                        --lt-cred-mech -u alice:secret --no-cli --pidfile /dev/null --log-file /dev/null";
-            let mut command = Command::new("turnserver");
-            command.args(args.split_whitespace()).args(more.split_whitespace());
-            let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            let patience = Instant::now() + Duration::from_secs(60);
-            while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-                assert!(Instant::now() < patience, "coturn does not listen");
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Self(child)
-        }
-    }
-
-    impl Drop for Coturn {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    fn with_coturn(name: &str, test: impl FnOnce()) {
-        if !super::support::installed("turnserver") {
-            return super::support::skip("turnserver is not installed (package coturn)");
-        }
-        super::support::in_namespace(name, test);
-    }
+    use super::{
+        check,
+        coturn::{Coturn, with_coturn},
+        failures, outcomes, report,
+    };
 
     #[test]
     fn coturn_works_over_udp_and_tcp() {
-        with_coturn("coturn::coturn_works_over_udp_and_tcp", || {
+        with_coturn("with_coturn::coturn_works_over_udp_and_tcp", || {
             let _coturn = Coturn::start("--allow-loopback-peers");
             let (report, code) = report(&["turn:127.0.0.1", "--user", "alice:secret"]);
             assert_eq!(code, Some(0), "{report}");
@@ -119,7 +82,7 @@ mod coturn {
 
     #[test]
     fn coturn_works_over_tls_if_its_certificate_is_trusted() {
-        with_coturn("coturn::coturn_works_over_tls_if_its_certificate_is_trusted", || {
+        with_coturn("with_coturn::coturn_works_over_tls_if_its_certificate_is_trusted", || {
             let directory = std::env::temp_dir().join(format!("backwater-check-{}", std::process::id()));
             std::fs::create_dir_all(&directory).unwrap();
             let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
@@ -157,7 +120,7 @@ mod coturn {
 
     #[test]
     fn refused_peer_and_wrong_password_come_with_advice() {
-        with_coturn("coturn::refused_peer_and_wrong_password_come_with_advice", || {
+        with_coturn("with_coturn::refused_peer_and_wrong_password_come_with_advice", || {
             let _coturn = Coturn::start("");
             let (refused, code) = report(&["turn:127.0.0.1", "--user", "alice:secret"]);
             assert_eq!(code, Some(1), "{refused}");

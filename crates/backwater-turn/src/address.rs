@@ -4,7 +4,10 @@ use std::{
     net::SocketAddr,
 };
 
-use backwater_stun::AddressFamily;
+use backwater_stun::{AddressFamily, AttributeType};
+
+/// ADDITIONAL-ADDRESS-FAMILY in a draft of RFC 8656. coturn and its client use this number.
+pub(crate) const DRAFT_ADDITIONAL_ADDRESS_FAMILY: AttributeType = AttributeType(0x8032);
 
 macro_rules! address {
     ($(#[$doc:meta])* $name:ident) => {

@@ -273,7 +273,11 @@ pub(super) async fn binding(socket: &UdpSocket, server: SocketAddr) -> io::Resul
     let request = Writer::new(&mut buffer, Class::Request, Method::BINDING, id).map_err(io::Error::other)?.finish();
     for wait in WAITS {
         let began = Instant::now();
-        socket.send_to(request, server).await?;
+        // Some systems take no address for a connected socket.
+        match socket.peer_addr() {
+            Ok(_) => socket.send(request).await?,
+            Err(_) => socket.send_to(request, server).await?,
+        };
         if let Ok(mapped) = timeout(wait, answer(socket, server, id)).await {
             return Ok(Some((mapped?, began.elapsed())));
         }

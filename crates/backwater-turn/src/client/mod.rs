@@ -89,7 +89,7 @@ pub struct Config {
     pub protocol: Protocol,
     /// Who allocates.
     pub credential: Credential,
-    /// The address families of the relayed addresses. IPv4, unless set.
+    /// The address families of the relayed addresses. IPv4, unless set. A server may grant one of two: see [`Allocated::missing`].
     pub families: Families,
     /// The port of the relayed address.
     pub port: PortRequest,

@@ -3,16 +3,16 @@
 use std::time::Instant;
 
 use backwater_stun::{
-    AdditionalAddressFamily, AddressFamily, AttributeSet, AttributeType, Class, DontFragment, EvenPort, Lifetime,
-    MobilityTicket, RequestedAddressFamily, RequestedTransport, ReservationToken, TransactionId, WriteError, Writer,
-    XorPeerAddress,
+    AdditionalAddressFamily, AddressFamily, Attribute, AttributeErrorKind, AttributeSet, AttributeType, Class,
+    DontFragment, EvenPort, LengthRule, Lifetime, MobilityTicket, RequestedAddressFamily, RequestedTransport,
+    ReservationToken, TransactionId, WriteError, Writer, XorPeerAddress,
 };
 
 use super::{
     Client, Failure, Phase,
     transaction::{Purpose, Signature, Transaction},
 };
-use crate::server::PortRequest;
+use crate::{address::DRAFT_ADDITIONAL_ADDRESS_FAMILY, server::PortRequest};
 
 /// Room for a request: user name, realm and nonce may have 509, 763 and 763 bytes, and a ticket [`MAX_TICKET`].
 const MAX_REQUEST: usize = 3072;
@@ -43,6 +43,26 @@ pub(super) const UNDERSTOOD: AttributeSet = AttributeSet::of(&[
     AttributeType::XOR_MAPPED_ADDRESS,
     AttributeType::RESERVATION_TOKEN,
 ]);
+
+/// The attribute under its number in the draft.
+struct Draft(AdditionalAddressFamily);
+
+impl Attribute<'_> for Draft {
+    const TYPE: AttributeType = DRAFT_ADDITIONAL_ADDRESS_FAMILY;
+    const LENGTH: LengthRule = AdditionalAddressFamily::LENGTH;
+
+    fn decode(value: &[u8], id: &TransactionId) -> Result<Self, AttributeErrorKind> {
+        AdditionalAddressFamily::decode(value, id).map(Self)
+    }
+
+    fn value_len(&self) -> usize {
+        self.0.value_len()
+    }
+
+    fn encode(&self, id: &TransactionId, out: &mut [u8]) -> Result<(), AttributeErrorKind> {
+        self.0.encode(id, out)
+    }
+}
 
 impl Client {
     /// Begins a request.
@@ -109,7 +129,11 @@ impl Client {
         // A reserved port has its family already (RFC 8656 §7.1).
         if !matches!(self.config.port, PortRequest::Reserved(_)) {
             match (families.v4, families.v6) {
-                (true, true) => writer.attribute(&AdditionalAddressFamily(AddressFamily::Ipv6)).map(drop)?,
+                (true, true) => {
+                    let family = AdditionalAddressFamily(AddressFamily::Ipv6);
+                    // Under both numbers: a server ignores the one that it does not know.
+                    writer.attribute(&family)?.attribute(&Draft(family)).map(drop)?;
+                }
                 (false, true) => writer.attribute(&RequestedAddressFamily(AddressFamily::Ipv6)).map(drop)?,
                 // IPv4 is the default without the attribute, which an old server does not know.
                 (_, false) => {}

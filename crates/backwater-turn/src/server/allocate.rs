@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use backwater_stun::{
-    AdditionalAddressFamily, AddressErrorCode, AddressFamily, AttributeType, Code, EvenPort, Lifetime, Message, Method,
+    AdditionalAddressFamily, AddressErrorCode, AddressFamily, Code, EvenPort, Lifetime, Message, Method,
     MobilityTicket, RequestedAddressFamily, RequestedTransport, ReservationToken, Verified, XorMappedAddress,
     XorRelayedAddress,
 };
@@ -14,10 +14,9 @@ use super::{
     answer::{Answer, Refusal, replied},
     requests::Authenticated,
 };
-use crate::{Families, FiveTuple, PerFamily, QuotaReason, quota::QuotaReached};
-
-/// ADDITIONAL-ADDRESS-FAMILY in a draft of RFC 8656. coturn and its client use this number.
-const DRAFT_ADDITIONAL_ADDRESS_FAMILY: AttributeType = AttributeType(0x8032);
+use crate::{
+    Families, FiveTuple, PerFamily, QuotaReason, address::DRAFT_ADDITIONAL_ADDRESS_FAMILY, quota::QuotaReached,
+};
 
 impl Server {
     /// Takes the outcome of [`Action::Bind`], and writes the response into `reply`: a success if any socket is bound; else 508,

@@ -14,6 +14,7 @@ fn allocation_is_asked_for_with_what_the_configuration_says() {
     let request = b.request(Method::ALLOCATE);
     assert_eq!(get(&request), Some(RequestedTransport::UDP));
     assert_eq!(get(&request), Some(AdditionalAddressFamily(AddressFamily::Ipv6)));
+    assert!(has(&request, crate::address::DRAFT_ADDITIONAL_ADDRESS_FAMILY), "the number that coturn knows");
     assert_eq!((get(&request), get(&request)), (Some(EvenPort { reserve_next: false }), Some(DontFragment)));
     assert_eq!((get(&request), get(&request)), (Some(MobilityTicket(&[])), Some(Lifetime(1800))));
 
