@@ -562,6 +562,7 @@ fn config(addresses: &[&str], allowed: &[&str]) -> Config {
             allowed_ips: nets(allowed),
             persistent_keepalive: None,
         }],
+        relay: None,
     }
 }
 

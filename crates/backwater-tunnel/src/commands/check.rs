@@ -60,7 +60,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("{warning}");
     }
     println!("{}: a good configuration of the tunnel {name} with {} peers", args.file.display(), config.peers.len());
-    let Config { interface, peers } = config;
+    let Config { interface, peers, .. } = config;
     let (mut tried, mut answered) = (0, 0);
     for peers in peers.chunks(AT_ONCE) {
         let mut checks = JoinSet::new();

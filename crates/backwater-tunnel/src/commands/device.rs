@@ -60,7 +60,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         hooks: Vec::new(),
     };
     let opening = Opening {
-        config: Config { interface, peers: Vec::new() },
+        config: Config { interface, peers: Vec::new(), relay: None },
         hooks: Hooks::default(),
         warnings: Vec::new(),
         kind: Kind::Device { detached: args.detached },

@@ -96,10 +96,12 @@ fn pair(endpoint: Endpoint, networks: &[IpNet]) -> anyhow::Result<(Config, Confi
     let of_server = Config {
         interface: interface(&server_key, server, listen_port),
         peers: vec![peer(&client_key, None, client_alone, None)],
+        relay: None,
     };
     let of_client = Config {
         interface: interface(&client_key, client, 0),
         peers: vec![peer(&server_key, Some(endpoint), all, KEEPALIVE)],
+        relay: None,
     };
     Ok((of_server, of_client))
 }

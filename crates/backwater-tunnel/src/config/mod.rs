@@ -17,6 +17,9 @@ use x25519_dalek as x25519;
 use zeroize::{Zeroize, Zeroizing};
 
 mod parse;
+mod relay;
+
+pub use relay::{Login, Mode, Relay, Secret};
 
 /// What a `.conf` file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct Config {
     pub interface: Interface,
     /// Its `[Peer]` sections, in the order of the file.
     pub peers: Vec<Peer>,
+    /// Its `[Relay]` section, or the comments `#@ relay` that stand for it.
+    pub relay: Option<Relay>,
 }
 
 /// This side of the tunnel.
@@ -185,7 +190,7 @@ impl Config {
         parse::parse(name, text)
     }
 
-    /// The text of a file that says this, **with its private and preshared keys**: [`parse`](Self::parse) makes the
+    /// The text of a file that says this, **with its private and preshared keys and the relay's password**: [`parse`](Self::parse) makes the
     /// same of it. (So it is not `Display`.)
     pub fn to_text(&self) -> Zeroizing<String> {
         let mut out = Zeroizing::new(String::new());
@@ -235,7 +240,7 @@ impl Config {
                 writeln!(out, "PersistentKeepalive = {seconds}")?;
             }
         }
-        Ok(())
+        self.relay.as_ref().map_or(Ok(()), |relay| relay.write(out))
     }
 }
 

@@ -8,14 +8,14 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, MAX_PEERS, Peer, Table, Warning};
+use super::{Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, MAX_PEERS, Peer, Table, Warning, relay};
 use crate::engine::endpoints::canonical;
 
 const INTERFACE: &[&str] =
     &["PrivateKey", "Address", "ListenPort", "MTU", "FwMark", "Table", "DNS", "PreUp", "PostUp", "PreDown", "PostDown"];
 const PEER: &[&str] = &["PublicKey", "PresharedKey", "Endpoint", "AllowedIPs", "PersistentKeepalive"];
 /// Those that may come again.
-const REPEATED: &[&str] = &["Address", "DNS", "AllowedIPs", "PreUp", "PostUp", "PreDown", "PostDown"];
+const REPEATED: &[&str] = &["Address", "DNS", "AllowedIPs", "Uri", "PreUp", "PostUp", "PreDown", "PostDown"];
 /// Those that wg-quick takes without a value, which stands for the default.
 const MAY_BE_EMPTY: &[&str] =
     &["Address", "MTU", "Table", "DNS", "AllowedIPs", "PreUp", "PostUp", "PreDown", "PostDown"];
@@ -34,11 +34,12 @@ const MIN_MTU_V6: u16 = 1280;
 pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Errors> {
     let mut reader = Reader { errors: Vec::new(), warnings: Vec::new() };
     let sections = reader.sections(text.strip_prefix('\u{feff}').unwrap_or(text));
-    let (mut interface, mut peers) = (None, Vec::new());
+    let (mut interface, mut peers, mut relay) = (None, Vec::new(), None);
     for section in &sections {
         match section.kind {
             Kind::Interface => interface = reader.interface(section),
             Kind::Peer => peers.extend(reader.peer(section)),
+            Kind::Relay => relay = reader.relay(section),
             Kind::Unknown => {}
         }
     }
@@ -59,7 +60,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Er
                 warnings.into_iter().map(|(line, problem)| Warning(format!("{name}:{line}: {problem}"))).collect();
             warnings.extend(endpoints_in_routes(name, &interface, &peers));
             let peers = peers.into_iter().map(|placed| placed.peer).collect();
-            Ok((Config { interface, peers }, warnings))
+            Ok((Config { interface, peers, relay }, warnings))
         }
         _ => Err(Errors(lines)),
     }
@@ -69,22 +70,23 @@ pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Er
 enum Kind {
     Interface,
     Peer,
+    Relay,
     /// It has been complained of: what is in it is passed over.
     Unknown,
 }
 
-struct Section<'a> {
+pub(super) struct Section<'a> {
     kind: Kind,
-    line: usize,
+    pub(super) line: usize,
     entries: Vec<Entry<'a>>,
 }
 
 #[derive(Clone, Copy)]
-struct Entry<'a> {
-    line: usize,
+pub(super) struct Entry<'a> {
+    pub(super) line: usize,
     /// As the tables above spell it.
     key: &'static str,
-    value: &'a str,
+    pub(super) value: &'a str,
 }
 
 /// A peer, and the lines of what other peers must not have.
@@ -97,7 +99,7 @@ struct Placed {
 }
 
 impl<'a> Section<'a> {
-    fn entries(&self, key: &str) -> impl Iterator<Item = Entry<'a>> {
+    pub(super) fn entries(&self, key: &str) -> impl Iterator<Item = Entry<'a>> {
         self.entries.iter().copied().filter(move |entry| entry.key == key)
     }
 
@@ -107,19 +109,25 @@ impl<'a> Section<'a> {
 }
 
 /// Gathers what is wrong, by line.
-struct Reader {
+pub(super) struct Reader {
     errors: Vec<(usize, String)>,
     warnings: Vec<(usize, String)>,
 }
 
 impl Reader {
-    fn error(&mut self, line: usize, key: &str, found: &str, wanted: &str) {
+    pub(super) fn error(&mut self, line: usize, key: &str, found: &str, wanted: &str) {
         self.errors.push((line, format!("{key}: found {found}, wanted {wanted}")));
     }
 
     fn sections<'a>(&mut self, text: &'a str) -> Vec<Section<'a>> {
         let mut sections: Vec<Section<'a>> = Vec::new();
+        let mut relay: Option<Section<'a>> = None;
         for (line, text) in (1..).zip(text.lines()) {
+            if let Some(text) = relay_comment(text) {
+                let section = relay.get_or_insert(Section { kind: Kind::Relay, line, entries: Vec::new() });
+                self.key_and_value(section, line, text);
+                continue;
+            }
             let text = text.split('#').next().unwrap_or_default().trim();
             if text.is_empty() {
                 continue;
@@ -128,33 +136,41 @@ impl Reader {
                 let kind = match &*without_blanks(text) {
                     text if text.eq_ignore_ascii_case("[Interface]") => Kind::Interface,
                     text if text.eq_ignore_ascii_case("[Peer]") => Kind::Peer,
+                    text if text.eq_ignore_ascii_case("[Relay]") => Kind::Relay,
                     _ => {
-                        self.error(line, "section", &shown(text), "[Interface] or [Peer]");
+                        self.error(line, "section", &shown(text), "[Interface], [Peer] or [Relay]");
                         Kind::Unknown
                     }
                 };
                 sections.push(Section { kind, line, entries: Vec::new() });
                 continue;
             }
-            let Some((key, value)) = text.split_once('=') else {
-                self.error(line, "line", &shown(text), "a key, = and a value");
-                continue;
-            };
             let Some(section) = sections.last_mut() else {
+                let key = text.split('=').next().unwrap_or_default();
                 self.error(line, &label(key.trim()), "it before any section", "[Interface] or [Peer] above it");
                 continue;
             };
-            if let Some(entry) = self.entry(section, line, key.trim(), value.trim()) {
-                section.entries.push(entry);
-            }
+            self.key_and_value(section, line, text);
         }
+        sections.extend(relay);
         sections
+    }
+
+    fn key_and_value<'a>(&mut self, section: &mut Section<'a>, line: usize, text: &'a str) {
+        let Some((key, value)) = text.split_once('=') else {
+            self.error(line, "line", &shown(text), "a key, = and a value");
+            return;
+        };
+        if let Some(entry) = self.entry(section, line, key.trim(), value.trim()) {
+            section.entries.push(entry);
+        }
     }
 
     fn entry<'a>(&mut self, section: &Section<'a>, line: usize, key: &str, value: &'a str) -> Option<Entry<'a>> {
         let (here, name) = match section.kind {
             Kind::Interface => (INTERFACE, "[Interface]"),
             Kind::Peer => (PEER, "[Peer]"),
+            Kind::Relay => (relay::KEYS, "[Relay]"),
             Kind::Unknown => return None,
         };
         let plain = without_blanks(key);
@@ -181,7 +197,7 @@ impl Reader {
     }
 
     /// The value of a key that is there once at most.
-    fn one<T>(
+    pub(super) fn one<T>(
         &mut self,
         section: &Section<'_>,
         key: &str,
@@ -326,6 +342,9 @@ impl Reader {
         for again in found {
             self.error(again.line, "[Interface]", "it again", "one such section");
         }
+        for again in sections.iter().filter(|section| section.kind == Kind::Relay).skip(1) {
+            self.error(again.line, "[Relay]", "it again", "one such section");
+        }
     }
 
     fn not_too_many(&mut self, sections: &[Section<'_>]) {
@@ -381,13 +400,20 @@ fn push_new<T: PartialEq>(all: &mut Vec<T>, new: T) {
 }
 
 /// A name of RFC 1035, section 2.3.4, that is no address: its last label is no number.
-fn is_domain(name: &str) -> bool {
+pub(super) fn is_domain(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     (1..=253).contains(&name.len())
         && name.chars().all(allowed)
         && !name.starts_with('.')
         && !last.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The key and the value of a comment that stands for a line of the `[Relay]` section: for a file that other programs read, too.
+fn relay_comment(line: &str) -> Option<&str> {
+    let rest = line.trim_start().strip_prefix("#@")?.trim_start();
+    let (word, rest) = rest.split_once(char::is_whitespace)?;
+    word.eq_ignore_ascii_case("relay").then(|| rest.split('#').next().unwrap_or_default().trim())
 }
 
 /// As `wg` does with each line.
@@ -455,7 +481,7 @@ fn label(key: &str) -> String {
     if plain { key.to_owned() } else { shown(key) }
 }
 
-fn characters(text: &str) -> String {
+pub(super) fn characters(text: &str) -> String {
     match text.chars().count() {
         0 => "nothing".to_owned(),
         1 => "1 character".to_owned(),

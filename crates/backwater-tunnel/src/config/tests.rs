@@ -74,7 +74,7 @@ fn what_wg_and_wg_quick_ignore_is_ignored() {
     assert_eq!(config.peers.len(), 1);
     // `wg` wants numbers there.
     assert!(interface("ListenPort =")[0].contains("found nothing"));
-    assert!(interface("[ P eer s ]")[0].contains("wanted [Interface] or [Peer]"));
+    assert!(interface("[ P eer s ]")[0].contains("wanted [Interface], [Peer] or [Relay]"));
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn all_errors_come_at_once_in_the_order_of_the_file() {
         "9: Colour: found an unknown key of [Interface], wanted one of PrivateKey, Address, ListenPort, MTU, FwMark, \
          Table, DNS, PreUp, PostUp, PreDown, PostDown",
         "10: line: found \"nonsense\", wanted a key, = and a value",
-        "11: section: found \"[Peers]\", wanted [Interface] or [Peer]",
+        "11: section: found \"[Peers]\", wanted [Interface], [Peer] or [Relay]",
         "14: Endpoint: found \"example.org\", wanted IPv4:port, [IPv6]:port or name:port",
         "15: AllowedIPs: found \"10.0.0.0/33\", wanted an address or a prefix, such as 10.0.0.1/24 or fd00::1/64",
         "16: PersistentKeepalive: found \"-1\", wanted seconds from 0 to 65535, or off",
@@ -394,6 +394,83 @@ fn no_more_errors_than_somebody_reads() {
     assert_eq!((errors.len(), errors.last().map(String::as_str)), (1001, Some("t.conf: and 4001 more")));
 }
 
+const RELAY: &str = "[Relay]\nUri = turn:relay.example.org, turn:192.0.2.1:3479?transport=udp\nuri = turn:[2001:db8::1]\n\
+                     Username = alice\nPassword = correct horse = battery\nMode = Always # no other way\n";
+
+#[test]
+fn relay_section_is_understood() {
+    let (config, warnings) = good(&format!("[Interface]\nPrivateKey = {PRIVATE}\n{RELAY}[Peer]\nPublicKey = {PEER}\n"));
+    let relay = config.relay.unwrap();
+    let address = |text: &str| Endpoint::Address(text.parse().unwrap());
+    let servers = [
+        Endpoint::Name("relay.example.org".to_owned(), 3478),
+        address("192.0.2.1:3479"),
+        address("[2001:db8::1]:3478"),
+    ];
+    assert_eq!((relay.servers, relay.mode, warnings), (servers.to_vec(), Mode::Always, vec![]));
+    assert!(!format!("{:?}", relay.login).contains("horse"), "{:?}", relay.login);
+    let password = Secret(Zeroizing::new("correct horse = battery".to_owned()));
+    assert_eq!(relay.login, Login::Password { username: "alice".to_owned(), password });
+    assert_eq!(config.peers.len(), 1);
+}
+
+/// Comments, in any section, stand for the section, so that other programs can read the file.
+#[test]
+fn relay_comments_are_the_same_as_the_section() {
+    let section = good(&format!("[Interface]\nPrivateKey = {PRIVATE}\n{RELAY}[Peer]\nPublicKey = {PEER}\n")).0;
+    let lines: Vec<_> = RELAY.lines().skip(1).map(|line| format!("  #@ Relay {line}\n")).collect();
+    let (before, after) = lines.split_at(2);
+    let text = format!(
+        "{}[Interface]\n#@ other = 1\n{}PrivateKey = {PRIVATE}\n[Peer]\nPublicKey = {PEER}\n#@relays are ignored\n",
+        before.concat(),
+        after.concat()
+    );
+    assert_eq!(good(&text).0, section);
+    let errors = bad(&format!("{text}{RELAY}"));
+    assert!(errors[0].ends_with("[Relay]: found it again, wanted one such section"), "{errors:?}");
+}
+
+#[test]
+fn relay_with_a_secret_makes_its_own_credentials() {
+    let relay = |lines: &str| {
+        good(&format!("[Interface]\nPrivateKey = {PRIVATE}\n[Relay]\nUri = turn:r.example\n{lines}")).0.relay.unwrap()
+    };
+    let secret = Secret(Zeroizing::new("s".to_owned()));
+    let login = |username: &str| Login::Secret { username: username.to_owned(), secret: secret.clone() };
+    assert_eq!((relay("Secret = s").login, relay("Secret = s").mode), (login(""), Mode::Auto));
+    assert_eq!(relay("Username = laptop\nSecret = s\nMode = never").login, login("laptop"));
+}
+
+#[test]
+fn errors_of_the_relay_section_tell_no_password() {
+    let relay = |lines: &str| interface(&format!("[Relay]\n{lines}"));
+    let only = |lines: &str, error: &str| assert_eq!(relay(lines), [format!("t.conf:{error}")], "{lines}");
+    let uri = "turn:host or turn:host:port (UDP)";
+    only("Secret = s", &format!("3: Uri: found none in this section, wanted {uri}"));
+    for text in
+        ["turns:r.example", "stun:r.example", "turn:r.example?transport=tcp", "turn:r.example:0", "r.example", ""]
+    {
+        let found = if text.is_empty() { "nothing".to_owned() } else { format!("{text:?}") };
+        only(&format!("Uri = {text}\nSecret = s"), &format!("4: Uri: found {found}, wanted {uri}"));
+    }
+    let many: Vec<_> = (1..=9).map(|n| format!("turn:192.0.2.{n}")).collect();
+    only(&format!("Uri = {}\nSecret = s", many.join(",")), "4: Uri: found one more, wanted at most 8");
+    only("Uri = turn:r.example", "3: Password: found none in this section, wanted Password or Secret");
+    only(
+        "Uri = turn:r.example\nPassword = hunter2\nSecret = s",
+        "6: Secret: found it beside Password, wanted one of the two",
+    );
+    only(
+        "Uri = turn:r.example\nPassword = hunter2",
+        "3: Username: found none in this section, wanted the name that goes with Password",
+    );
+    only("Uri = turn:r.example\nSecret = s\nMode = on", "6: Mode: found \"on\", wanted auto, always or never");
+    only("Uri = turn:r.example\nSecret = s\nSecret = t", "6: Secret: found it again, after line 5, wanted it once");
+    let errors = relay("Uri = turn:r.example\nUsername = a\u{7}\nPassword = hunter2\nBogus = hunter2");
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(!errors.concat().contains("hunter2"), "{errors:?}");
+}
+
 fn key() -> impl Strategy<Value = Key> {
     any::<[u8; 32]>().prop_map(|mut bytes| {
         bytes[0] |= 8;
@@ -449,6 +526,21 @@ fn any_hook() -> impl Strategy<Value = Hook> {
         .prop_map(|(at, command)| Hook { at, command })
 }
 
+fn any_relay() -> impl Strategy<Value = Relay> {
+    let secret = || "[a-z0-9=!$]{1,20}".prop_map(|text| Secret(Zeroizing::new(text)));
+    let login = prop_oneof![
+        ("[a-z]{1,9}", secret()).prop_map(|(username, password)| Login::Password { username, password }),
+        ("[a-z]{0,9}", secret()).prop_map(|(username, secret)| Login::Secret { username, secret }),
+    ];
+    let mode = prop_oneof![Just(Mode::Auto), Just(Mode::Always), Just(Mode::Never)];
+    (vec(any_endpoint(), 1..4), login, mode).prop_map(|(mut servers, login, mode)| {
+        // IPv4-mapped addresses are read as what they stand for.
+        let mut seen = HashSet::new();
+        servers.retain(|server| seen.insert(server.to_string()));
+        Relay { servers, login, mode }
+    })
+}
+
 prop_compose! {
     fn any_config()(
         private_key in key(),
@@ -460,6 +552,7 @@ prop_compose! {
         dns in any_dns(),
         hooks in vec(any_hook(), 0..3),
         mut peers in vec(any_peer(), 0..6),
+        relay in option::of(any_relay()),
     ) -> Config {
         let one_host = |net: &IpNet| !net.addr().is_unspecified() && !net.addr().is_multicast();
         let mut seen = HashSet::new();
@@ -468,14 +561,15 @@ prop_compose! {
         for peer in &mut peers {
             peer.allowed_ips.retain(|net| seen.insert(*net));
         }
-        Config { interface: Interface { private_key, addresses, listen_port, mtu, fwmark, table, dns, hooks }, peers }
+        let interface = Interface { private_key, addresses, listen_port, mtu, fwmark, table, dns, hooks };
+        Config { interface, peers, relay }
     }
 }
 
 /// Lines that come near to a configuration, some with a secret where it does not belong.
 fn any_line() -> impl Strategy<Value = String> {
     let key = "PrivateKey|privatekey|Address|ListenPort|MTU|FwMark|Table|DNS|PublicKey|PresharedKey|Endpoint|AllowedIPs|\
-               PersistentKeepalive|PostUp|Bogus|";
+               PersistentKeepalive|PostUp|Uri|Username|Password|Secret|Mode|Bogus|";
     let value = prop_oneof![
         Just(PRIVATE.to_owned()),
         "[0-9a-fx:./,%\\[\\]+-]{0,12}",
@@ -486,7 +580,7 @@ fn any_line() -> impl Strategy<Value = String> {
     let glue = prop_oneof![Just(" = "), Just("="), Just(""), Just(" "), Just(", "), Just("#")];
     prop_oneof![
         8 => (key, glue.clone(), value.clone(), glue, value).prop_map(|(k, g, v, h, w)| [&*k, g, &v, h, &w].concat()),
-        1 => "\\[(Interface|Peer|peer|x)\\]?",
+        1 => "\\[(Interface|Peer|peer|Relay|x)\\]?",
         1 => (Just("["), Just(PRIVATE)).prop_map(|(a, b)| [a, b].concat()),
     ]
 }

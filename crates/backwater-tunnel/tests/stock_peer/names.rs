@@ -70,7 +70,7 @@ fn a_name_is_resolved_again_while_handshakes_fail() {
 fn check_tries_the_addresses_of_a_name_side_by_side() {
     in_namespace("names::check_tries_the_addresses_of_a_name_side_by_side", PROGRAMS, || {
         let sides = named(&["fd09:1::2", "10.9.1.2"]);
-        let Config { interface, peers } = Config::read(&sides.peer_configuration()).unwrap().0;
+        let Config { interface, peers, .. } = Config::read(&sides.peer_configuration()).unwrap().0;
         let (private, public) = (StaticSecret::from(interface.private_key.0), PublicKey::from(peers[0].public_key.0));
         let mut tunn = Tunn::new(private, public, None, None, 1, None);
         let addresses = ["10.9.1.2:51820", "[fd09:1::2]:51820"];
