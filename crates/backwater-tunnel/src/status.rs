@@ -25,8 +25,38 @@ pub struct Status {
     pub device: Device,
     /// The sockets' counters.
     pub transport: StatsSnapshot,
+    /// The relay, if the configuration has one that is used.
+    pub relay: Option<RelayStatus>,
     /// Its peers, in the order of the configuration.
     pub peers: Vec<PeerStatus>,
+}
+
+/// The TURN server, and the allocation there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// When it is used: `auto` or `always`.
+    pub mode: String,
+    /// The server that is asked, or that has made the allocation.
+    pub server: Option<String>,
+    /// Where peers see this side; `None`: there is no allocation.
+    pub relayed_address: Option<String>,
+    /// The round-trip time to the server, in milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// What went wrong last, until there is an allocation.
+    pub problem: Option<String>,
+}
+
+/// A way to a peer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RouteStatus {
+    /// `direct` or `relayed`.
+    pub kind: String,
+    /// Where datagrams are sent to by it: the peer's address, or the relay's.
+    pub destination: Option<String>,
+    /// Whether it is in use.
+    pub in_use: bool,
+    /// Between the last handshake's initiation and its response by this way, in milliseconds.
+    pub rtt_ms: Option<f64>,
 }
 
 /// A peer of it.
@@ -34,8 +64,10 @@ pub struct Status {
 pub struct PeerStatus {
     /// In base64.
     pub public_key: String,
-    /// Where it is reached; the path in use.
+    /// Where it is.
     pub endpoint: Option<String>,
+    /// The ways to it, of which one is in use.
+    pub routes: Vec<RouteStatus>,
     /// Between the last handshake's initiation and its response, in milliseconds.
     pub rtt_ms: Option<f64>,
     /// Seconds since the last handshake.

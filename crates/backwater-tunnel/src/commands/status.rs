@@ -74,17 +74,39 @@ impl fmt::Display for ForPeople<'_> {
             Some(dropped) => writeln!(f, ", {dropped} dropped by the device")?,
             None => writeln!(f)?,
         }
+        if let Some(relay) = &status.relay {
+            write!(f, "  relay:        {}", relay.mode)?;
+            relay.server.iter().try_for_each(|server| write!(f, ", {server}"))?;
+            relay.rtt_ms.map_or(Ok(()), |rtt| write!(f, ", RTT {rtt:.1} ms"))?;
+            match &relay.relayed_address {
+                Some(address) => write!(f, ", peers see {address}")?,
+                None => write!(f, ", no allocation")?,
+            }
+            relay.problem.iter().try_for_each(|problem| write!(f, ": {problem}"))?;
+            writeln!(f)?;
+        }
         for peer in &status.peers {
             let mut line = String::new();
-            match &peer.endpoint {
-                Some(endpoint) => write!(line, "direct, {endpoint}")?,
-                None => line.push_str("no address known"),
+            let in_use = peer.routes.iter().find(|route| route.in_use);
+            match (in_use, &peer.endpoint) {
+                (Some(route), Some(endpoint)) if route.kind == "relayed" => {
+                    let relay = route.destination.as_deref().unwrap_or_default();
+                    write!(line, "relayed by {relay}, {endpoint}")?;
+                }
+                (Some(_), Some(endpoint)) => write!(line, "direct, {endpoint}")?,
+                (None, Some(endpoint)) => write!(line, "none yet to {endpoint}")?,
+                (_, None) => line.push_str("no address known"),
             }
             if let Some(rtt) = peer.rtt_ms {
                 write!(line, ", RTT {rtt:.1} ms")?;
             }
             writeln!(f, "  peer {}", peer.public_key)?;
             writeln!(f, "    path:       {line}")?;
+            for route in peer.routes.iter().filter(|route| !route.in_use) {
+                write!(f, "    other path: {}, {}", route.kind, route.destination.as_deref().unwrap_or_default())?;
+                route.rtt_ms.map_or(Ok(()), |rtt| write!(f, ", RTT {rtt:.1} ms"))?;
+                writeln!(f)?;
+            }
             match peer.last_handshake_seconds {
                 Some(seconds) => writeln!(f, "    handshake:  {seconds} s ago")?,
                 None => writeln!(f, "    handshake:  none yet")?,

@@ -7,7 +7,7 @@ use tracing::info;
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::{
-    Engine,
+    Engine, Event,
     allowed::Last,
     peer::{Peer, name_of},
     wireguard,
@@ -151,7 +151,7 @@ impl Engine {
             allowed_ips: Vec::new(),
             persistent_keepalive: None,
         };
-        self.peers.insert(Peer::new(now, number, &peer, &self.private_key, self.clock));
+        self.peers.insert(Peer::new(now, number, &peer, &self.private_key, self.clock, self.mode));
         number
     }
 
@@ -159,6 +159,9 @@ impl Engine {
         let mut peer = self.peers.remove(self.by_key.remove(key)?)?;
         peer.remove(&mut self.messages);
         self.allowed.remove_all(peer.number());
+        if peer.ways.wanted().is_some() {
+            self.events.push_back(Event::RelayPeers);
+        }
         info!(peer = name_of(&peer.public_key), "removed");
         Some(peer.number())
     }

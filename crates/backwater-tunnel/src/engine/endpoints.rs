@@ -78,9 +78,19 @@ impl Endpoints {
     /// An authenticated message came from there.
     pub(crate) fn on_answer(&mut self, from: SocketAddr) {
         self.answered = Some(from);
+        self.on_relayed_answer();
+    }
+
+    /// An authenticated message came by a relay: it says where the relay sees the peer, not where this host would.
+    pub(crate) fn on_relayed_answer(&mut self) {
         if self.is_failing {
             (self.is_failing, self.resolve_at, self.interval) = (false, None, FIRST_INTERVAL);
         }
+    }
+
+    /// Whether no endpoint is configured: it is learnt when the peer calls.
+    pub(crate) fn is_learnt(&self) -> bool {
+        self.configured.is_none()
     }
 
     /// Has the name resolved as soon as possible.

@@ -39,8 +39,16 @@ pub enum Event {
         /// Where it was looked for.
         endpoint: SocketAddr,
     },
-    /// A peer has another route. Look up its MTU, call [`Engine::set_route_mtu`], and give up what is held for this peer in the socket of the
-    /// other family, of which the engine says no more.
+    /// Drop what is held for a peer, before anything is sent to it: it has another route, and the engine has counted it as dropped.
+    GaveUpHeld {
+        /// The peer's number.
+        peer: usize,
+    },
+    /// The [addresses](Engine::relay_peers) that the relay is to reach are others. Tell by [`Engine::set_relayed`] which it does reach.
+    RelayPeers,
+    /// A peer that is reached by the relay does not answer. Look whether the relay still has what it has granted.
+    RelayIsSilent,
+    /// A peer has another route. Look up its MTU, and call [`Engine::set_route_mtu`].
     NewRoute {
         /// The peer's number.
         peer: usize,
@@ -56,6 +64,12 @@ impl Engine {
             return Some(event);
         }
         for peer in self.peers.iter_mut() {
+            if peer.path.take_gave_up_held() {
+                return Some(Event::GaveUpHeld { peer: peer.number() });
+            }
+            if peer.ways.take_new() {
+                return Some(Event::RelayPeers);
+            }
             if let Some(route) = peer.path.take_new() {
                 return Some(Event::NewRoute { peer: peer.number(), route });
             }
@@ -90,6 +104,23 @@ impl Engine {
         }
     }
 
+    /// Returns the addresses of the peers that a relay is to reach, each with a channel. Some may be there twice.
+    pub fn relay_peers(&self) -> impl Iterator<Item = SocketAddr> {
+        self.peers.iter().filter_map(|peer| peer.ways.wanted())
+    }
+
+    /// Takes the way by the relay to a peer's address; `None`: the relay does not reach it (any more).
+    pub fn set_relayed(&mut self, now: Instant, peer: SocketAddr, route: Option<Route>) {
+        for other in self.peers.iter_mut().filter(|other| other.ways.wanted() == Some(peer)) {
+            other.set_relayed(now, route, &mut self.messages);
+        }
+    }
+
+    /// Returns the way by the relay to a peer's address.
+    pub(super) fn relayed_to(&self, peer: SocketAddr) -> Option<Route> {
+        self.peers.iter().filter_map(|other| other.ways.relayed()).find(|route| route.endpoint() == peer)
+    }
+
     /// Takes the MTU of this host's route to a peer, in bytes of the outer packet; `None`: it is not known.
     pub fn set_route_mtu(&mut self, peer: usize, mtu: Option<u32>) {
         if let Some(peer) = self.peers.get_mut(peer) {
@@ -108,7 +139,9 @@ impl Engine {
     /// Learns from an ICMP message that packets to `destination` may have no more than `mtu` bytes. `quoted`: the first bytes of the UDP
     /// payload that the message is about. It is believed only if it quotes a datagram that was sent lately.
     pub fn handle_icmp_mtu(&mut self, now: Instant, destination: SocketAddr, mtu: u32, quoted: &[u8]) {
-        for peer in self.peers.iter_mut().filter(|peer| peer.endpoint() == Some(destination)) {
+        for peer in self.peers.iter_mut().filter(|peer| peer.destination() == Some(destination)) {
+            let headroom = peer.path.route().map_or(0, Route::headroom);
+            let quoted = quoted.get(headroom..).unwrap_or_default();
             if peer.path.mtu.learn(now, mtu, quoted) {
                 debug!(peer = %name_of(&peer.public_key), mtu, "the path's MTU was learnt");
             }
@@ -118,7 +151,7 @@ impl Engine {
     /// Learns that this host's route to `destination`, whose port may not be known, has this MTU in bytes.
     pub fn handle_local_mtu(&mut self, destination: SocketAddr, mtu: u32) {
         let ip = destination.ip();
-        for peer in self.peers.iter_mut().filter(|peer| peer.endpoint().is_some_and(|to| to.ip() == ip)) {
+        for peer in self.peers.iter_mut().filter(|peer| peer.destination().is_some_and(|to| to.ip() == ip)) {
             if peer.path.mtu.set_route(Some(mtu)) {
                 info!(peer = %name_of(&peer.public_key), mtu, "a datagram was longer than the MTU of the route to the peer");
             }

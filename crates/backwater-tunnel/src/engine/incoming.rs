@@ -7,7 +7,8 @@ use tracing::info;
 
 use super::{
     Engine,
-    peer::{Heard, name_of},
+    peer::{Heard, Origin, name_of},
+    route::Route,
     wireguard::{Initiation, guard::Judgement, kind},
 };
 
@@ -25,7 +26,7 @@ pub enum Received {
 
 impl Engine {
     #[inline]
-    pub(super) fn take_datagram(&mut self, now: Instant, datagram: RecvDatagram<'_>) -> Received {
+    pub(super) fn take_datagram(&mut self, now: Instant, origin: Origin, datagram: RecvDatagram<'_>) -> Received {
         let mut initiation = None;
         let number = match *datagram.payload {
             [kind::DATA | kind::COOKIE, _, _, _, a, b, c, d, ..]
@@ -41,7 +42,11 @@ impl Engine {
                     }
                     Judgement::Cookie(reply) => {
                         self.counters.cookies_sent += 1;
-                        self.messages.push(datagram.source, &reply);
+                        let way = match origin {
+                            Origin::Direct => Some(Route::Direct(datagram.source)),
+                            Origin::Relayed => self.relayed_to(datagram.source),
+                        };
+                        way.into_iter().for_each(|route| self.messages.push(route, &reply));
                         return Received::Refused;
                     }
                     Judgement::Refuse => None,
@@ -59,8 +64,8 @@ impl Engine {
         };
         let allows = |from| self.allowed.owner(from, &mut self.last_source) == Some(number);
         let heard = match initiation {
-            Some(initiation) => peer.respond(now, datagram, initiation, &mut self.messages),
-            None => peer.receive(now, datagram, &mut self.coalescer, &mut self.messages, allows),
+            Some(initiation) => peer.respond(now, origin, datagram, initiation, &mut self.messages),
+            None => peer.receive(now, origin, datagram, &mut self.coalescer, &mut self.messages, allows),
         };
         match heard {
             Heard::Good => Received::Accepted,

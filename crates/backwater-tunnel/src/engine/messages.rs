@@ -3,8 +3,9 @@
 use std::{collections::VecDeque, net::SocketAddr};
 
 use arrayvec::ArrayVec;
+use backwater_stun::CHANNEL_HEADER_LEN;
 
-use super::session_indices::SessionIndices;
+use super::{route::Route, session_indices::SessionIndices};
 
 /// The longest message that is not data: a handshake initiation.
 pub(crate) const MAX_MESSAGE: usize = 148;
@@ -18,8 +19,8 @@ const MAX_WAITING: usize = 4096;
 pub struct Message {
     /// Where it goes.
     pub destination: SocketAddr,
-    /// The UDP payload.
-    pub bytes: ArrayVec<u8, MAX_MESSAGE>,
+    /// The UDP payload: on the way by a relay with the header of ChannelData.
+    pub bytes: ArrayVec<u8, { MAX_MESSAGE + CHANNEL_HEADER_LEN }>,
 }
 
 /// Messages that the driver has not sent yet, and the indices that messages of handshakes give to sessions.
@@ -30,11 +31,14 @@ pub(crate) struct Messages {
 }
 
 impl Messages {
-    pub(crate) fn push(&mut self, destination: SocketAddr, bytes: &[u8]) {
-        if let Ok(bytes) = ArrayVec::try_from(bytes)
+    pub(crate) fn push(&mut self, route: Route, message: &[u8]) {
+        let mut bytes = ArrayVec::new();
+        let header = route.header(message.len());
+        if header.is_none_or(|header| bytes.try_extend_from_slice(&header).is_ok())
+            && bytes.try_extend_from_slice(message).is_ok()
             && self.waiting.len() < MAX_WAITING
         {
-            self.waiting.push_back(Message { destination, bytes });
+            self.waiting.push_back(Message { destination: route.destination(), bytes });
         }
     }
 

@@ -8,7 +8,7 @@
 //! 1. **Mutate.** One of
 //!    - [`handle_packet`](Engine::handle_packet): the device has given a packet, which was read into
 //!      [`packet_buffer`](Engine::packet_buffer);
-//!    - [`handle_datagram`](Engine::handle_datagram): a socket has received a datagram;
+//!    - [`handle_datagram`](Engine::handle_datagram): a socket has received a datagram ([`handle_relayed`](Engine::handle_relayed): by a relay);
 //!    - [`drain_queues`](Engine::drain_queues): sockets may have room again;
 //!    - [`handle_held`](Engine::handle_held): the driver has sent, or dropped, datagrams that it held;
 //!    - [`handle_timeout`](Engine::handle_timeout): it is [`poll_timeout`](Engine::poll_timeout) or later;
@@ -70,12 +70,12 @@ use self::{
     messages::Messages,
     outgoing::Outgoing,
     packet::{coalesce::Coalescer, icmp, virtio},
-    peer::{Peer, Refused},
+    peer::{Origin, Peer, Refused},
     queue::fair,
     slots::Slots,
     wireguard::{Clock, guard::Guard},
 };
-use crate::config::Config;
+use crate::config::{Config, Mode};
 
 /// Interval of the timers with traffic, during a handshake, and idle. The runtime wakes up to three times for a timer of seconds.
 const TICK: Duration = Duration::from_millis(250);
@@ -90,6 +90,8 @@ pub struct Engine {
     public_key: PublicKey,
     guard: Guard,
     clock: Clock,
+    /// When peers are reached by a relay.
+    mode: Mode,
     peers: Slots<Peer>,
     by_key: HashMap<[u8; 32], usize>,
     allowed: Allowed,
@@ -171,12 +173,13 @@ impl Engine {
     pub fn new(now: Instant, wall: SystemTime, config: &Config, mtu: u16, offload: Offload) -> io::Result<Self> {
         let private_key = wireguard::private_key(&config.interface.private_key)?;
         let public_key = PublicKey::from(&private_key);
+        let mode = config.relay.as_ref().map_or(Mode::Never, |relay| relay.mode);
         let (guard, clock) = (Guard::new(now, &public_key)?, Clock::new(now, wall));
         let mut allowed = Allowed::new();
         let mut peers = Slots::new();
         for (number, peer) in config.peers.iter().enumerate() {
             peer.allowed_ips.iter().for_each(|net| allowed.insert(net, number));
-            peers.insert(Peer::new(now, number, peer, &private_key, clock));
+            peers.insert(Peer::new(now, number, peer, &private_key, clock, mode));
         }
         Ok(Self {
             private_key,
@@ -184,6 +187,7 @@ impl Engine {
             public_key,
             guard,
             clock,
+            mode,
             by_key: peers.iter().map(|peer| (peer.public_key.to_bytes(), peer.number())).collect(),
             peers,
             allowed,
@@ -241,7 +245,19 @@ impl Engine {
     /// Takes a datagram, for which there is [space](Self::has_space).
     #[inline]
     pub fn handle_datagram(&mut self, now: Instant, datagram: RecvDatagram<'_>) -> Received {
-        let received = self.take_datagram(now, datagram);
+        self.handle(now, Origin::Direct, datagram)
+    }
+
+    /// Takes a datagram that a relay has received from a peer, for which there is [space](Self::has_space). Its source is the peer's
+    /// address, as the relay says it.
+    #[inline]
+    pub fn handle_relayed(&mut self, now: Instant, datagram: RecvDatagram<'_>) -> Received {
+        self.handle(now, Origin::Relayed, datagram)
+    }
+
+    #[inline]
+    fn handle(&mut self, now: Instant, origin: Origin, datagram: RecvDatagram<'_>) -> Received {
+        let received = self.take_datagram(now, origin, datagram);
         self.traffic |= received != Received::Refused;
         received
     }
@@ -292,6 +308,9 @@ impl Engine {
                 && let Some(endpoint) = before
             {
                 self.events.push_back(Event::NoAnswer { peer: peer.number(), endpoint });
+            }
+            if peer.look_at_ways(now, &mut self.messages) {
+                self.events.push_back(Event::RelayIsSilent);
             }
         }
         self.traffic = self.peers.iter().any(Peer::is_waiting);

@@ -78,7 +78,7 @@ impl Engine {
             return None;
         }
         let batch = &self.outgoing.sealer.batch;
-        let &(peer, ecn) = batch.common()?;
+        let &(peer, ecn, _) = batch.common()?;
         let path = &self.peers.get_mut(peer)?.path;
         Some(Transmit {
             peer,
@@ -93,7 +93,7 @@ impl Engine {
     /// Takes what became of the batch that [`poll_transmit`](Self::poll_transmit) returned.
     pub fn handle_sent(&mut self, now: Instant, outcome: Outcome) {
         let batch = &mut self.outgoing.sealer.batch;
-        let Some(&(peer, _)) = batch.common() else { return };
+        let Some(&(peer, ..)) = batch.common() else { return };
         if let Some(peer) = self.peers.get_mut(peer) {
             peer.sent(now, batch.bytes(), batch.shape().datagrams(), &outcome);
         }
@@ -143,9 +143,9 @@ impl Engine {
             if self.outgoing.is_closed {
                 let batch = &mut self.outgoing.sealer.batch;
                 let datagrams = batch.shape().datagrams();
-                let peer = batch.common().and_then(|&(peer, _)| self.peers.get_mut(peer));
-                match peer {
-                    Some(peer) if peer.path.route().is_some() => return true,
+                let (peer, channel) = batch.common().map_or((usize::MAX, 0), |&(peer, _, channel)| (peer, channel));
+                match self.peers.get_mut(peer) {
+                    Some(peer) if peer.path.route().is_some_and(|route| route.channel() == channel) => return true,
                     Some(peer) => peer.drop_batch(datagrams),
                     None => {}
                 }

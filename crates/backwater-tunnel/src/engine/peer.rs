@@ -17,13 +17,15 @@ use super::{
     route::{Path, Route},
     wireguard::{Clock, Due, Tunnel, kind},
 };
-use crate::config::{self, Key};
+use crate::config::{self, Key, Mode};
 
 mod receive;
 mod send;
 mod settings;
+mod ways;
 
 pub(super) use send::{Sealed, Sealer};
+pub(crate) use ways::{Origin, Ways};
 
 /// A peer.
 pub(crate) struct Peer {
@@ -33,7 +35,9 @@ pub(crate) struct Peer {
     pub(crate) endpoints: Endpoints,
     pub(crate) counters: PeerCounters,
     pub(crate) queue: Fair,
+    /// The way in use.
     pub(crate) path: Path,
+    pub(crate) ways: Ways,
     /// Between an initiation and its response, in the last handshake that this side began.
     pub(crate) rtt: Option<Duration>,
     /// By the driver's clock.
@@ -88,6 +92,7 @@ impl Peer {
         config: &config::Peer,
         private_key: &StaticSecret,
         clock: Clock,
+        mode: Mode,
     ) -> Self {
         let public_key = PublicKey::from(config.public_key.0);
         let preshared_key = config.preshared_key.clone();
@@ -98,6 +103,7 @@ impl Peer {
             counters: PeerCounters::default(),
             queue: Fair::new(fastrand::u64(..)),
             path: Path::default(),
+            ways: Ways::new(mode),
             rtt: None,
             last_handshake: None,
             tunnel: Tunnel::new(number, private_key, public_key, preshared_key.as_ref().map(|key| key.0), clock),
@@ -112,7 +118,13 @@ impl Peer {
         }
     }
 
+    /// Where the peer is.
     pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.path.route().map(Route::endpoint).or(self.ways.wanted())
+    }
+
+    /// Where its datagrams are sent to: to the peer, or to the relay.
+    pub(crate) fn destination(&self) -> Option<SocketAddr> {
         self.path.route().map(Route::destination)
     }
 
@@ -129,14 +141,14 @@ impl Peer {
         self.tunnel.is_initiating()
     }
 
-    /// When the protocol has something to do, as far as is known now.
+    /// When the protocol or a way has something to do, as far as is known now.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.tunnel.due()
+        self.tunnel.due().into_iter().chain(self.ways.due()).min()
     }
 
     /// Whether what waits could go now.
     pub(crate) fn is_ready(&self) -> bool {
-        self.established && self.held == 0 && !self.queue.is_empty()
+        self.established && self.held == 0 && !self.queue.is_empty() && self.path.route().is_some()
     }
 
     /// Whether an initiation from this address may well be the peer's.
@@ -166,13 +178,15 @@ impl Peer {
         self.held
     }
 
-    /// Sends by this route from now on, from this address of the host's. What is held goes there too, unless that takes another socket.
+    /// Sends by this route from now on, from this address of the host's. What is held goes there too, unless that takes another socket or the
+    /// header of another channel.
     pub(crate) fn moved(&mut self, route: Route, local_ip: Option<IpAddr>) {
         self.path.local_ip = local_ip;
         if self.path.route() == Some(route) {
             return;
         }
-        if self.path.route().is_some_and(|before| before.is_v6() != route.is_v6()) {
+        let differs = |before: Route| before.is_v6() != route.is_v6() || before.channel() != route.channel();
+        if self.path.route().is_some_and(differs) {
             self.give_up_held();
         }
         self.path.change(route);
@@ -180,7 +194,7 @@ impl Peer {
 
     /// Sends to this address of the configured endpoint. Initiates a handshake if there is a reason to.
     pub(crate) fn found(&mut self, now: Instant, endpoint: SocketAddr, messages: &mut Messages) {
-        self.moved(Route::Direct(endpoint), None);
+        self.go_to(endpoint);
         if self.endpoints.is_failing() {
             self.call_again(now, messages);
         } else if self.is_persistent() || self.is_waiting() {
@@ -190,7 +204,9 @@ impl Peer {
 
     /// A handshake had no answer: tries the next address, if there is one. Returns whether the operator is to be told.
     fn handshake_failed(&mut self, now: Instant) -> bool {
-        let Some(current) = self.endpoint() else { return false };
+        // Without the relay nothing was sent.
+        let Some(current) = self.path.route().map(Route::endpoint) else { return false };
+        self.ways.handshake_failed();
         let peer = name_of(&self.public_key);
         let mut is_news = false;
         if !self.endpoints.is_failing() {
@@ -199,7 +215,7 @@ impl Peer {
         }
         if let Some(next) = self.endpoints.handshake_failed(now, current) {
             debug!(peer, endpoint = %next, "trying another address");
-            self.moved(Route::Direct(next), None);
+            self.go_to(next);
         }
         is_news
     }
@@ -223,7 +239,7 @@ impl Peer {
         let mut buffer = [0; MAX_MESSAGE];
         if let Some(message) = self.tunnel.initiate(now, force, &mut messages.indices, &mut buffer) {
             self.initiated = Some(now);
-            self.send(message, messages);
+            self.send_initiation(message, messages);
         }
     }
 
@@ -249,8 +265,10 @@ impl Peer {
                     if message.first() == Some(&kind::INITIATION) {
                         is_news |= has_failed && self.handshake_failed(now);
                         self.initiated = Some(now);
+                        self.send_initiation(message, messages);
+                    } else {
+                        self.send(message, messages);
                     }
-                    self.send(message, messages);
                 }
                 Due::Expired => {
                     is_news |= has_failed && self.handshake_failed(now);
@@ -279,8 +297,8 @@ impl Peer {
     }
 
     fn send(&self, message: &[u8], messages: &mut Messages) {
-        if let Some(endpoint) = self.endpoint() {
-            messages.push(endpoint, message);
+        if let Some(route) = self.path.route() {
+            messages.push(route, message);
         }
     }
 }

@@ -69,6 +69,7 @@ impl EventLoop {
                 self.receive_the_last(now);
                 self.sockets = sockets;
                 self.engine.handle_closed_sockets();
+                self.relay.iter_mut().for_each(|relay| relay.rebound(now));
                 self.set_fragmentation(now);
                 // Peers answer to where the last message came from.
                 self.engine.handle_new_network(now, None);

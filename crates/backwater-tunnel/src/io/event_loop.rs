@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use backwater_udp::{RecvBatch, gso::MAX_SEGMENTS};
+use backwater_udp::{RecvBatch, RecvDatagram, gso::MAX_SEGMENTS};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Sleep,
@@ -23,6 +23,7 @@ use crate::{
     engine::{Engine, Offload, Received, packet::virtio},
     io::{
         events,
+        relay::Relay,
         sockets::{self, Sockets},
         yield_budget::YieldBudget,
     },
@@ -54,6 +55,7 @@ pub(crate) struct EventLoop {
     pub(super) monitor: Monitor,
     pub(super) suspended: Suspended,
     pub(super) sockets: Sockets,
+    pub(super) relay: Option<Relay>,
     pub(super) options: sockets::Options,
     pub(super) notices: Notices,
     batch: RecvBatch,
@@ -97,6 +99,7 @@ impl EventLoop {
             suspended: Suspended::new(),
             timer: Box::pin(tokio::time::sleep_until(engine.poll_timeout().into())),
             engine,
+            relay: Relay::new(now, config.relay.as_ref()),
             options,
             notices,
             batch: RecvBatch::new(SLOTS),
@@ -127,6 +130,8 @@ impl EventLoop {
             self.turn(cx, until)
         })
         .await;
+        let Self { relay, sockets, .. } = &mut self;
+        relay.iter_mut().for_each(|relay| relay.close(Instant::now(), sockets));
         (self.link, result)
     }
 
@@ -152,6 +157,7 @@ impl EventLoop {
             more |= self.follow_settings(cx, now);
         }
         self.handle_events(now);
+        self.drive_relay(cx, now);
         self.send_messages(cx);
         self.send_held(cx);
         self.engine.drain_queues();
@@ -171,7 +177,8 @@ impl EventLoop {
         self.send_messages(cx);
         more |= self.engine.is_ready();
         if until.is_none() {
-            let next = self.engine.poll_timeout();
+            let of_relay = self.relay.as_ref().and_then(Relay::poll_timeout);
+            let next = of_relay.into_iter().fold(self.engine.poll_timeout(), Instant::min);
             if self.timer.deadline().into_std() != next {
                 self.timer.as_mut().reset(next.into());
             }
@@ -209,13 +216,23 @@ impl EventLoop {
     }
 
     fn take_batch(&mut self, now: Instant) {
-        let Self { batch, engine, link, .. } = self;
+        let Self { batch, engine, relay, link, .. } = self;
         for train in batch.gro_batches() {
+            let mut relay = relay.as_mut().filter(|relay| relay.is_from(train.source));
             for datagram in train.datagrams() {
                 if !engine.has_space(datagram.payload.len()) {
                     write_out(engine, link);
                 }
-                if let Received::Session(peer) = engine.handle_datagram(now, datagram) {
+                let received = match &mut relay {
+                    None => engine.handle_datagram(now, datagram),
+                    Some(relay) => {
+                        let Some((source, payload)) = relay.handle(now, datagram.source, datagram.payload) else {
+                            continue;
+                        };
+                        engine.handle_relayed(now, RecvDatagram { source, payload, ..datagram })
+                    }
+                };
+                if let Received::Session(peer) = received {
                     engine.set_last_handshake(peer, SystemTime::now());
                 }
             }
@@ -267,7 +284,8 @@ impl EventLoop {
     #[inline]
     fn send_data(&mut self, now: Instant) {
         while let Some(transmit) = self.engine.poll_transmit(now) {
-            let outcome = self.sockets.send(&transmit);
+            let is_accepted = self.relay.as_mut().is_none_or(|relay| relay.accepts(now, transmit.route));
+            let outcome = if is_accepted { self.sockets.send(&transmit) } else { sockets::dropped(&transmit) };
             self.engine.handle_sent(Instant::now(), outcome);
         }
     }
@@ -283,8 +301,8 @@ impl EventLoop {
     fn send_held(&mut self, cx: &mut Context<'_>) {
         let Self { sockets, engine, .. } = self;
         for peer in engine.peers().filter(|peer| peer.held() > 0) {
-            if let Some(endpoint) = peer.endpoint() {
-                sockets.redirect(peer.number(), endpoint, peer.path.local_ip);
+            if let Some(destination) = peer.destination() {
+                sockets.redirect(peer.number(), destination, peer.path.local_ip);
             }
         }
         sockets.poll_data(cx, |peer, outcome| engine.handle_held(Instant::now(), peer, outcome));

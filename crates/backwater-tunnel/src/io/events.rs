@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    task::Context,
     time::{Duration, Instant},
 };
 
@@ -33,6 +34,13 @@ impl EventLoop {
                         "peer {key} at {endpoint} does not answer: UDP is blocked, a key is wrong, or nobody is there"
                     )
                 }),
+                Event::GaveUpHeld { peer } => self.sockets.cancel(peer),
+                Event::RelayPeers => {
+                    if let Some(relay) = &mut self.relay {
+                        relay.follow_peers(now, &mut self.engine);
+                    }
+                }
+                Event::RelayIsSilent => self.relay.iter_mut().for_each(|relay| relay.check(now)),
                 Event::NewRoute { peer, route } => {
                     self.look_up_route(peer, route);
                     fits = false;
@@ -42,6 +50,16 @@ impl EventLoop {
         if !fits {
             self.fit_mtu(now);
         }
+    }
+
+    /// Does what is due for the relay, and what follows from it.
+    pub(super) fn drive_relay(&mut self, cx: &mut Context<'_>, now: Instant) {
+        let Self { relay: Some(relay), engine, sockets, notices, .. } = self else { return };
+        relay.drive(cx, now, engine, sockets);
+        while let Some(line) = relay.take_news() {
+            notices.tell(&line);
+        }
+        self.handle_events(now);
     }
 
     /// Tells the operator something about a peer, whose name is its key.

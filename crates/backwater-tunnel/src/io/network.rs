@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use backwater_stun::CHANNEL_HEADER_LEN;
 use backwater_udp::{Fragmentation, IcmpError, IcmpKind};
 use tracing::{debug, info, warn};
 
@@ -22,7 +23,7 @@ impl EventLoop {
     pub(super) fn follow_network(&mut self, now: Instant, change: Change) {
         let mut moved = false;
         for peer in self.engine.peers_mut() {
-            let source = peer.endpoint().and_then(|endpoint| self.sockets.source(endpoint));
+            let source = peer.destination().and_then(|destination| self.sockets.source(destination));
             moved |= peer.path.set_source(source);
             if peer.path.local_ip.is_some_and(|ip| self.sockets.is_gone(ip)) {
                 peer.path.local_ip = None;
@@ -69,25 +70,25 @@ impl EventLoop {
         if let Err(error) = self.sockets.rebind(port) {
             warn!(%error, "no socket can be bound");
         }
+        self.relay.iter_mut().for_each(|relay| relay.rebound(now));
         self.set_fragmentation(now);
     }
 
     /// Looks up the MTUs of the routes to all peers, and fits the device's to them.
     pub(super) fn look_up_routes(&mut self, now: Instant) {
         for peer in self.engine.peers_mut() {
-            let Some(endpoint) = peer.endpoint() else { continue };
-            let mtu = self.link.route_mtu(endpoint.ip());
-            peer.path.mtu.set_route(mtu.inspect_err(|error| debug!(%error, %endpoint, "no route")).ok());
+            let Some(destination) = peer.destination() else { continue };
+            let mtu = self.link.route_mtu(destination.ip());
+            peer.path.mtu.set_route(mtu.inspect_err(|error| debug!(%error, %destination, "no route")).ok());
         }
         self.fit_mtu(now);
     }
 
     /// Looks up the new route to a peer.
     pub(super) fn look_up_route(&mut self, peer: usize, route: Route) {
-        let endpoint = route.destination();
-        self.sockets.cancel_in_other_family(peer, endpoint.is_ipv6());
-        let mtu = self.link.route_mtu(endpoint.ip()).inspect_err(|error| debug!(%error, %endpoint, "no route")).ok();
-        let source = self.sockets.source(endpoint);
+        let to = route.destination();
+        let mtu = self.link.route_mtu(to.ip()).inspect_err(|error| debug!(%error, %to, "no route")).ok();
+        let source = self.sockets.source(to);
         self.engine.set_route(peer, source, mtu);
     }
 
@@ -111,7 +112,7 @@ impl EventLoop {
     /// the paths busy.
     pub(super) fn size_send_buffers(&mut self, now: Instant) {
         for v6 in [false, true] {
-            let here = self.engine.peers().filter(|peer| peer.endpoint().is_some_and(|to| to.is_ipv6() == v6));
+            let here = self.engine.peers().filter(|peer| peer.destination().is_some_and(|to| to.is_ipv6() == v6));
             let rate: u64 = here.filter_map(|peer| peer.path.rate.bytes_per_second(now)).sum();
             if let Some(side) = self.sockets.side(v6) {
                 side.size_send_buffer(rate);
@@ -121,7 +122,10 @@ impl EventLoop {
 
     /// Gives the device the MTU of the routes, unless it is configured, and the sockets what they need for it.
     pub(super) fn fit_mtu(&mut self, now: Instant) {
+        // With room for the header of ChannelData, whichever way is in use: the device's MTU does not change with it.
+        let header = if self.relay.is_some() { CHANNEL_HEADER_LEN as u32 } else { 0 };
         let routes = self.engine.peers().filter_map(|peer| peer.path.mtu.route());
+        let routes = routes.map(|mtu| mtu.saturating_sub(header));
         if let Some(mtu) = device::default_mtu(routes)
             && !self.engine.mtu_is_configured()
             && mtu != self.link.mtu()
@@ -141,7 +145,7 @@ impl EventLoop {
             let Some(side) = self.sockets.side(v6) else { continue };
             let (mtu, configured) = (self.engine.mtu(), self.engine.mtu_is_configured());
             let needs = self.engine.peers().find(|peer| {
-                peer.endpoint().is_some_and(|endpoint| endpoint.is_ipv6() == v6)
+                peer.destination().is_some_and(|to| to.is_ipv6() == v6)
                     && peer.path.mtu.needs_fragments(now, mtu, configured)
             });
             let wanted = if needs.is_some() { Fragmentation::Allowed } else { Fragmentation::Never };

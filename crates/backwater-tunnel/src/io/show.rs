@@ -1,13 +1,16 @@
 //! What `status` shows.
 
-use std::time::Instant;
+use std::{net::SocketAddr, time::Instant};
 
 use backwater_ops::PolicyText;
 
-use super::event_loop::EventLoop;
+use super::{event_loop::EventLoop, relay::Relay};
 use crate::{
-    engine::peer::name_of,
-    status::{Device, PeerStatus, PeerTotals, Status},
+    engine::{
+        Route,
+        peer::{Peer, name_of},
+    },
+    status::{Device, PeerStatus, PeerTotals, RouteStatus, Status},
 };
 
 impl EventLoop {
@@ -20,6 +23,7 @@ impl EventLoop {
         let peers = self.engine.peers().map(|peer| PeerStatus {
             public_key: name_of(&peer.public_key),
             endpoint: peer.endpoint().map(|endpoint| endpoint.to_string()),
+            routes: ways(peer),
             rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             last_handshake_seconds: peer.last_handshake.and_then(|at| Some(at.elapsed().ok()?.as_secs())),
             queued_bytes: peer.queue.bytes(),
@@ -35,7 +39,23 @@ impl EventLoop {
             uptime_seconds: now.saturating_duration_since(self.started).as_secs(),
             device,
             transport: self.options.stats.snapshot(),
+            relay: self.relay.as_ref().map(Relay::status),
             peers: peers.collect(),
         }
     }
+}
+
+/// The way in use, and the other one if there is one.
+fn ways(peer: &Peer) -> Vec<RouteStatus> {
+    let in_use = peer.path.route();
+    let direct = in_use.filter(|route| !route.is_relayed()).map(Route::destination).or(peer.endpoints.first());
+    let relayed = peer.ways.relayed().map(Route::destination);
+    let way = |is_relayed: bool, destination: SocketAddr| RouteStatus {
+        kind: if is_relayed { "relayed" } else { "direct" }.to_owned(),
+        destination: Some(destination.to_string()),
+        in_use: in_use.is_some_and(|route| route.is_relayed() == is_relayed),
+        rtt_ms: peer.ways.rtt(is_relayed).map(|rtt| rtt.as_secs_f64() * 1e3),
+    };
+    let direct = direct.filter(|_| !peer.ways.is_relayed_only()).map(|to| way(false, to));
+    direct.into_iter().chain(relayed.map(|to| way(true, to))).collect()
 }

@@ -177,8 +177,7 @@ impl Sockets {
     pub(crate) fn send(&mut self, data: &Transmit<'_>) -> Outcome {
         let destination = data.route.destination();
         let Some(side) = self.side(destination.is_ipv6()) else {
-            let dropped = data.bytes.len().div_ceil(data.segment_size.max(1));
-            return Outcome { dropped, ..Outcome::default() };
+            return dropped(data);
         };
         let slices = [IoSlice::new(data.bytes)];
         let mut t = backwater_udp::Transmit::new(destination, &slices)
@@ -201,13 +200,6 @@ impl Sockets {
     /// Gives up what waits of a peer's.
     pub(crate) fn cancel(&mut self, peer: usize) {
         self.sides().for_each(|side| side.data.cancel(peer));
-    }
-
-    /// Gives up what waits of a peer's for the family that it has left.
-    pub(crate) fn cancel_in_other_family(&mut self, peer: usize, is_v6: bool) {
-        if let Some(side) = self.side(!is_v6) {
-            side.data.cancel(peer);
-        }
     }
 
     /// Sends data that waits, as far as there is room, and calls `done` with a peer's number and what has become of its datagrams.
@@ -293,6 +285,11 @@ impl Options {
             send_buffer: default_send_buffer,
         })
     }
+}
+
+/// What becomes of data that has no way.
+pub(crate) fn dropped(data: &Transmit<'_>) -> Outcome {
+    Outcome { dropped: data.bytes.len().div_ceil(data.segment_size.max(1)), ..Outcome::default() }
 }
 
 /// What a report says, with the bytes that were sent. `EINVAL` and `EADDRNOTAVAIL` may mean that the address to send from is no longer

@@ -18,6 +18,7 @@ mod moves;
 mod names;
 mod overload;
 mod path_mtu;
+mod relayed;
 mod secrecy;
 mod soak;
 mod surroundings;

@@ -1,7 +1,7 @@
 use backwater_udp::StatsSnapshot;
 
 use super::*;
-use crate::status::{Device, PeerStatus};
+use crate::status::{Device, PeerStatus, RelayStatus, RouteStatus};
 
 fn status() -> Status {
     let mut transport = StatsSnapshot::default();
@@ -19,9 +19,30 @@ fn status() -> Status {
         uptime_seconds: 7,
         device: Device { tx_dropped: Some(9), ..Device::default() },
         transport,
+        relay: Some(RelayStatus {
+            mode: "auto".into(),
+            server: Some("192.0.2.9:3478".into()),
+            relayed_address: Some("192.0.2.9:50000".into()),
+            rtt_ms: Some(2.5),
+            problem: None,
+        }),
         peers: vec![PeerStatus {
             public_key: "peer".into(),
             endpoint: Some("192.0.2.1:51820".into()),
+            routes: vec![
+                RouteStatus {
+                    kind: "direct".into(),
+                    destination: Some("192.0.2.1:51820".into()),
+                    in_use: false,
+                    rtt_ms: None,
+                },
+                RouteStatus {
+                    kind: "relayed".into(),
+                    destination: Some("192.0.2.9:3478".into()),
+                    in_use: true,
+                    rtt_ms: Some(1.25),
+                },
+            ],
             rtt_ms: Some(1.25),
             last_handshake_seconds: Some(8),
             queued_bytes: 1,
@@ -39,6 +60,18 @@ fn text_names_every_drop() {
         "  backpressure: wait:100ms; 13 datagrams sent, 0 held now, 7 dropped (3 deadline, 4 unreachable), 9 dropped by the device\n",
         "    bytes:      1000 sent, 2000 received\n",
         "    queue:      1 of 2 bytes at 3.0 Mbit/s; 5 marked, 116 dropped\n",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
+
+#[test]
+fn text_names_the_relay_and_the_path_in_use() {
+    let text = ForPeople(&status()).to_string();
+    for line in [
+        "  relay:        auto, 192.0.2.9:3478, RTT 2.5 ms, peers see 192.0.2.9:50000\n",
+        "    path:       relayed by 192.0.2.9:3478, 192.0.2.1:51820, RTT 1.2 ms\n",
+        "    other path: direct, 192.0.2.1:51820\n",
     ] {
         assert!(text.contains(line), "{line} in {text}");
     }

@@ -1,17 +1,16 @@
 //! What comes from a peer.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use std::{net::IpAddr, time::Instant};
 
 use backwater_udp::RecvDatagram;
 
-use super::{Heard, Peer, kind};
+use super::{
+    Heard, Peer, kind,
+    ways::{Origin, Proof},
+};
 use crate::engine::{
     messages::{MAX_MESSAGE, Messages},
     packet::{coalesce::Coalescer, ecn},
-    route::Route,
     wireguard::{Error, Initiation, Received},
 };
 
@@ -20,6 +19,7 @@ impl Peer {
     pub(crate) fn respond(
         &mut self,
         now: Instant,
+        origin: Origin,
         datagram: RecvDatagram<'_>,
         initiation: Initiation,
         messages: &mut Messages,
@@ -28,8 +28,8 @@ impl Peer {
         let Ok(response) = self.tunnel.respond(now, initiation, &mut messages.indices, &mut buffer) else {
             return Heard::Bad;
         };
-        messages.push(datagram.source, response);
-        self.heard(now, datagram.source, datagram.local_ip);
+        self.way_back(origin, datagram.source).into_iter().for_each(|route| messages.push(route, response));
+        self.heard(now, origin, datagram.source, datagram.local_ip, Proof::Initiation);
         self.counters.handshakes += 1;
         Heard::Handshake
     }
@@ -38,6 +38,7 @@ impl Peer {
     pub(crate) fn receive(
         &mut self,
         now: Instant,
+        origin: Origin,
         datagram: RecvDatagram<'_>,
         coalescer: &mut Coalescer,
         messages: &mut Messages,
@@ -49,15 +50,17 @@ impl Peer {
             Ok(Received::Packet(packet, from)) => (packet, from),
             Ok(Received::Keepalive) => {
                 self.count_received();
-                self.heard(now, source, local_ip);
+                self.heard(now, origin, source, local_ip, Proof::None);
                 self.confirm(now);
                 return Heard::Good;
             }
             Ok(Received::Response) => {
-                self.heard(now, source, local_ip);
+                self.heard(now, origin, source, local_ip, Proof::Response);
                 self.counters.handshakes += 1;
                 if let Some(initiated) = self.initiated.take() {
-                    self.rtt = Some(now.saturating_duration_since(initiated));
+                    let rtt = now.saturating_duration_since(initiated);
+                    self.rtt = Some(rtt);
+                    self.ways.measured(origin, rtt);
                 }
                 self.confirm(now);
                 // The peer may use the session once it has heard from this side.
@@ -86,16 +89,9 @@ impl Peer {
             self.counters.bytes_received += len as u64;
             coalescer.push(len);
         }
-        self.heard(now, source, local_ip);
+        self.heard(now, origin, source, local_ip, Proof::None);
         self.confirm(now);
         Heard::Good
-    }
-
-    /// An authenticated message came from this address to this one of the host's: the peer is there.
-    fn heard(&mut self, now: Instant, source: SocketAddr, local_ip: Option<IpAddr>) {
-        self.heard = Some(now);
-        self.endpoints.on_answer(source);
-        self.moved(Route::Direct(source), local_ip);
     }
 
     /// Data has come.

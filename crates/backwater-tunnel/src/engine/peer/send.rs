@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use backwater_stun::CHANNEL_HEADER_LEN;
 use backwater_udp::{Ecn, gso::Batch};
 
 use super::{Peer, Refused};
@@ -11,11 +12,15 @@ use crate::engine::{
     messages::Messages,
     packet::{DevicePacket, segment::Segments, virtio},
     queue::fair::Dequeued,
+    route::Route,
 };
 
-/// Encrypts packets into one GSO batch. The datagrams of a batch have the peer's number and the ECN field in common.
+/// What the datagrams of a batch have in common: the peer's number, the ECN field, and the number of the relay's channel (0: none).
+pub(in crate::engine) type Common = (usize, Option<Ecn>, u16);
+
+/// Encrypts packets into one GSO batch.
 pub(in crate::engine) struct Sealer {
-    pub(in crate::engine) batch: Batch<(usize, Option<Ecn>)>,
+    pub(in crate::engine) batch: Batch<Common>,
     /// One segment: it stays in the cache.
     scratch: Box<[u8]>,
 }
@@ -31,7 +36,10 @@ pub(in crate::engine) enum Sealed {
 
 impl Sealer {
     pub(in crate::engine) fn new() -> Self {
-        Self { batch: Batch::new(MAX_DATAGRAM), scratch: vec![0; virtio::LEN + 65_536 + 16].into() }
+        Self {
+            batch: Batch::new(CHANNEL_HEADER_LEN + MAX_DATAGRAM),
+            scratch: vec![0; virtio::LEN + 65_536 + 16].into(),
+        }
     }
 
     /// Leaves out the next segment.
@@ -50,11 +58,13 @@ impl Peer {
         sealer: &mut Sealer,
         messages: &mut Messages,
     ) -> Result<Option<Segments<'a>>, Refused> {
-        if self.path.route().is_none() {
+        let route = self.path.route();
+        if route.is_none() && self.ways.wanted().is_none() {
             return Err(Refused::NoEndpoint);
         }
         let segments = Segments::new(&packet.header, packet.ip.bytes()).map_err(|_| Refused::Malformed)?;
-        let longest = self.path.mtu.longest(now, packet.ip.is_v6(), mtu_is_configured).min(LONGEST_PACKET);
+        let longest = self.path.mtu.longest(now, packet.ip.is_v6(), mtu_is_configured);
+        let longest = longest.min(LONGEST_PACKET - route.map_or(0, Route::headroom).next_multiple_of(16));
         if segments.segment_len() > longest {
             return Err(Refused::TooBig(longest));
         }
@@ -64,7 +74,7 @@ impl Peer {
         }
         let raw = packet.raw();
         let is_short = raw.len() <= self.path.longest_batch(now);
-        if self.established && !self.is_waiting() && is_short {
+        if self.established && !self.is_waiting() && is_short && route.is_some() {
             return Ok(Some(segments));
         }
         if is_short {
@@ -97,16 +107,17 @@ impl Peer {
         sealer: &mut Sealer,
     ) -> Sealed {
         let Sealer { batch, scratch } = sealer;
-        let common = (self.number, ecn);
+        let Some(route) = self.path.route() else { return Sealed::All };
+        let (common, headroom) = ((self.number, ecn, route.channel()), route.headroom());
         let longest_batch = self.path.longest_batch(now);
         let longest_padded = self.path.mtu.fits(now).min(mtu);
         while segments.count() > 0 {
             let len = segments.segment_len();
             // To a multiple of sixteen, but not beyond the MTU (WireGuard, section 5.4.6).
             let padded = len.next_multiple_of(16).min(longest_padded.max(len));
-            let sealed = padded + OVERHEAD;
-            if !batch.can_append(&common, sealed) || !batch.is_empty() && batch.shape().bytes() + sealed > longest_batch
-            {
+            let datagram = headroom + padded + OVERHEAD;
+            let is_long_enough = batch.shape().bytes() + datagram > longest_batch;
+            if !batch.can_append(&common, datagram) || !batch.is_empty() && is_long_enough {
                 return Sealed::Full;
             }
             if segments.next(scratch).is_none() {
@@ -116,12 +127,14 @@ impl Peer {
                 padding.fill(0);
             }
             let Some(plain) = scratch.get(..padded) else { break };
-            let Some(sealed) = self.tunnel.seal(now, plain, batch.reserve()) else {
+            let (header, message) = batch.reserve().split_at_mut(headroom);
+            let Some(sealed) = self.tunnel.seal(now, plain, message) else {
                 // There was a session before: its numbers have come to their end.
                 self.counters.datagrams_dropped += 1;
                 continue;
             };
-            batch.commit(common, sealed);
+            route.header(sealed).iter().for_each(|bytes| header.copy_from_slice(bytes));
+            batch.commit(common, headroom + sealed);
             self.counters.bytes_sent += len as u64;
         }
         Sealed::All
@@ -142,6 +155,7 @@ impl Peer {
             }
             return None;
         }
+        self.path.route()?;
         self.established = self.tunnel.is_established(now);
         if !self.established {
             if !self.queue.is_empty() {
@@ -158,7 +172,9 @@ impl Peer {
         self.held += held;
         self.counters.held += u64::from(held > 0);
         self.count(now, outcome);
-        self.path.mtu.on_sent(batch, datagrams as u64);
+        let headroom = self.path.route().map_or(0, Route::headroom);
+        self.path.mtu.on_sent(batch.get(headroom..).unwrap_or_default(), datagrams as u64);
+        self.ways.on_sent(now);
     }
 
     /// Takes what has become of datagrams that were held.
@@ -174,6 +190,7 @@ impl Peer {
 
     /// Counts what is held as dropped: its socket is closed, or no longer the peer's.
     pub(crate) fn give_up_held(&mut self) {
+        self.path.give_up_held();
         self.counters.datagrams_dropped += std::mem::take(&mut self.held) as u64;
     }
 
