@@ -417,3 +417,12 @@ fn a_value_of_the_wrong_type_is_named_with_what_was_found() {
     }
     assert_eq!(all.len(), 4, "{all:?}");
 }
+
+#[test]
+fn manual_names_each_key_that_needs_a_restart() {
+    let manual = include_str!("../../../../docs/relay.md");
+    let list = manual.split("- **What needs a restart**").nth(1).unwrap().split("\n- ").next().unwrap();
+    let fixed: Vec<_> = KEYS.iter().filter(|key| !key.is_live).map(|key| key.name).collect();
+    let named: Vec<_> = list.split('`').skip(1).step_by(2).filter(|name| *name != "listen").collect();
+    assert_eq!(named, fixed);
+}

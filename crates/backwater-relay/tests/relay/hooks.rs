@@ -14,6 +14,7 @@ use crate::{
     admin::{get, start_with_admin, until},
     client::{Client, PATIENCE, channel_data, client, peer},
     program::Program,
+    streams::StreamClient,
 };
 
 /// A server of HTTP that answers each request with what the function makes of its body: a status and a body.
@@ -254,5 +255,16 @@ fn silent_auth_hook_is_a_refusal_and_holds_nobody_up() {
     }
     assert_eq!(refused.join().unwrap(), 401);
     assert_eq!((metric(admin, "lookups"), metric(admin, "failed_lookups")), (1, 1));
+    relay.stop(Duration::ZERO);
+}
+
+/// A client on a connection does not send its request again: the relay keeps it until the answer.
+#[test]
+fn user_of_the_hook_on_a_connection_waits_for_the_answer() {
+    let (addr, _requests) = serve(who);
+    let (mut relay, _) = start_with_auth(&format!("http://{addr}/"), &["--listen-tcp", "127.0.0.1:0"]);
+    let mut client = StreamClient::tcp(relay.local_tcp_addrs()[0]);
+    client.allocate();
+    client.request(Method::REFRESH, &|_| ()).unwrap();
     relay.stop(Duration::ZERO);
 }
