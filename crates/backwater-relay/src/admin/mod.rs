@@ -141,9 +141,12 @@ impl Admin {
                 }
                 tokio::spawn(async move {
                     let _guard = ticking;
+                    // Requests for a reload do not put it off.
+                    let mut ticks = tokio::time::interval(TICK);
+                    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                     loop {
                         tokio::select! {
-                            () = tokio::time::sleep(TICK) => ticker.tick(Instant::now()).await,
+                            _ = ticks.tick() => ticker.tick(Instant::now()).await,
                             Some(request) = requests.recv() => ticker.reload(request).await,
                         }
                     }
