@@ -15,6 +15,7 @@ mod bench_tunnel;
 mod bench_udp;
 mod cargo;
 mod cross;
+mod deb;
 mod deny;
 mod mutants;
 mod namespace;
@@ -42,6 +43,8 @@ enum Task {
     Bench(Bench),
     /// Checks licences, sources and duplicates of all dependencies by deny.toml, without a network.
     Deny,
+    /// Packs the relay as a Debian package, and checks that it installs and purges.
+    Deb(deb::Options),
     /// Packs the libraries as for a registry, builds them from the packages, and checks each combination of their features.
     Package(package::Options),
     /// Runs the README's test command beside busy loops, and lists the tests that failed.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Api(options) => api::run(root(), &options),
         Task::Tidy => tidy::run(root()),
+        Task::Deb(options) => deb::run(root(), &options),
         Task::Deny => deny::run(root()),
         Task::Package(options) => package::run(root(), &options),
         Task::StressTests(options) => stress::run(root(), &options),

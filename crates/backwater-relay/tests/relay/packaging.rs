@@ -137,6 +137,22 @@ fn the_manifests_are_what_the_api_takes_and_the_relay_runs_with_them() {
     assert_eq!(monitor["podMetricsEndpoints"][0]["port"], proxy["spec"]["containers"][0]["ports"][0]["name"]);
 }
 
+/// As the Debian package has it, and with each of its examples.
+#[test]
+fn the_packages_configuration_is_one_also_with_its_examples() {
+    let text = fs::read_to_string(root().join("packaging/debian/relay.toml")).unwrap();
+    let is_example = |line: &&str| line.starts_with("# ") && line.contains(" = ");
+    let examples: Vec<_> = text.lines().filter(is_example).map(|line| &line[2..]).collect();
+    assert_eq!(examples.len(), 5, "{examples:?}");
+    let file = std::env::temp_dir().join(format!("backwater-package-{}.toml", std::process::id()));
+    for text in [&*text, &examples.join("\n")] {
+        fs::write(&file, text).unwrap();
+        let matches = Arguments::command().try_get_matches_from(["relay", "--config", file.to_str().unwrap()]).unwrap();
+        Config::new(&Arguments::read(&matches, []).unwrap()).unwrap();
+    }
+    fs::remove_file(file).unwrap();
+}
+
 /// The image itself needs a registry; what the build copies has to be there and not be left out.
 #[test]
 fn the_dockerfile_copies_what_there_is_and_all_that_the_workspace_needs() {
