@@ -15,7 +15,11 @@ pub(super) const DATA: &str = "The server accepts everything and relays nothing.
 /// Returns the advice for a server that cannot be reached. `error`: what the system says, if it says anything.
 pub(super) fn of_connection(transport: &str, error: Option<&io::Error>) -> Option<String> {
     let name = transport.to_uppercase();
-    let advice = match error.map(io::Error::kind) {
+    // Windows reports an ICMP message about a datagram as a connection that was reset.
+    let is_icmp = |kind: &io::ErrorKind| transport == "udp" && *kind == io::ErrorKind::ConnectionReset;
+    let kind =
+        error.map(io::Error::kind).map(|kind| if is_icmp(&kind) { io::ErrorKind::ConnectionRefused } else { kind });
+    let advice = match kind {
         Some(io::ErrorKind::ConnectionRefused) => format!(
             "The host is there, and no program listens on this port for {name}. Check the port, and whether the server runs and \
              listens for {name}."
@@ -82,4 +86,26 @@ pub(super) fn of_relayed(relayed: SocketAddr) -> String {
         );
     }
     DATA.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_without_a_program_is_told_from_a_server_that_hangs_up() {
+        let advice = |transport, kind: io::ErrorKind| of_connection(transport, Some(&kind.into())).unwrap();
+        for kind in [io::ErrorKind::ConnectionRefused, io::ErrorKind::ConnectionReset] {
+            assert!(advice("udp", kind).contains("no program listens on this port for UDP"));
+        }
+        assert!(advice("tcp", io::ErrorKind::ConnectionReset).contains("has closed the connection"));
+        assert!(of_connection("tcp", None).unwrap().contains("blocks TCP"));
+    }
+
+    #[test]
+    fn relayed_address_of_a_private_network_is_explained() {
+        assert!(of_relayed("10.0.0.7:50000".parse().unwrap()).contains("must be told its public address"));
+        assert_eq!(of_relayed("1.2.3.4:50000".parse().unwrap()), DATA);
+        assert!(Code::REGISTERED.iter().all(|code| of_refusal(*code).is_some()));
+    }
 }
