@@ -1,6 +1,6 @@
 //! Responses that no server would send, in form and out of form: nothing panics, nothing goes on without end, nothing grows.
 
-use super::*;
+use super::{super::transaction::MAX_TRANSACTIONS, *};
 
 struct Random(u64);
 
