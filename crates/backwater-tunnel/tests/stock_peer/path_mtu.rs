@@ -27,6 +27,11 @@ fn routed(mtu: u16) -> (Sides, Network) {
     sides.there.run("ip route add 10.9.1.0/24 via 10.9.2.1");
     sides.here.run("ip route add fd09:2::/64 via fd09:1::2");
     sides.there.run("ip route add fd09:1::/64 via fd09:2::1");
+    // A router solicits neighbours for others from its link-local address (`ndisc_solicit`): without one, it forgets both ends some
+    // seconds after they were last heard.
+    for device in ["fe1", "fe2"] {
+        router.run(&format!("ip address add fe80::1/64 dev {device} nodad"));
+    }
     for network in [&router, &sides.there] {
         network.run(&format!("ip link set fe2 mtu {mtu}"));
     }
