@@ -38,7 +38,8 @@ impl Frames {
                     self.partial.extend_from_slice(head);
                     *bytes = rest;
                     if head.len() < lacking {
-                        return Ok(None);
+                        // A byte that shows that no frame begins here does so at once.
+                        return split_frame(&self.partial).map(|_| None).map_err(|_| FrameError::NotTurn);
                     }
                 }
                 Err(_) => return Err(FrameError::NotTurn),
@@ -64,4 +65,22 @@ pub(crate) fn next(bytes: &[u8], may_be_long: impl Fn() -> bool) -> Result<Optio
 
 fn check(len: usize, may_be_long: impl Fn() -> bool) -> Result<(), FrameError> {
     if len > MAX_BEFORE_ALLOCATION && !may_be_long() { Err(FrameError::TooLong) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by the fuzz target `ingress`: the cookie was looked at when the frame was complete.
+    #[test]
+    fn wrong_byte_of_a_header_is_an_error_as_soon_as_it_arrives() {
+        let mut frames = Frames::default();
+        frames.keep(&[0, 1, 0, 100]);
+        assert_eq!(frames.complete(&mut &[0x21][..], || false), Ok(None));
+        assert_eq!(frames.complete(&mut &[0x13][..], || false), Err(FrameError::NotTurn));
+        let mut frames = Frames::default();
+        frames.keep(&[0x40, 0]);
+        assert_eq!(frames.complete(&mut &[0x10][..], || false), Ok(None));
+        assert_eq!(frames.complete(&mut &[0x01][..], || false), Err(FrameError::TooLong));
+    }
 }
