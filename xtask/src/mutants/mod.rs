@@ -1,4 +1,4 @@
-//! `cargo xtask mutants`: puts faults into the send loop and the queue, one at a time, and lists those that no unit test notices.
+//! `cargo xtask mutants`: puts faults into the send loop, one at a time, and lists those that no unit test notices.
 //!
 //! All faults are compiled into one copy of the crate, each behind a number, so that it is built once; a run of its unit tests with a
 //! number in the environment has that fault. A fault that does not compile is left out. `mutants-allowed.txt` in the crate lists the
@@ -20,18 +20,13 @@ mod build;
 mod find;
 mod run;
 
-/// The crate, and what of it is mutated: the loop, the queue and what they decide by. A file, and the type in it if it is not all of it.
+/// The crate, and what of it is mutated: the loop and what it decides by. A file, and the type in it if it is not all of it.
 const CRATE: &str = "crates/backwater-udp";
-const FILES: [(&str, &str); 17] = [
+const FILES: [(&str, &str); 12] = [
     ("src/wait/core.rs", ""),
     ("src/wait/core/sender.rs", ""),
     ("src/wait/core/wait.rs", ""),
     ("src/wait/core/attempt.rs", ""),
-    ("src/wait/core/room.rs", ""),
-    ("src/wait/core/queue.rs", ""),
-    ("src/wait/core/queue/lines.rs", ""),
-    ("src/wait/core/queue/sides.rs", ""),
-    ("src/wait/core/queue/promotion.rs", ""),
     ("src/wait/decision.rs", ""),
     ("src/wait/backoff.rs", ""),
     ("src/wait/fairness.rs", ""),
@@ -109,17 +104,14 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
         sources.push(find::Source::parse(file, only, text)?);
     }
     let allowed = Allowed::parse(&fs::read_to_string(crate_root.join(ALLOWED)).context(ALLOWED)?)?;
-    let whole = options.file.is_empty();
 
     let names: Vec<_> = sources.iter().flat_map(|source| source.mutants.iter().map(|m| m.name.clone())).collect();
     if options.list {
         names.iter().for_each(|name| println!("{name}"));
         return Ok(());
     }
-    if whole {
-        let stale = allowed.unknown(&names);
-        ensure!(stale.is_empty(), "{ALLOWED} lists what is no fault (any more):\n{}", stale.join("\n"));
-    }
+    let stale = allowed.unknown(&names);
+    ensure!(stale.is_empty(), "{ALLOWED} lists what is no fault (any more):\n{}", stale.join("\n"));
     let target = Metadata::read(root)?.target_directory;
     let built = build::build(root, &target, CRATE, &sources)?;
     let mut chosen: Vec<u32> = (1..).take(names.len()).filter(|id| !built.left_out.contains(id)).collect();
@@ -212,10 +204,12 @@ impl Allowed {
         self.0.contains_key(name) && !matches!(outcome, run::Outcome::Survived)
     }
 
-    /// What is listed and names none of `names`.
+    /// What is listed for the files of `names`, and is none of these.
     fn unknown(&self, names: &[String]) -> Vec<String> {
+        let file = |name: &str| name.split(' ').next().map(str::to_owned);
+        let files: BTreeSet<_> = names.iter().map(|name| file(name)).collect();
         let known = |listed: &&String| names.iter().any(|name| name == *listed || matches(listed, name));
-        self.0.keys().filter(|listed| !known(listed)).cloned().collect()
+        self.0.keys().filter(|listed| files.contains(&file(listed)) && !known(listed)).cloned().collect()
     }
 }
 

@@ -16,5 +16,6 @@ fn a_listed_fault_needs_a_reason_and_has_to_exist() {
     assert!(allowed.covers("a.rs f: no `x()`") && allowed.covers("a.rs random: returns 0"));
     assert!(!allowed.covers("a.rs f: no `y()`"));
     assert_eq!(allowed.unknown(&["a.rs f: no `x()`".to_owned()]), ["a.rs random: *"]);
+    assert!(allowed.unknown(&["b.rs f: no `x()`".to_owned()]).is_empty(), "of a file that is not looked at");
     assert!(Allowed::parse("a.rs f: no `x()`\n").is_err());
 }

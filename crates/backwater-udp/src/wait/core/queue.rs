@@ -328,9 +328,6 @@ impl<I: Io, K: Copy + Ord> QueueCore<I, K> {
         }
         self.busy().lines.put(key, line);
         self.core.name();
-        if !self.core.is_parked() {
-            self.core.park(false, Class::Silent, None, false);
-        }
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
         }

@@ -180,23 +180,64 @@ fn the_time_in_which_there_was_no_room_is_counted() {
     });
 }
 
-/// They are told apart.
+/// They are told apart, and one of them tries for all.
 #[test]
-fn two_senders_wait_for_room_side_by_side() {
+fn senders_of_a_socket_wait_for_room_side_by_side() {
+    for (row, by_event) in [(Row::SendBuffer, true), (Row::FreeBsd, false)] {
+        runtime().block_on(async {
+            let model = blocked(row, 1, 300 * MS);
+            let send = async || {
+                let mut core = SenderCore::new(model.clone());
+                assert!(!try_one(&mut core));
+                send_by_trying(&mut core).await;
+            };
+            let sending = async { tokio::join!(send(), send(), send(), send(), send(), send(), send(), send()) };
+            tokio::select! {
+                _ = sending => {}
+                () = reactor(&model) => {}
+            }
+            let stats = model.stats.snapshot();
+            assert!(stats.attempts <= 100, "{row:?}: {}", stats.attempts);
+            assert_eq!((stats.sent, stats.advised.wakes.readiness > 0), (8, by_event));
+        });
+    }
+}
+
+/// A policy to drop does not wait, even if there was no other before.
+#[test]
+fn room_is_not_waited_for_under_a_policy_to_drop() {
     runtime().block_on(async {
-        let model = blocked(Row::SendBuffer, 1, 20 * MS);
-        let send = async || {
-            let mut core = SenderCore::new(model.clone());
-            assert!(!try_one(&mut core));
-            send_by_trying(&mut core).await;
-        };
-        let sending = async { tokio::join!(send(), send(), send()) };
-        tokio::select! {
-            _ = sending => {}
-            () = reactor(&model) => {}
-        }
-        let (sent, tries) = (model.stats.snapshot().sent, model.world.borrow().refused.len());
-        assert!(sent == 3 && tries <= 12, "{tries}");
+        let model = blocked(Row::SendBuffer, 1, NEVER);
+        model.backpressure.set(Policy::Drop);
+        let mut core = SenderCore::new(model.clone());
+        let began = Instant::now();
+        assert!(!try_one(&mut core));
+        room(&mut core).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    });
+}
+
+/// Each call reports another error about an earlier datagram: there may be room, but not at once.
+#[test]
+fn errors_about_earlier_datagrams_are_waited_out() {
+    runtime().block_on(async {
+        let model = blocked(Row::Others, 1, Duration::ZERO);
+        model.failures.borrow_mut().extend([libc::EHOSTUNREACH; 8]);
+        let mut core = SenderCore::new(model.clone());
+        assert!(!try_one(&mut core));
+        assert!(core.poll_room(&mut Context::from_waker(Waker::noop())).is_pending());
+        model.failures.borrow_mut().clear();
+        send_by_trying(&mut core).await;
+        assert_eq!(model.stats.snapshot().sent, 1);
+    });
+}
+
+#[test]
+fn a_try_that_finds_room_allocates_nothing() {
+    runtime().block_on(async {
+        let model = blocked(Row::FreeBsd, 1, Duration::ZERO);
+        let mut core = SenderCore::new(model.clone());
+        assert!(try_one(&mut core) && core.core.wait.is_none());
     });
 }
 
@@ -209,5 +250,28 @@ fn a_socket_that_has_failed_is_told_to_who_waits_for_room() {
         assert!(!try_one(&mut core));
         let error = poll_fn(|cx| core.poll_room(cx)).await.unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    });
+}
+
+/// Nor does it wait for longer, whatever else is tried meanwhile.
+#[test]
+fn what_is_held_keeps_its_deadline_when_others_are_tried() {
+    runtime().block_on(async {
+        let model = model(Row::SendBuffer, 1, Policy::Wait { deadline: 100 * MS });
+        model.world.borrow_mut().episodes = vec![(Instant::now(), Instant::now() + NEVER)];
+        let mut core = SenderCore::new(model.clone());
+        let slices = [IoSlice::new(b"x")];
+        let mut held = Transmit::new(TO, &slices);
+        for _ in 0..10 {
+            let ts = std::slice::from_mut(&mut held);
+            assert!(core.poll_send_batch(&mut Context::from_waker(Waker::noop()), ts).is_pending());
+            tokio::time::sleep(10 * MS).await;
+            assert!(core.try_send(&mut Transmit::new(TO, &slices)).is_err());
+        }
+        let ts = std::slice::from_mut(&mut held);
+        let Poll::Ready(report) = core.poll_send_batch(&mut Context::from_waker(Waker::noop()), ts) else {
+            panic!("it waits for longer");
+        };
+        assert_eq!(report.unwrap().dropped.get(DropReason::Deadline), 1);
     });
 }

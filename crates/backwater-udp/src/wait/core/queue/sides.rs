@@ -44,7 +44,7 @@ pub(super) struct Sides<I: Io, K: Copy + Ord> {
     all: Vec<Side<I, K>>,
     not_before: Option<Instant>,
     timer: Timer,
-    /// When to look for idle ones; `None` while there is no side.
+    /// When to look for idle ones.
     look_at: Option<Instant>,
     /// How many sockets had been replaced by others when these were opened.
     pub(super) replaced: u32,
@@ -95,7 +95,6 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
             return None;
         };
         side.key = key;
-        side.used = now;
         self.all.push(side);
         self.all.last_mut().map(|side| &mut side.queue)
     }
@@ -169,10 +168,6 @@ impl<I: Io, K: Copy + Ord> Sides<I, K> {
                 Poll::Pending => pending = true,
             }
             at += 1;
-        }
-        if self.all.is_empty() {
-            self.look_at = None;
-            return Poll::Ready(());
         }
         let at = *self.look_at.get_or_insert_with(|| Instant::now() + IDLE);
         if self.timer.poll(cx, at).is_ready() {

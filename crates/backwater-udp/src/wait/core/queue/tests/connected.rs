@@ -145,9 +145,12 @@ async fn another_destination_or_source_of_the_key_goes_by_the_shared_socket() {
 #[tokio::test(start_paused = true)]
 async fn what_is_redirected_goes_by_the_shared_socket() {
     let (paths, mut queue) = waiting();
-    let held = queue.held();
+    let (held, woken) = (queue.held(), Arc::<Woken>::default());
+    assert!(woken.poll(&mut queue).is_pending());
+    let before = woken.count();
     queue.redirect(1, to(2), None);
     assert_eq!((open(&paths), queue.held()), (0, held));
+    assert!(woken.count() > before, "nobody polls it");
     assert_balance(&queue, &paths);
     flush(&mut queue).await;
     let world = paths.world.borrow();
@@ -274,4 +277,17 @@ async fn a_queue_that_connects_sockets_opens_no_send_only_ones() {
     queue.send_or_drop(2, &mut Transmit::new(to(2), &bytes)).unwrap();
     assert!(queue.held() > 0 && open(&paths) == 0);
     assert_balance(&queue, &paths);
+}
+
+/// What it has sent leaves without it.
+#[tokio::test(start_paused = true)]
+async fn an_idle_one_is_given_back_whatever_has_not_left() {
+    let paths = promoting(&[(0.1, 1e9)], PATIENT);
+    let (mut queue, woken) = (queue(&paths), Arc::<Woken>::default());
+    send(&mut queue, 1, BIG, 0..16);
+    for _ in 0..3 {
+        assert!(woken.poll(&mut queue).is_ready());
+        tokio::time::sleep(10_001 * MS).await;
+    }
+    assert_eq!(open(&paths), 0);
 }

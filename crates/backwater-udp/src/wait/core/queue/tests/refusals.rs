@@ -332,3 +332,49 @@ async fn a_poll_makes_sixty_four_calls() {
     assert_eq!(after, [200, 136, 72, 8, 0]);
     assert_balance(&queue, &paths);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_socket_is_given_is_dropped() {
+    let paths = paths(&SLOW_AND_FAST, PATIENT);
+    let mut queue = queue(&paths);
+    paths.fails.set(libc::EBADF);
+    let bytes = [IoSlice::new(&[0; 3 * BIG])];
+    for answer in [false, true] {
+        let mut t = Transmit::new(to(1), &bytes).segment_size(BIG);
+        let failed = if answer { queue.send_or_drop(1, &mut t) } else { queue.send(1, &mut t) };
+        assert_eq!(failed.unwrap_err().raw_os_error(), Some(libc::EBADF));
+    }
+    assert_eq!((queue.held(), paths.stats.snapshot().drops.socket), (0, 6));
+    assert_balance(&queue, &paths);
+}
+
+/// There is no room for it in the bounds either, but those that wait know what to wait for now.
+#[tokio::test(start_paused = true)]
+async fn a_datagram_that_is_dropped_tells_those_that_wait_of_a_full_send_buffer() {
+    let paths = paths(&[(1e-9, 0.0), (1.0, 1e9)], PATIENT);
+    paths.world.borrow_mut().send_buffer = 1.0;
+    let mut queue = QueueCore::new(paths.clone(), QueueBounds { of_all: BIG, ..QueueBounds::default() });
+    send(&mut queue, 1, BIG, 0..1);
+    send(&mut queue, 101, BIG, 0..1);
+    assert_eq!(queue.core.parked_class(), Some(Class::Silent));
+    send(&mut queue, 101, BIG, 1..2);
+    assert_eq!((queue.held(), queue.core.parked_class()), (1, Some(Class::Advised)));
+    assert_balance(&queue, &paths);
+}
+
+/// The policy is switched before the first retry, too.
+#[tokio::test(start_paused = true)]
+async fn a_wait_is_counted_as_partial_after_a_part_and_ends_with_the_policy() {
+    for (limit, partial, held) in [(0.0, 0, 100), (700.0, 1, 36)] {
+        let paths = paths(&[(1e-9, limit)], PATIENT);
+        let mut queue = queue(&paths);
+        // Sixty-four of ten bytes in a call.
+        send(&mut queue, 1, 10, 0..100);
+        assert_eq!((queue.held(), paths.stats.snapshot().partial), (held, partial));
+        let began = Instant::now();
+        paths.backpressure.set(Policy::Drop);
+        flush(&mut queue).await;
+        assert_eq!((began.elapsed(), queue.held()), (Duration::ZERO, 0));
+        assert_balance(&queue, &paths);
+    }
+}

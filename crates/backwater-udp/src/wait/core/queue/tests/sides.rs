@@ -76,6 +76,7 @@ async fn sockets_are_given_back_when_they_are_idle() {
         run(&mut queue, 15_000 * MS).await;
     }
     assert_eq!((open(&paths), queue.held()), (0, 0));
+    assert!(queue.busy.is_none(), "nothing is kept");
     assert_balance(&queue, &paths);
 }
 
@@ -365,7 +366,7 @@ async fn a_queue_whose_last_line_moves_to_a_socket_of_its_own_waits_no_more() {
         }
         send(&mut queue, 207, BIG, 5 + n..6 + n);
     }
-    assert_eq!((open(&paths), queue.lines().map_or(0, |lines| lines.turns.len())), (1, 0));
+    assert_eq!((open(&paths), queue.lines().map_or(0, |lines| lines.turns.len() + lines.ages.len())), (1, 0));
     assert!(!queue.core.is_parked());
     assert_balance(&queue, &paths);
 }
@@ -387,5 +388,134 @@ async fn a_socket_of_its_own_makes_four_calls_in_a_poll() {
         assert!(woken.poll(&mut queue).is_pending());
         assert_eq!(queue.held(), held - 4 * polls);
     }
+    assert_balance(&queue, &paths);
+}
+
+/// The shared socket has no room at all.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_finds_the_send_buffer_full_goes_by_a_socket_of_its_own() {
+    let paths = deep(WAIT, 10_000.0, true);
+    let full = InFlight { bytes: 10_000.0, rate: 1.0, gone_at: Instant::now() + 10_000 * MS };
+    paths.world.borrow_mut().sockets[0].push(full);
+    let mut queue = queue(&paths);
+    let bytes = [IoSlice::new(&[0; BIG])];
+    assert_eq!(queue.send_or_drop(107, &mut Transmit::new(to(107), &bytes)).unwrap().sent, 1);
+    assert_eq!((open(&paths), queue.held()), (1, 0));
+    assert_balance(&queue, &paths);
+}
+
+/// While the shared socket is full, a key gets the one that another has left.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_finds_the_shared_socket_full_takes_a_socket_that_is_free() {
+    let paths = deep(PATIENT, 10_000.0, true);
+    let mut queue = QueueCore::new(paths.clone(), QueueBounds { dedicated_sockets: 1, ..QueueBounds::default() });
+    full(&paths);
+    send(&mut queue, 107, BIG, 0..1);
+    assert!(queue.has_side(Some(107)));
+    send(&mut queue, 108, BIG, 0..1);
+    assert!(!queue.has_side(Some(108)) && queue.core.parked_class() == Some(Class::Advised));
+    tokio::time::sleep(20 * MS).await;
+    send(&mut queue, 108, BIG, 1..2);
+    assert!(queue.has_side(Some(108)) && !queue.core.is_parked());
+    flush(&mut queue).await;
+    assert_eq!(paths.world.borrow().numbers(108), [0, 1]);
+    assert_balance(&queue, &paths);
+}
+
+/// A shared socket without room, for long.
+fn full(paths: &Paths) {
+    let all = InFlight { bytes: 20_000.0, rate: 0.001, gone_at: Instant::now() + 20_000_000 * MS };
+    paths.world.borrow_mut().sockets[0].push(all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_system_that_tells_nothing_of_its_send_buffers_is_asked_once_a_second() {
+    let paths = deep(Policy::Drop, 10_000.0, false);
+    full(&paths);
+    let mut queue = queue(&paths);
+    for (seconds, looks) in [(0, 1), (1, 2)] {
+        tokio::time::sleep(seconds * 1000 * MS).await;
+        for n in 0..50 {
+            send(&mut queue, 7, BIG, n..n + 1);
+        }
+        assert_eq!((paths.looks.get(), paths.world.borrow().sockets.len()), (looks, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_socket_of_a_key_has_failed_none_is_opened_for_a_second() {
+    let paths = deep(Policy::Drop, 10_000.0, true);
+    full(&paths);
+    let mut queue = queue(&paths);
+    assert_eq!(send(&mut queue, 7, BIG, 0..1).sent, 1);
+    paths.sides_fail.set(true);
+    let opened = || paths.world.borrow().sockets.len() - 1;
+    for (milliseconds, sockets) in [(0, 1), (999, 1), (1, 2)] {
+        tokio::time::sleep(milliseconds * MS).await;
+        send(&mut queue, 7, BIG, 1..2);
+        assert_eq!(opened(), sockets, "{milliseconds} ms");
+    }
+    assert_balance(&queue, &paths);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_on_a_socket_of_its_own_is_redirected() {
+    let paths = deep(PATIENT, 10_000.0, true);
+    let mut queue = queue(&paths);
+    for port in [7, 8] {
+        for n in 0..30 {
+            send(&mut queue, port, BIG, n..n + 1);
+        }
+    }
+    let held = queue.held_bytes(7) / BIG;
+    assert!(open(&paths) == 2 && held > 0 && queue.held_bytes(8) > 0);
+    queue.redirect(7, to(107), None);
+    flush(&mut queue).await;
+    let world = paths.world.borrow();
+    assert!(world.numbers(107).into_iter().eq(30 - held as u32..30));
+    assert_eq!(world.numbers(8), (0..30).collect::<Vec<_>>());
+    assert_eq!(paths.stats.snapshot().dropped_total(), 0);
+}
+
+/// One that is idle but for what waits, or has not left, is kept; and the task is woken to look again.
+#[tokio::test(start_paused = true)]
+async fn a_socket_of_its_own_is_kept_while_it_has_something_to_send() {
+    let paths = deep(PATIENT, 10_000.0, true);
+    paths.world.borrow_mut().links[0].rate = 0.5;
+    let mut queue = queue(&paths);
+    for n in 0..30 {
+        send(&mut queue, 7, BIG, n..n + 1);
+    }
+    assert!(open(&paths) == 1 && queue.held() > 0);
+    // A datagram leaves in two seconds.
+    flush(&mut queue).await;
+    assert_eq!((open(&paths), paths.stats.snapshot().drops.cancelled), (1, 0));
+    let woken = Arc::<Woken>::default();
+    for round in 0..20 {
+        assert!(woken.poll(&mut queue).is_ready());
+        if open(&paths) == 0 {
+            assert!(round >= 1 && queue.busy.is_none());
+            assert_eq!(paths.world.borrow().numbers(7), (0..30).collect::<Vec<_>>());
+            return;
+        }
+        let before = woken.count();
+        tokio::time::sleep(10_001 * MS).await;
+        assert!(woken.count() > before, "round {round}");
+    }
+    panic!("it is never given back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_on_which_something_waits_is_not_given_to_another_key() {
+    let paths = deep(PATIENT, 10_000.0, true);
+    paths.world.borrow_mut().links[2] = Link { rate: 1000.0, limit: 0.0, empty_at: Instant::now() };
+    let mut queue = QueueCore::new(paths.clone(), QueueBounds { dedicated_sockets: 1, ..QueueBounds::default() });
+    full(&paths);
+    send(&mut queue, 207, BIG, 0..1);
+    assert!(queue.has_side(Some(207)) && queue.held() == 1);
+    tokio::time::sleep(20 * MS).await;
+    send(&mut queue, 107, BIG, 0..1);
+    assert!(queue.has_side(Some(207)) && !queue.has_side(Some(107)));
+    assert_eq!(queue.held_bytes(207), BIG);
     assert_balance(&queue, &paths);
 }
