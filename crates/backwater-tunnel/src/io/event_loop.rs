@@ -8,21 +8,22 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use backwater_udp::{RecvBatch, RecvDatagram, gso::MAX_SEGMENTS};
+use backwater_udp::{RecvBatch, gso::MAX_SEGMENTS};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Sleep,
 };
-use tracing::{debug, warn};
+use tracing::debug;
 
 #[cfg(target_os = "linux")]
 use crate::uapi;
 use crate::{
     config::Config,
     device::{Link, Monitor, Suspended},
-    engine::{Engine, Offload, Received, packet::virtio},
+    engine::{Engine, Offload, packet::virtio},
     io::{
         events,
+        receive::SLOTS,
         relay::Relay,
         sockets::{self, Sockets},
         yield_budget::YieldBudget,
@@ -30,12 +31,6 @@ use crate::{
     notices::Notices,
     status::Status,
 };
-
-/// GRO batches that one call receives: half a megabyte of full ones, so that they stay in the cache until they are decrypted.
-const SLOTS: usize = 8;
-
-/// Calls to receive on one socket in one turn.
-const RECEIVES: usize = 2;
 
 /// Packets read from the device in one turn: as many full ones as make a full GSO batch, or as many as a batch holds while all of them
 /// are no more than so many bytes.
@@ -58,7 +53,7 @@ pub(crate) struct EventLoop {
     pub(super) relay: Option<Relay>,
     pub(super) options: sockets::Options,
     pub(super) notices: Notices,
-    batch: RecvBatch,
+    pub(super) batch: RecvBatch,
     yield_budget: YieldBudget,
     queries: mpsc::Receiver<oneshot::Sender<Status>>,
     #[cfg(target_os = "linux")]
@@ -189,61 +184,6 @@ impl EventLoop {
         Poll::Pending
     }
 
-    /// Takes what has arrived. Returns whether there may be more.
-    pub(super) fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let mut more = false;
-        for v6 in [false, true] {
-            for turn in 1..=RECEIVES {
-                let Some(side) = self.sockets.side(v6) else { break };
-                match side.receiver.poll_recv(cx, &mut self.batch) {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => {
-                        warn!(%error, "a socket has failed");
-                        self.broken = true;
-                        break;
-                    }
-                }
-                self.take_batch(now);
-                // Whether that was all, only a call that waits tells: it registers this task.
-                more |= turn == RECEIVES;
-            }
-            while let Some(error) = self.sockets.side(v6).and_then(|side| side.socket.next_icmp_error()) {
-                self.learn_from(now, &error);
-            }
-        }
-        more
-    }
-
-    fn take_batch(&mut self, now: Instant) {
-        let Self { batch, engine, relay, link, .. } = self;
-        for train in batch.gro_batches() {
-            let mut relay = relay.as_mut().filter(|relay| relay.is_from(train.source));
-            for datagram in train.datagrams() {
-                if !engine.has_space(datagram.payload.len()) {
-                    write_out(engine, link);
-                }
-                let received = match &mut relay {
-                    None => engine.handle_datagram(now, datagram),
-                    Some(relay) => {
-                        let Some((source, payload)) = relay.handle(now, datagram.source, datagram.payload) else {
-                            continue;
-                        };
-                        engine.handle_relayed(now, RecvDatagram { source, payload, ..datagram })
-                    }
-                };
-                if let Received::Session(peer) = received {
-                    engine.set_last_handshake(peer, SystemTime::now());
-                }
-            }
-            // A GRO batch makes one packet; what comes one by one is joined with the rest of what was received.
-            if train.datagram_count() > 1 {
-                write_out(engine, link);
-            }
-        }
-        write_out(engine, link);
-    }
-
     /// Takes what the local host sends. Returns whether there may be more.
     fn read_device(&mut self, cx: &mut Context<'_>, now: Instant) -> io::Result<bool> {
         let mut has_room = self.engine.has_room(now);
@@ -309,7 +249,7 @@ impl EventLoop {
     }
 }
 
-fn write_out(engine: &mut Engine, link: &Link) {
+pub(super) fn write_out(engine: &mut Engine, link: &Link) {
     if let Some(error) = engine.poll_device(|slices| link.try_write(slices)) {
         debug!(%error, "the device refused packets");
     }

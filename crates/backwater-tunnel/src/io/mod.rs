@@ -5,6 +5,7 @@ mod configure;
 pub(crate) mod event_loop;
 mod events;
 mod network;
+mod receive;
 mod relay;
 mod show;
 pub(crate) mod sockets;
