@@ -57,6 +57,12 @@ pub struct RouteStatus {
     pub in_use: bool,
     /// Between the last handshake's initiation and its response by this way, in milliseconds.
     pub rtt_ms: Option<f64>,
+    /// Data datagrams from the peer that have come while this way was in use.
+    pub datagrams_received: u64,
+    /// Those that the peer has numbered and that have not come, those still under way included.
+    pub datagrams_missing: u64,
+    /// Why it is used, if it is.
+    pub reason: Option<String>,
 }
 
 /// A peer of it.
@@ -67,6 +73,7 @@ pub struct PeerStatus {
     /// Where it is.
     pub endpoint: Option<String>,
     /// The ways to it, of which one is in use.
+    #[serde(default)]
     pub routes: Vec<RouteStatus>,
     /// Between the last handshake's initiation and its response, in milliseconds.
     pub rtt_ms: Option<f64>,

@@ -17,7 +17,7 @@ use tokio::{
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use crate::{
-    config::{Config, Endpoint, Errors, Interface, Key, Peer, tunnel_name},
+    config::{Config, Endpoint, Errors, Interface, Key, Mode, Peer, tunnel_name},
     engine::{
         session_indices::SessionIndices,
         wireguard::{Clock, INITIATION, Received, Tunnel},
@@ -60,7 +60,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         eprintln!("{warning}");
     }
     println!("{}: a good configuration of the tunnel {name} with {} peers", args.file.display(), config.peers.len());
-    let Config { interface, peers, .. } = config;
+    let Config { interface, peers, relay } = config;
+    if relay.is_some_and(|relay| relay.mode == Mode::Always) {
+        println!(
+            "no peer is tried: they are reached by the relay alone, and a handshake from here would show them this host's address"
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
     let (mut tried, mut answered) = (0, 0);
     for peers in peers.chunks(AT_ONCE) {
         let mut checks = JoinSet::new();

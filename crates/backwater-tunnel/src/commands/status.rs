@@ -101,10 +101,19 @@ impl fmt::Display for ForPeople<'_> {
                 write!(line, ", RTT {rtt:.1} ms")?;
             }
             writeln!(f, "  peer {}", peer.public_key)?;
+            if status.relay.is_some()
+                && let Some(reason) = in_use.and_then(|route| route.reason.as_ref())
+            {
+                write!(line, ": {reason}")?;
+            }
             writeln!(f, "    path:       {line}")?;
             for route in peer.routes.iter().filter(|route| !route.in_use) {
                 write!(f, "    other path: {}, {}", route.kind, route.destination.as_deref().unwrap_or_default())?;
                 route.rtt_ms.map_or(Ok(()), |rtt| write!(f, ", RTT {rtt:.1} ms"))?;
+                let (received, missing) = (route.datagrams_received, route.datagrams_missing);
+                if received + missing > 0 {
+                    write!(f, ", {missing} of {} datagrams missing", received + missing)?;
+                }
                 writeln!(f)?;
             }
             match peer.last_handshake_seconds {

@@ -8,7 +8,9 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, MAX_PEERS, Peer, Table, Warning, relay};
+use super::{
+    Config, Dns, Endpoint, Errors, Hook, HookTime, Interface, Key, MAX_PEERS, Mode, Peer, Relay, Table, Warning, relay,
+};
 use crate::engine::endpoints::canonical;
 
 const INTERFACE: &[&str] =
@@ -39,7 +41,7 @@ pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Er
         match section.kind {
             Kind::Interface => interface = reader.interface(section),
             Kind::Peer => peers.extend(reader.peer(section)),
-            Kind::Relay => relay = reader.relay(section),
+            Kind::Relay => relay = reader.relay(section).map(|relay| (section.line_of("Uri"), relay)),
             Kind::Unknown => {}
         }
     }
@@ -58,9 +60,9 @@ pub(super) fn parse(name: &str, text: &str) -> Result<(Config, Vec<Warning>), Er
         Some(interface) if lines.is_empty() => {
             let mut warnings: Vec<_> =
                 warnings.into_iter().map(|(line, problem)| Warning(format!("{name}:{line}: {problem}"))).collect();
-            warnings.extend(endpoints_in_routes(name, &interface, &peers));
+            warnings.extend(endpoints_in_routes(name, &interface, &peers, relay.as_ref()));
             let peers = peers.into_iter().map(|placed| placed.peer).collect();
-            Ok((Config { interface, peers, relay }, warnings))
+            Ok((Config { interface, peers, relay: relay.map(|(_, relay)| relay) }, warnings))
         }
         _ => Err(Errors(lines)),
     }
@@ -378,19 +380,27 @@ impl Reader {
 
 /// Endpoints to which the system's own routes would lead into the tunnel. Default routes do not, since there are rules for
 /// what the tunnel sends.
-fn endpoints_in_routes(name: &str, interface: &Interface, peers: &[Placed]) -> Vec<Warning> {
+fn endpoints_in_routes(
+    name: &str,
+    interface: &Interface,
+    peers: &[Placed],
+    relay: Option<&(usize, Relay)>,
+) -> Vec<Warning> {
     let routes = peers.iter().flat_map(|placed| placed.peer.allowed_ips.iter().zip(&placed.prefix_lines));
     let routes: Vec<_> = routes.filter(|(net, _)| interface.table == Table::Auto && net.prefix_len() > 0).collect();
-    let warning = |placed: &Placed| {
-        let Some(Endpoint::Address(endpoint)) = placed.peer.endpoint else { return None };
+    let warning = |(line, key, endpoint): (usize, &str, &Endpoint)| {
+        let Endpoint::Address(endpoint) = endpoint else { return None };
         let (route, route_line) = routes.iter().find(|(net, _)| net.contains(&endpoint.ip()))?;
         Some(Warning(format!(
-            "{name}:{line}: Endpoint {endpoint} is inside the route {route} (line {route_line}): what is sent to it goes \
-             into the tunnel itself, unless a more exact route leads elsewhere",
-            line = placed.endpoint_line
+            "{name}:{line}: {key} {endpoint} is inside the route {route} (line {route_line}): what is sent to it goes \
+             into the tunnel itself, unless a more exact route leads elsewhere"
         )))
     };
-    peers.iter().filter_map(warning).collect()
+    // What is reached by the relay alone may be anywhere.
+    let peers = peers.iter().filter(|_| relay.is_none_or(|(_, relay)| relay.mode != Mode::Always));
+    let peers = peers.filter_map(|placed| Some((placed.endpoint_line, "Endpoint", placed.peer.endpoint.as_ref()?)));
+    let relays = relay.into_iter().flat_map(|(line, relay)| relay.servers.iter().map(|server| (*line, "Uri", server)));
+    peers.chain(relays).filter_map(warning).collect()
 }
 
 fn push_new<T: PartialEq>(all: &mut Vec<T>, new: T) {

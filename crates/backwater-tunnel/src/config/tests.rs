@@ -442,6 +442,22 @@ fn relay_with_a_secret_makes_its_own_credentials() {
 }
 
 #[test]
+fn relay_inside_a_route_of_the_tunnel_is_a_warning() {
+    let warnings = |mode: &str| {
+        let peer = format!("[Peer]\nPublicKey = {PEER}\nEndpoint = 10.1.0.1:7\nAllowedIPs = 10.0.0.0/8\n");
+        let relay = format!("[Relay]\nSecret = s\nUri = turn:10.2.0.1\nMode = {mode}\n");
+        let warnings = good(&format!("[Interface]\nPrivateKey = {PRIVATE}\n{peer}{relay}")).1;
+        warnings
+            .iter()
+            .map(|warning| warning.to_string().split(" is inside").next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(warnings("auto"), ["t.conf:5: Endpoint 10.1.0.1:7", "t.conf:9: Uri 10.2.0.1:3478"]);
+    // The peer is reached from the relay alone.
+    assert_eq!(warnings("always"), ["t.conf:9: Uri 10.2.0.1:3478"]);
+}
+
+#[test]
 fn errors_of_the_relay_section_tell_no_password() {
     let relay = |lines: &str| interface(&format!("[Relay]\n{lines}"));
     let only = |lines: &str, error: &str| assert_eq!(relay(lines), [format!("t.conf:{error}")], "{lines}");

@@ -186,6 +186,11 @@ impl Peer {
             return;
         }
         let differs = |before: Route| before.is_v6() != route.is_v6() || before.channel() != route.channel();
+        if let Some(before) = self.path.route()
+            && before.is_relayed() != route.is_relayed()
+        {
+            self.ways.leave(before.is_relayed(), self.counted());
+        }
         if self.path.route().is_some_and(differs) {
             self.give_up_held();
         }

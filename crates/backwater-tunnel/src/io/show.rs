@@ -50,11 +50,18 @@ fn ways(peer: &Peer) -> Vec<RouteStatus> {
     let in_use = peer.path.route();
     let direct = in_use.filter(|route| !route.is_relayed()).map(Route::destination).or(peer.endpoints.first());
     let relayed = peer.ways.relayed().map(Route::destination);
-    let way = |is_relayed: bool, destination: SocketAddr| RouteStatus {
-        kind: if is_relayed { "relayed" } else { "direct" }.to_owned(),
-        destination: Some(destination.to_string()),
-        in_use: in_use.is_some_and(|route| route.is_relayed() == is_relayed),
-        rtt_ms: peer.ways.rtt(is_relayed).map(|rtt| rtt.as_secs_f64() * 1e3),
+    let way = |is_relayed: bool, destination: SocketAddr| {
+        let (traffic, is_in_use) =
+            (peer.traffic(is_relayed), in_use.is_some_and(|route| route.is_relayed() == is_relayed));
+        RouteStatus {
+            kind: if is_relayed { "relayed" } else { "direct" }.to_owned(),
+            destination: Some(destination.to_string()),
+            in_use: is_in_use,
+            datagrams_received: traffic.received,
+            datagrams_missing: traffic.missing,
+            reason: is_in_use.then(|| peer.ways.reason().to_owned()),
+            rtt_ms: peer.ways.rtt(is_relayed).map(|rtt| rtt.as_secs_f64() * 1e3),
+        }
     };
     let direct = direct.filter(|_| !peer.ways.is_relayed_only()).map(|to| way(false, to));
     direct.into_iter().chain(relayed.map(|to| way(true, to))).collect()

@@ -56,7 +56,7 @@ impl Triangle {
     /// Starts this program's relay, with clients at 10.9.2.2 and peers at 10.9.3.1.
     fn start(&self, program: &Path) -> Process {
         self.relay.start(&format!(
-            "{} --listen 10.9.2.2:3478 --relay-address 10.9.3.1 --allow-peer 10.9.3.0/24 --user alice:hunter2 --secret shared \
+            "{} --listen 10.9.2.2:3478 --listen [fd09:2::2]:3478 --relay-address 10.9.3.1 --allow-peer 10.9.3.0/24 --user alice:hunter2 --secret shared \
              --threads 1",
             program.display()
         ))
@@ -83,7 +83,11 @@ impl Triangle {
     }
 
     fn up(&self, login: &str, mode: &str, peer: &str) -> Tunnel<'_> {
-        let relay = format!("[Relay]\nUri = turn:10.9.2.2:3478\n{login}\nMode = {mode}\n");
+        self.up_by("turn:10.9.2.2:3478", login, mode, peer)
+    }
+
+    fn up_by(&self, uris: &str, login: &str, mode: &str, peer: &str) -> Tunnel<'_> {
+        let relay = format!("[Relay]\nUri = {uris}\n{login}\nMode = {mode}\n");
         self.sides.up_with(&format!("{}{relay}", self.sides.configuration("", &format!("{ENDPOINT}\n{peer}"))), &[])
     }
 
@@ -144,6 +148,28 @@ fn relay_carries_everything_while_direct_udp_is_blocked() {
             assert_eq!(status["relay"]["server"], "10.9.2.2:3478", "{status:#}");
             assert!(status["relay"]["relayed_address"].as_str().unwrap().starts_with("10.9.3.1:"), "{status:#}");
         }
+    });
+}
+
+/// Of a header of IPv6 and ChannelData's a packet of full length leaves no byte of the link.
+#[test]
+fn relay_is_reached_by_ipv6_and_by_name_beside_one_that_is_dead() {
+    in_namespace("relayed::relay_is_reached_by_ipv6_and_by_name_beside_one_that_is_dead", PROGRAMS, || {
+        let Some(program) = relay_program() else { return };
+        let triangle = Triangle::new();
+        triangle.block();
+        let Sides { here, there, directory, .. } = &triangle.sides;
+        let hosts = directory.file("hosts", "fd09:2::2 relay.example\n");
+        here.run(&format!("mount --bind {} /etc/hosts", hosts.display()));
+        let (_relay, _stock) = (triangle.start(&program), triangle.sides.stock(""));
+        let _echo = Echo::new(there);
+        let tunnel = triangle.up_by("turn:10.9.2.9, turn:relay.example", LOGIN, "always", "");
+        talk(&triangle);
+        let status = tunnel.status();
+        assert_eq!(status["relay"]["server"], "[fd09:2::2]:3478", "{status:#}");
+        assert!(here.run("ip link show dev bw0").contains("mtu 1416"), "{}", here.run("ip link show dev bw0"));
+        let log = tunnel.log();
+        assert!(!log.contains("fragmented"), "{log}");
     });
 }
 
@@ -251,6 +277,29 @@ fn relay_that_is_killed_and_started_again_is_used_again() {
         let _relay = triangle.start(&program);
         // Four seconds until the silence is noticed, and a request that is sent again.
         until_answered(&triangle.sides.here, address(0), Duration::from_secs(20));
+    });
+}
+
+/// The sockets are bound anew, and the allocation is another one.
+#[test]
+fn our_address_changes_towards_the_relay() {
+    in_namespace("relayed::our_address_changes_towards_the_relay", PROGRAMS, || {
+        let Some(program) = relay_program() else { return };
+        let triangle = Triangle::new();
+        triangle.block();
+        let (_relay, _stock) = (triangle.start(&program), triangle.sides.stock(""));
+        let _echo = Echo::new(&triangle.sides.there);
+        let here = &triangle.sides.here;
+        let tunnel = triangle.up(LOGIN, "always", "");
+        until_answered(here, address(0), CALL);
+        let relayed = |tunnel: &Tunnel<'_>| tunnel.status()["relay"]["relayed_address"].to_string();
+        let before = relayed(&tunnel);
+        here.run("ip address del 10.9.2.1/24 dev fe2");
+        here.run("ip address add 10.9.2.3/24 dev fe2");
+        until_answered(here, address(0), CALL);
+        let after = relayed(&tunnel);
+        assert!(after != before && triangle.endpoints().contains(after.trim_matches('"')), "{before} {after}");
+        assert_eq!(tunnel.peer("handshakes"), 1, "the session goes on");
     });
 }
 

@@ -35,12 +35,18 @@ fn status() -> Status {
                     destination: Some("192.0.2.1:51820".into()),
                     in_use: false,
                     rtt_ms: None,
+                    datagrams_received: 90,
+                    datagrams_missing: 10,
+                    reason: None,
                 },
                 RouteStatus {
                     kind: "relayed".into(),
                     destination: Some("192.0.2.9:3478".into()),
                     in_use: true,
                     rtt_ms: Some(1.25),
+                    datagrams_received: 300,
+                    datagrams_missing: 0,
+                    reason: Some("the direct way does not answer".into()),
                 },
             ],
             rtt_ms: Some(1.25),
@@ -70,8 +76,8 @@ fn text_names_the_relay_and_the_path_in_use() {
     let text = ForPeople(&status()).to_string();
     for line in [
         "  relay:        auto, 192.0.2.9:3478, RTT 2.5 ms, peers see 192.0.2.9:50000\n",
-        "    path:       relayed by 192.0.2.9:3478, 192.0.2.1:51820, RTT 1.2 ms\n",
-        "    other path: direct, 192.0.2.1:51820\n",
+        "    path:       relayed by 192.0.2.9:3478, 192.0.2.1:51820, RTT 1.2 ms: the direct way does not answer\n",
+        "    other path: direct, 192.0.2.1:51820, 10 of 100 datagrams missing\n",
     ] {
         assert!(text.contains(line), "{line} in {text}");
     }

@@ -51,6 +51,20 @@ pub(crate) struct Ways {
     bytes: u64,
     /// Between an initiation and its response, by the direct way and by the relay.
     rtts: [Option<Duration>; 2],
+    /// Datagrams that have come, and that are missing, by the direct way and by the relay.
+    traffic: [Traffic; 2],
+    /// What had been counted when the way in use was taken.
+    mark: Traffic,
+    reason: &'static str,
+}
+
+/// Datagrams of the peer's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    /// Those that have come.
+    pub(crate) received: u64,
+    /// Those that the peer has numbered, and that have not.
+    pub(crate) missing: u64,
 }
 
 /// How a datagram came from a peer.
@@ -84,6 +98,9 @@ impl Ways {
             interval: FIRST_INTERVAL,
             bytes: 0,
             rtts: [None; 2],
+            traffic: [Traffic::default(); 2],
+            mark: Traffic::default(),
+            reason: "it was the first to answer",
         }
     }
 
@@ -105,6 +122,14 @@ impl Ways {
     /// The way by the relay, while there is one.
     pub(crate) fn relayed(&self) -> Option<Route> {
         self.relayed
+    }
+
+    /// Why the way in use is used.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self.mode {
+            Mode::Auto => self.reason,
+            Mode::Always | Mode::Never => "no other one is allowed",
+        }
     }
 
     /// The round-trip time of the last handshake by the direct way, or by the relay.
@@ -137,6 +162,14 @@ impl Ways {
         }
     }
 
+    /// The way in use is left. `counted`: what has been counted by all ways.
+    pub(super) fn leave(&mut self, is_relayed: bool, counted: Traffic) {
+        let [direct, relayed] = &mut self.traffic;
+        let traffic = if is_relayed { relayed } else { direct };
+        *traffic = traffic.and(counted.since(self.mark));
+        self.mark = counted;
+    }
+
     fn probe_in(&mut self, now: Instant, interval: Duration) {
         (self.interval, self.probe_at, self.probe) = (interval, Some(now + interval), None);
     }
@@ -146,7 +179,33 @@ impl Ways {
     }
 }
 
+impl Traffic {
+    fn since(self, before: Self) -> Self {
+        // What was missing may have come late.
+        Self {
+            received: self.received.saturating_sub(before.received),
+            missing: self.missing.saturating_sub(before.missing),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { received: self.received + other.received, missing: self.missing + other.missing }
+    }
+}
+
 impl Peer {
+    /// What has come from the peer by the direct way, or by the relay.
+    pub(crate) fn traffic(&self, is_relayed: bool) -> Traffic {
+        let [direct, relayed] = self.ways.traffic;
+        let before = if is_relayed { relayed } else { direct };
+        let is_in_use = self.path.route().is_some_and(|route| route.is_relayed() == is_relayed);
+        if is_in_use { before.and(self.counted().since(self.ways.mark)) } else { before }
+    }
+
+    pub(super) fn counted(&self) -> Traffic {
+        Traffic { received: self.counters.datagrams_received, missing: self.counters.datagrams_missing }
+    }
+
     /// The way by which the sender of a datagram is answered; `None`: the relay has no channel there.
     pub(super) fn way_back(&self, origin: Origin, source: SocketAddr) -> Option<Route> {
         match origin {
@@ -214,6 +273,7 @@ impl Peer {
     }
 
     fn move_to_direct(&mut self) {
+        self.ways.reason = "there is no allocation at the relay";
         match self.endpoints.first().or(self.ways.wanted) {
             Some(direct) => self.moved(Route::Direct(direct), None),
             None => {
@@ -274,6 +334,7 @@ impl Peer {
                 }
                 self.ways.settle();
                 if is_relayed {
+                    self.ways.reason = "the direct way works";
                     info!(peer = name_of(&self.public_key), endpoint = %source, "the direct way works: it is used instead of the relay");
                 }
                 if self.ways.mode == Mode::Auto && self.endpoints.is_learnt() {
@@ -306,6 +367,7 @@ impl Peer {
 
     fn use_relay(&mut self, now: Instant, route: Route) {
         self.ways.is_stopgap = false;
+        self.ways.reason = "the direct way does not answer";
         info!(peer = name_of(&self.public_key), relay = %route.destination(), "the relay is used: the direct way does not answer");
         self.ways.bytes = 0;
         self.ways.settle();

@@ -152,3 +152,83 @@ impl Servers {
         self.current += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn address(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 3478))
+    }
+
+    /// The servers 1, 2 and 3, and the requests that measure them.
+    fn measured(now: Instant) -> (Servers, Vec<(SocketAddr, Vec<u8>)>) {
+        let (results, _) = mpsc::channel(1);
+        let mut servers = Servers::default();
+        servers.begin(&[1, 2, 3].map(|n| Endpoint::Address(address(n))), &results);
+        let mut requests = Vec::new();
+        assert!(!servers.measure(now, |server, request| requests.push((server, request.to_vec()))));
+        assert_eq!((requests.len(), servers.poll_timeout()), (3, Some(now + MEASUREMENT)));
+        (servers, requests)
+    }
+
+    fn response(request: &[u8]) -> Vec<u8> {
+        let id = Message::parse(request).unwrap().transaction_id();
+        Writer::new(&mut [0; 64], Class::SuccessResponse, Method::BINDING, id).unwrap().finish().to_vec()
+    }
+
+    fn order(mut servers: Servers) -> Vec<SocketAddr> {
+        let mut order = Vec::new();
+        while let Some(server) = servers.current() {
+            assert_eq!(servers.has_next(), order.len() < 2);
+            order.push(server);
+            servers.next();
+        }
+        order
+    }
+
+    #[test]
+    fn servers_are_tried_by_their_round_trip_time_and_silent_ones_last() {
+        let now = Instant::now();
+        let (mut servers, requests) = measured(now);
+        servers.measured(now + 10 * MS, address(3), &response(&requests[2].1));
+        servers.measured(now + 30 * MS, address(2), &response(&requests[1].1));
+        // A copy, and what is said by another one, count nothing.
+        servers.measured(now + 40 * MS, address(3), &response(&requests[2].1));
+        servers.measured(now + 1 * MS, address(1), &response(&requests[2].1));
+        servers.measured(now + 1 * MS, address(1), &requests[0].1);
+        servers.measured(now + 1 * MS, address(1), b"no message");
+        let none = |_: SocketAddr, _: &[u8]| panic!("measured already");
+        assert!(!servers.measure(now + 499 * MS, none));
+        assert!(servers.measure(now + 500 * MS, none) && servers.poll_timeout().is_none());
+        assert!(servers.measure(now + 900 * MS, none), "the order stays");
+        assert_eq!(order(servers), [3, 2, 1].map(address));
+    }
+
+    #[test]
+    fn measurement_ends_with_the_last_answer() {
+        let now = Instant::now();
+        let (mut servers, requests) = measured(now);
+        for (n, (server, request)) in (1..).zip(&requests) {
+            assert!(servers.is_measured(*server));
+            servers.measured(now + n * MS, *server, &response(request));
+        }
+        assert!(servers.measure(now + 4 * MS, |_, _| panic!("measured already")));
+        assert!(!servers.is_measured(address(1)));
+        assert_eq!(order(servers), [1, 2, 3].map(address));
+    }
+
+    #[test]
+    fn one_server_is_not_measured_and_addresses_are_bounded() {
+        let now = Instant::now();
+        let (results, _) = mpsc::channel(1);
+        let mut servers = Servers::default();
+        servers.begin(&[Endpoint::Address(address(1))], &results);
+        assert!(servers.measure(now, |_, _| panic!("it is the only one")));
+        let many = (0..=255).map(|n| SocketAddr::from(([198, 51, 100, n], 3478)));
+        servers.resolved(Ok(many.collect())).unwrap();
+        assert_eq!(servers.servers.len(), MAX_ADDRESSES);
+    }
+}
