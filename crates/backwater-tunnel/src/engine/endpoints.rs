@@ -88,6 +88,11 @@ impl Endpoints {
         }
     }
 
+    /// Whether one of the addresses is of IPv6.
+    pub(crate) fn has_v6(&self) -> bool {
+        self.candidates().any(|address| address.is_ipv6())
+    }
+
     /// Whether no endpoint is configured: it is learnt when the peer calls.
     pub(crate) fn is_learnt(&self) -> bool {
         self.configured.is_none()

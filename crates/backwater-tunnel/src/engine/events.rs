@@ -8,7 +8,10 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::{Engine, Route, peer::name_of};
+use super::{
+    Engine, Route,
+    peer::{Peer, name_of},
+};
 
 /// What the engine wants of its driver, beside moving bytes.
 #[derive(Debug)]
@@ -107,6 +110,12 @@ impl Engine {
     /// Returns the addresses of the peers that a relay is to reach, each with a channel. Some may be there twice.
     pub fn relay_peers(&self) -> impl Iterator<Item = SocketAddr> {
         self.peers.iter().filter_map(|peer| peer.ways.wanted())
+    }
+
+    /// Whether a relay may have to reach a peer by IPv6: one of the addresses of a peer is of it.
+    pub fn relay_needs_v6(&self) -> bool {
+        let has_v6 = |peer: &Peer| peer.endpoints.has_v6() || peer.ways.wanted().is_some_and(|to| to.is_ipv6());
+        self.peers.iter().any(has_v6)
     }
 
     /// Takes the way by the relay to a peer's address; `None`: the relay does not reach it (any more).

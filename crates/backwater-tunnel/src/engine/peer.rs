@@ -209,12 +209,12 @@ impl Peer {
 
     /// A handshake had no answer: tries the next address, if there is one. Returns whether the operator is to be told.
     fn handshake_failed(&mut self, now: Instant) -> bool {
-        // Without the relay nothing was sent.
-        let Some(current) = self.path.route().map(Route::endpoint) else { return false };
+        let Some(current) = self.endpoint() else { return false };
         self.ways.handshake_failed();
         let peer = name_of(&self.public_key);
         let mut is_news = false;
-        if !self.endpoints.is_failing() {
+        // Without a route nothing was sent: the relay does not reach this address.
+        if !self.endpoints.is_failing() && self.path.route().is_some() {
             warn!(peer, endpoint = %current, "no answer to a handshake: UDP is blocked, a key is wrong, or nobody is there");
             is_news = !std::mem::replace(&mut self.told.unanswered, true);
         }

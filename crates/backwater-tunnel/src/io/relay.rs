@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use backwater_stun::ChannelNumber;
+use backwater_stun::{ChannelNumber, Code};
 use backwater_turn::{
     Families,
     client::{Client, Config, Credential, Event, Failure, Input, InvalidCredential},
@@ -49,7 +49,10 @@ pub(super) struct Relay {
     resolved: (mpsc::Sender<Resolved>, mpsc::Receiver<Resolved>),
     servers: Servers,
     client: Option<Client>,
-    families: Families,
+    /// Whether the client has asked for a relayed address of IPv6, beside that of IPv4.
+    has_v6: bool,
+    /// The relay does not allocate both.
+    refuses_v6: bool,
     /// The client's.
     credential: Option<Credential>,
     /// When the client was made, or has lost its allocation.
@@ -82,7 +85,8 @@ impl Relay {
             config,
             servers: Servers::default(),
             client: None,
-            families: Families { v4: true, v6: false },
+            has_v6: false,
+            refuses_v6: false,
             credential: None,
             since: now,
             allocated: None,
@@ -141,6 +145,7 @@ impl Relay {
         }
         if self.again.is_some_and(|at| now >= at) {
             self.again = None;
+            self.refuses_v6 = false;
             self.servers.begin(&self.config.servers, &self.resolved.0);
         }
         if self.client.is_none() && self.again.is_none() && engine.relay_peers().next().is_some() {
@@ -181,7 +186,8 @@ impl Relay {
         let mut wanted: Vec<_> = engine.relay_peers().collect();
         wanted.sort_unstable();
         wanted.dedup();
-        if wanted.iter().any(|peer| !self.has_family(*peer)) && self.client.is_some() {
+        let lacks_v6 = !self.has_v6 && !self.refuses_v6 && wanted.iter().any(SocketAddr::is_ipv6);
+        if lacks_v6 && self.client.is_some() {
             self.drop_client(engine, now);
             return;
         }
@@ -194,6 +200,9 @@ impl Relay {
             stays
         });
         for peer in wanted {
+            if peer.is_ipv6() && !self.has_v6 {
+                continue;
+            }
             if let Some(channel) = self.channels.iter().find(|channel| channel.peer == peer) {
                 // Another peer of the tunnel may have come to the same address.
                 if channel.is_bound {
@@ -257,10 +266,6 @@ impl Relay {
         }
     }
 
-    fn has_family(&self, peer: SocketAddr) -> bool {
-        if peer.is_ipv6() { self.families.v6 } else { self.families.v4 }
-    }
-
     fn is_late(&self, now: Instant) -> bool {
         self.allocated.is_none() && self.servers.has_next() && now.saturating_duration_since(self.since) >= PATIENCE
     }
@@ -275,9 +280,9 @@ impl Relay {
         if getrandom::fill(&mut seed).is_err() {
             return self.pause(now);
         }
-        let has = |v6| engine.relay_peers().any(|peer| peer.is_ipv6() == v6);
-        self.families = Families { v4: has(false), v6: has(true) };
-        let config = Config { families: self.families, ..Config::new(server, credential.clone(), seed) };
+        self.has_v6 = engine.relay_needs_v6() && !self.refuses_v6;
+        let families = Families { v4: true, v6: self.has_v6 };
+        let config = Config { families, ..Config::new(server, credential.clone(), seed) };
         debug!(relay = %server, "asking for an allocation");
         self.client = Some(Client::new(now, config));
         self.credential = Some(credential);
@@ -335,6 +340,14 @@ impl Relay {
         {
             self.credential = Some(credential.clone());
             return client.set_credential(now, credential);
+        }
+        if let Failure::Refused { code: Code::ADDRESS_FAMILY_NOT_SUPPORTED, .. } = why
+            && self.has_v6
+        {
+            // A peer at an address of IPv4 can be reached all the same.
+            warn!(%why, "asking for a relayed address of IPv4 alone");
+            self.refuses_v6 = true;
+            return self.drop_client(engine, now);
         }
         self.tell(why.to_string());
         self.try_next(now, engine);

@@ -280,6 +280,32 @@ fn relay_that_is_killed_and_started_again_is_used_again() {
     });
 }
 
+/// The relay has no address of IPv6, by which the peer's name is resolved first.
+#[test]
+fn peer_with_both_families_is_reached_by_a_relay_that_has_one() {
+    in_namespace("relayed::peer_with_both_families_is_reached_by_a_relay_that_has_one", PROGRAMS, || {
+        let Some(program) = relay_program() else { return };
+        for mode in ["always", "auto"] {
+            let triangle = Triangle::new();
+            triangle.block();
+            let Sides { here, there, directory, .. } = &triangle.sides;
+            here.run("ip -6 route add fd09:3::2/128 via fd09:1::2 dev fe1");
+            let hosts = directory.file("hosts", "fd09:3::2 peer.example\n10.9.3.2 peer.example\n");
+            here.run(&format!("mount --bind {} /etc/hosts", hosts.display()));
+            let (_relay, _stock) = (triangle.start(&program), triangle.sides.stock(""));
+            let _echo = Echo::new(there);
+            let relay = format!("[Relay]\nUri = turn:10.9.2.2\n{LOGIN}\nMode = {mode}\n");
+            let text = triangle.sides.configuration("", "Endpoint = peer.example:51820\nPersistentKeepalive = 25");
+            let tunnel = triangle.sides.up_with(&format!("{text}{relay}"), &[]);
+            until_answered(here, address(0), 2 * CALL);
+            assert_eq!(
+                (Triangle::route(&tunnel), &tunnel.status()["peers"][0]["endpoint"]),
+                ("relayed".into(), &"10.9.3.2:51820".into())
+            );
+        }
+    });
+}
+
 /// The sockets are bound anew, and the allocation is another one.
 #[test]
 fn our_address_changes_towards_the_relay() {

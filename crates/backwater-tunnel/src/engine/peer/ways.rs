@@ -220,6 +220,8 @@ impl Peer {
             self.want(endpoint);
         }
         match self.ways.mode {
+            // While the relay is in use, the direct way is only tried.
+            Mode::Auto if self.path.route().is_some_and(Route::is_relayed) => {}
             Mode::Auto | Mode::Never => self.moved(Route::Direct(endpoint), None),
             Mode::Always => {}
         }
