@@ -15,6 +15,7 @@ mod bench_tunnel;
 mod bench_udp;
 mod cargo;
 mod cross;
+#[cfg(unix)]
 mod deb;
 mod deny;
 mod mutants;
@@ -44,6 +45,7 @@ enum Task {
     /// Checks licences, sources and duplicates of all dependencies by deny.toml, without a network.
     Deny,
     /// Packs the relay as a Debian package, and checks that it installs and purges.
+    #[cfg(unix)]
     Deb(deb::Options),
     /// Packs the libraries as for a registry, builds them from the packages, and checks each combination of their features.
     Package(package::Options),
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Api(options) => api::run(root(), &options),
         Task::Tidy => tidy::run(root()),
+        #[cfg(unix)]
         Task::Deb(options) => deb::run(root(), &options),
         Task::Deny => deny::run(root()),
         Task::Package(options) => package::run(root(), &options),

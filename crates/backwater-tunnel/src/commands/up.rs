@@ -1,6 +1,6 @@
 //! `up`: the tunnel itself.
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use backwater_ops::{BadFilter, LogFiles, Logs, PolicyText};
@@ -143,6 +143,10 @@ async fn tunnel(
         #[cfg(target_os = "linux")]
         Kind::Device { .. } => Link::open_bare(name)?,
     };
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(clippy::let_unit_value, unused_variables, reason = "nothing is to be undone")
+    )]
     let resolver = set_resolver(&config.interface.dns, name, args.no_dns)?;
     #[cfg(target_os = "linux")]
     let (requests, requested) = mpsc::channel(16);
@@ -205,6 +209,7 @@ async fn tunnel(
     control.abort();
     // Its socket's name is removed with it.
     let _ = control.await;
+    #[cfg(target_os = "linux")]
     drop(resolver);
     let closed = link.close();
     hooks.run_at_end(HookTime::PostDown).await;
@@ -272,7 +277,7 @@ fn tell_systemd() {
     if sd_notify::watchdog_enabled(false, &mut micros) && micros > 0 {
         tokio::spawn(async move {
             while sd_notify::notify(false, &[sd_notify::NotifyState::Watchdog]).is_ok() {
-                tokio::time::sleep(Duration::from_micros(micros / 2)).await;
+                tokio::time::sleep(std::time::Duration::from_micros(micros / 2)).await;
             }
         });
     }

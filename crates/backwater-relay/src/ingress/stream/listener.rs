@@ -27,7 +27,8 @@ const UNSENT: u32 = 128 << 10;
 
 /// Binds a listener. With `shared`, others of this process share the port.
 pub(crate) fn listen(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
