@@ -27,7 +27,7 @@
 //! `examples/engine.rs` drives two engines against each other in memory; the event loop (`io/event_loop.rs`) drives one between the device
 //! and the sockets.
 //!
-//! The protocol's own timers ([`wireguard`]) go by `now`, too: a driver with a clock of its own passes hours in seconds.
+//! The protocol's own timers (`engine/wireguard`) go by `now`, too: a driver with a clock of its own passes hours in seconds.
 
 use std::{
     collections::{HashMap, VecDeque},
