@@ -78,7 +78,7 @@ fn a_session_goes_on_beside_a_flood() {
         // The peer's own call is not one of too many.
         drop(stock);
         let _stock = sides.stock(&format!("Endpoint = {OURS}"));
-        let time = until_answered(&sides.there, HERE[0], Duration::from_secs(2));
+        let time = until_answered(&sides.there, HERE[0], SESSION);
         eprintln!("the peer was started in the flood: {time:.1?}");
         let sent = flood.finish();
 
@@ -105,20 +105,15 @@ fn a_session_goes_on_beside_a_flood() {
 /// Initiations a second, each with a right `mac1`, from senders that know a public key and nothing else.
 const INITIATIONS: u64 = 3_000;
 
-/// A session takes less than this on an idle machine when the initiator's address is known, and when it needs a cookie, with which it
-/// repeats its initiation after 5 s (`REKEY_TIMEOUT`).
-const AT_ONCE: Duration = Duration::from_secs(2);
-const WITH_A_COOKIE: Duration = Duration::from_secs(6);
+/// A session takes less than this on an idle machine, also when an initiation is lost or answered by a cookie: it is repeated after 5 s
+/// (`REKEY_TIMEOUT`).
+const SESSION: Duration = Duration::from_secs(6);
 
 #[test]
 fn peer_has_its_session_beside_a_flood_of_initiations() {
     in_namespace("peer_has_its_session_beside_a_flood_of_initiations", PROGRAMS, || {
-        for (sources, endpoint, idle) in [
-            (1, "", AT_ONCE),
-            (1000, "Endpoint = 10.9.1.2:51820", AT_ONCE),
-            // Nobody knows where the peer is.
-            (1000, "", WITH_A_COOKIE),
-        ] {
+        // Without an endpoint nobody knows where the peer is.
+        for (sources, endpoint) in [(1, ""), (1000, "Endpoint = 10.9.1.2:51820"), (1000, "")] {
             let sides = Sides::new();
             sides.here.run("ip route add 10.8.0.0/16 via 10.9.1.2");
             let _echo = Echo::new(&sides.here);
@@ -126,7 +121,7 @@ fn peer_has_its_session_beside_a_flood_of_initiations() {
             let flood = Initiations::new(&sides.there, OURS, sides.public_keys()[0], sources);
             until("initiations are answered by cookies", || tunnel.device("cookies_sent") > INITIATIONS);
             let _stock = sides.stock(&format!("Endpoint = {OURS}"));
-            let time = until_answered(&sides.there, HERE[0], idle);
+            let time = until_answered(&sides.there, HERE[0], SESSION);
             let (cookies, refused) = (tunnel.device("cookies_sent"), tunnel.device("handshakes_refused"));
             let sent = flood.finish();
             eprintln!(
@@ -148,7 +143,7 @@ fn we_have_our_session_with_a_peer_that_is_flooded() {
         let flood = Initiations::new(&sides.here, "10.9.1.2:51820", sides.public_keys()[1], 1000);
         until("the flood has begun", || flood.sent.load(SeqCst) > INITIATIONS);
         let tunnel = sides.up("", "Endpoint = 10.9.1.2:51820");
-        let time = until_answered(&sides.here, THERE[0], WITH_A_COOKIE);
+        let time = until_answered(&sides.here, THERE[0], SESSION);
         eprintln!("{} initiations to wireguard-go: a session after {time:.1?}", flood.finish());
         assert!(tunnel.peer("handshakes") >= 1, "{:#}", tunnel.status());
     });

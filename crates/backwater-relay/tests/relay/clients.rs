@@ -109,7 +109,7 @@ pub fn lose_nothing(modes: &[String]) {
     for (args, child) in running {
         let out = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(out.status.success(), "turnutils_uclient {args}: {text}");
+        assert!(out.status.success(), "turnutils_uclient {args}: {text}{}", String::from_utf8_lossy(&out.stderr));
         let (_, rest) = text.rsplit_once("Total lost packets ").unwrap_or_else(|| panic!("{args}: {text}"));
         let of_this: u64 = rest.split(' ').next().unwrap().parse().unwrap();
         if of_this > 0 {

@@ -196,6 +196,7 @@ struct Allocation {
     expires: Instant,
     /// When to refresh; `None` while the server refuses the credential.
     refresh_at: Option<Instant>,
+    /// The address that the server sees, as far as this client knows.
     mapped: Option<SocketAddr>,
     ticket: Option<Box<[u8]>>,
     /// Whether the allocation is on its way to this 5-tuple, so that no data may be sent.
@@ -374,6 +375,9 @@ impl Client {
     /// The socket or the connection is another one, or the client's address may have changed. The client moves its allocation if it has
     /// a ticket, and else makes another one.
     pub fn rebound(&mut self, now: Instant) {
+        if let Phase::Allocated(allocation) = &mut self.phase {
+            allocation.mapped = None;
+        }
         self.leave(now);
         self.connected = true;
         (self.last_sent, self.last_received) = (now, now);

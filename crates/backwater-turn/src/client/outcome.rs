@@ -147,7 +147,6 @@ impl Client {
         self.failures = 0;
         if purpose == Purpose::Move {
             allocation.moving = false;
-            allocation.mapped = None;
             self.peers.renew(now);
             self.events.push(Event::Moved);
         }
@@ -159,7 +158,9 @@ impl Client {
     fn bound_to(&mut self, now: Instant, message: &Message<'_>) {
         let Ok(Some(XorMappedAddress(mapped))) = message.get() else { return };
         let Phase::Allocated(allocation) = &mut self.phase else { return };
-        if allocation.mapped.replace(mapped).is_some_and(|before| before != mapped) {
+        // After a move from an unknown address to an unknown one, this one may be a third.
+        let has_ticket = allocation.ticket.is_some();
+        if allocation.mapped.replace(mapped).map_or(has_ticket, |before| before != mapped) {
             self.leave(now);
         }
     }
@@ -313,6 +314,7 @@ impl Client {
             && code == Code::ALLOCATION_MISMATCH
         {
             allocation.moving = true;
+            allocation.mapped = None;
             self.transactions.clear();
             self.peers.nothing_asked();
             return;

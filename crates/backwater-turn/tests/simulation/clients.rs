@@ -30,6 +30,8 @@ const SERVER: &str = "192.0.2.250:3478";
 const SEEDS: &[u64] = &[
     // A NAT gave a client an address back at which the server still had an earlier allocation of the client's.
     1795792888098126519,
+    // The same, just after the allocation had moved, so that the client did not know from where the server saw it.
+    1795798902883348684,
 ];
 
 struct Host {

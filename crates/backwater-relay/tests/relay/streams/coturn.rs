@@ -7,8 +7,8 @@ use crate::{
     support::{in_namespace, installed, skip},
 };
 
-/// Channels and Send indications, client to client and to an echoing peer, IPv4 and IPv6, plain and with TLS on one port. All at once:
-/// it is slow on purpose.
+/// Channels and Send indications, client to client and to an echoing peer, IPv4 and IPv6, plain and with TLS on one port. Some at
+/// once: it is slow on purpose.
 #[test]
 fn coturns_client_loses_nothing_over_tcp_and_tls() {
     if !installed("turnutils_uclient") {
@@ -43,13 +43,14 @@ fn coturns_client_loses_nothing_over_tcp_and_tls() {
             for (family, host) in [("", "127.0.0.1"), ("-x ", "::1")] {
                 for indications in ["", "-s "] {
                     for to in ["-y".to_owned(), format!("-c -e {host} -r 3480")] {
-                        modes.push(format!("{transport} {family}{indications}{to} -p 3478 -n 300 -m 6 -l 171 {host}"));
+                        modes.push(format!("{transport} {family}{indications}{to} -p 3478 -n 100 -m 3 -l 171 {host}"));
                     }
                 }
             }
         }
         assert_eq!(modes.len(), 16);
-        lose_nothing(&modes);
+        // More at once keep a busy machine from allocating within the 15 s that a connection has for it.
+        modes.chunks(4).for_each(lose_nothing);
         assert_eq!(relay.terminate(), Some(0));
     });
 }
