@@ -341,8 +341,8 @@ impl World {
         for bytes in sent {
             self.fly(|| Flying::ToServer(from, bytes.clone()));
         }
-        // A program may bind another port, or wait.
-        if in_use && self.random.one_in(2) {
+        // A program may bind another port, or wait: for up to the lifetime of somebody else's allocation.
+        if in_use && (self.well || self.random.one_in(2)) {
             self.rebind(n);
             self.hosts[n].client.rebound(now);
             self.drain(n);
