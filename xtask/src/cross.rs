@@ -36,6 +36,8 @@ struct Target {
 const ALL: &[&str] = &["--workspace", "--lib", "--bins"];
 /// The tunnel is for Linux, macOS and Windows: elsewhere there is no TUN device that a program makes for itself.
 const NO_TUNNEL: &[&str] = &["--workspace", "--exclude", "backwater-tunnel", "--lib", "--bins"];
+/// An app has libraries, and no programs beside it.
+const LIBRARIES: &[&str] = &["-p", "backwater-stun", "-p", "backwater-turn", "-p", "backwater-udp"];
 const SANS_IO: &[&str] = &["-p", "backwater-stun", "-p", "backwater-turn"];
 const NO_STD: &[&str] = &["-p", "backwater-stun", "--no-default-features"];
 
@@ -45,7 +47,7 @@ const STATIC: &[&str] = &["-p", "backwater-probe", "-p", "backwater-relay"];
 const TARGETS: [Target; 10] = [
     Target { triple: "aarch64-apple-darwin", library: "std", packages: ALL },
     Target { triple: "x86_64-apple-darwin", library: "std", packages: ALL },
-    Target { triple: "aarch64-apple-ios", library: "std", packages: NO_TUNNEL },
+    Target { triple: "aarch64-apple-ios", library: "std", packages: LIBRARIES },
     Target { triple: "x86_64-pc-windows-gnu", library: "std", packages: ALL },
     Target { triple: "x86_64-pc-windows-msvc", library: "std", packages: ALL },
     Target { triple: "x86_64-unknown-freebsd", library: "std", packages: NO_TUNNEL },
