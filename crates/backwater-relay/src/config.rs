@@ -80,7 +80,7 @@ pub struct Config {
     pub log_level: String,
     /// Whether allocations are logged at `info`.
     pub(crate) log_allocations: bool,
-    /// Who is asked about users.
+    /// The URL that is asked about users who are not configured.
     pub(crate) auth_hook: Option<HookUrl>,
     /// Where events are posted.
     pub(crate) event_hook: Option<HookUrl>,

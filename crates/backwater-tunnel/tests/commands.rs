@@ -280,10 +280,9 @@ fn memory_of_the_program_is_hidden_from_its_user() {
     // The first initiation: by then it has read its configuration.
     silent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     // A signal of another test interrupts a call that has a time limit.
-    while silent.recv(&mut [0; 200]).is_err_and(|error| {
+    while let Err(error) = silent.recv(&mut [0; 200]) {
         assert_eq!(error.kind(), std::io::ErrorKind::Interrupted, "{error}");
-        true
-    }) {}
+    }
     let owner = fs::metadata(format!("/proc/{}/environ", child.id())).unwrap().uid();
     child.kill().unwrap();
     child.wait().unwrap();

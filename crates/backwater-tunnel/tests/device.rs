@@ -614,8 +614,7 @@ fn destinations(what: &str) -> Vec<String> {
 }
 
 fn show(what: &str) -> serde_json::Value {
-    let path = format!("{}:/usr/sbin:/sbin", env::var("PATH").unwrap_or_default());
-    let out = Command::new("ip").arg("-j").args(what.split(' ')).env("PATH", path).output().unwrap();
+    let out = Command::new("ip").arg("-j").args(what.split(' ')).env("PATH", support::path()).output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     if out.stdout.is_empty() { serde_json::json!([]) } else { serde_json::from_slice(&out.stdout).unwrap() }
 }

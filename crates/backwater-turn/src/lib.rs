@@ -50,6 +50,7 @@ mod random;
 mod relayed_ports;
 mod reply_limit;
 pub mod server;
+mod unread;
 
 pub use address::{ClientAddr, Families, FiveTuple, PeerAddr, PerFamily, Protocol, RelayedAddr};
 pub use auth::{

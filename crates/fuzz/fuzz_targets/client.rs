@@ -3,6 +3,8 @@
 //! without a bound, and always has a timer in the future or has stopped.
 #![no_main]
 
+mod input;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::LazyLock,
@@ -15,6 +17,7 @@ use backwater_turn::{
     client::{Client, Config, Credential, Event, Input as Received, MAX_EVENTS, Transmit},
     server::PortRequest,
 };
+use input::Input;
 use libfuzzer_sys::fuzz_target;
 
 const REALM: &str = "example.org";
@@ -27,8 +30,7 @@ const MAX_SENT: usize = 30;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 static KEYS: LazyLock<[HmacKey; 2]> = LazyLock::new(|| {
-    let (md5, sha256) =
-        (LongTermKey::md5("alice", REALM, "secret"), LongTermKey::sha256("alice", REALM, "secret"));
+    let (md5, sha256) = (LongTermKey::md5("alice", REALM, "secret"), LongTermKey::sha256("alice", REALM, "secret"));
     [HmacKey::from(&md5), HmacKey::from(&sha256)]
 });
 
@@ -42,32 +44,6 @@ fuzz_target!(|data: &[u8]| {
         world.step(&mut input);
     }
 });
-
-/// What the fuzzer says happens next.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn byte(&mut self) -> u8 {
-        let (&first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        first
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::from(self.byte()) % n
-    }
-
-    fn short(&mut self) -> u16 {
-        u16::from_be_bytes([self.byte(), self.byte()])
-    }
-
-    fn bytes(&mut self, most: usize) -> &'a [u8] {
-        let len = self.below(most + 1).min(self.0.len());
-        let (bytes, rest) = self.0.split_at(len);
-        self.0 = rest;
-        bytes
-    }
-}
 
 struct World {
     client: Client,
@@ -132,7 +108,9 @@ impl World {
                 4..=6 => self.client.disconnected(self.now),
                 7..=9 => self.client.refresh(self.now),
                 10 | 11 => self.client.forget(peer(input).ip()),
-                12 | 13 => self.client.release(self.now, ChannelNumber::new(0x4000 + u16::from(input.byte() & 7)).unwrap()),
+                12 | 13 => {
+                    self.client.release(self.now, ChannelNumber::new(0x4000 + u16::from(input.byte() & 7)).unwrap())
+                }
                 14 => self.client.set_credential(self.now, Credential::new("alice", "secret").unwrap()),
                 _ => self.client.close(self.now),
             },

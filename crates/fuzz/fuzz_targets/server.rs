@@ -3,6 +3,8 @@
 //! there, and nothing is kept beyond the limits.
 #![no_main]
 
+mod input;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -16,6 +18,7 @@ use backwater_turn::{
     ReplyLimit,
     server::{Action, AllocationId, Bound, Config, MAX_REPLY, Server},
 };
+use input::Input;
 use libfuzzer_sys::fuzz_target;
 
 const REALM: &str = "example.org";
@@ -45,32 +48,6 @@ fuzz_target!(|data: &[u8]| {
         world.step(&mut input);
     }
 });
-
-/// What the fuzzer says happens next.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn byte(&mut self) -> u8 {
-        let (&first, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        self.0 = rest;
-        first
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        usize::from(self.byte()) % n
-    }
-
-    fn short(&mut self) -> u16 {
-        u16::from_be_bytes([self.byte(), self.byte()])
-    }
-
-    fn bytes(&mut self, most: usize) -> &'a [u8] {
-        let len = self.below(most + 1).min(self.0.len());
-        let (bytes, rest) = self.0.split_at(len);
-        self.0 = rest;
-        bytes
-    }
-}
 
 struct World {
     now: Now,

@@ -141,8 +141,8 @@ impl Routes {
     }
 }
 
-/// Lets through who may ask. Where there is no token, a page in this host's browser could make its own name point here: whoever
-/// means this server says so by its address.
+/// Refuses requests without the token. Where none is configured, it refuses those for a host name: a page in this host's browser could
+/// make its own name point here.
 async fn guard(State(control): State<Arc<Control>>, request: Request, next: Next) -> Response {
     let mut response = match &control.token {
         Some(token) if !is_open(request.uri().path()) && !has_token(request.headers(), token) => {

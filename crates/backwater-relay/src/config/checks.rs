@@ -78,7 +78,7 @@ pub(super) fn certificate(s: &Settings, errors: &mut Vec<ConfigError>) -> Option
     Some(CertificateFiles { chain: chain?, key: key? })
 }
 
-/// Whoever is listed can name any client.
+/// Reads the list of load balancers. Each of them can name any address as a client's.
 pub(super) fn proxies(s: &Settings, errors: &mut Vec<ConfigError>) -> Vec<IpNet> {
     let proxies = &s.proxy_protocol_from;
     if let Some(all) = proxies.values.iter().find(|net| net.prefix_len() == 0) {

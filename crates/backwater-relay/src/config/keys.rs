@@ -23,7 +23,7 @@ pub(crate) struct Key {
     pub(super) is_list: bool,
     /// Whether the running relay applies a change of it.
     pub(crate) is_live: bool,
-    /// Whether nobody but the file's owner may read it.
+    /// Whether it is secret, so that only the owner of a file with it may read the file.
     pub(super) is_secret: bool,
     /// Whether the file may have `true` and `false` for it.
     pub(super) is_switch: bool,

@@ -11,7 +11,7 @@ use crate::{
     support::{in_namespace, installed, receive_buffer_errors, skip},
 };
 
-const RELAY: [&str; 14] = [
+pub const RELAY: [&str; 14] = [
     "--listen",
     "127.0.0.1:3478",
     "--listen",

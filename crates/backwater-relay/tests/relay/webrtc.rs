@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     client::{Client, start},
-    support::{in_namespace, installed, skip},
+    support::{in_namespace, installed, path, skip},
 };
 
 const SECRET: &str = "a long shared secret";
@@ -120,9 +120,8 @@ fn the_firewalls_rules_are_taken() {
         return skip("nft is not installed (package nftables)");
     }
     in_namespace("webrtc::the_firewalls_rules_are_taken", || {
-        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let mut nft =
-            Command::new("nft").args(["-c", "-f", "-"]).env("PATH", path).stdin(Stdio::piped()).spawn().unwrap();
+            Command::new("nft").args(["-c", "-f", "-"]).env("PATH", path()).stdin(Stdio::piped()).spawn().unwrap();
         nft.stdin.take().unwrap().write_all(of("nft")[0].as_bytes()).unwrap();
         assert!(nft.wait().unwrap().success());
     });

@@ -32,9 +32,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base::{TAKE_LINKS_DOWN, installed, path};
+use base::{TAKE_LINKS_DOWN, installed};
 #[allow(unused_imports, reason = "no test wants all of it")]
-pub use base::{block_on, ip, skip};
+pub use base::{block_on, ip, path, skip};
 use rustix::{
     process::{Pid, Signal, kill_process},
     thread::{LinkNameSpaceType, move_into_link_name_space},

@@ -1,14 +1,13 @@
 //! What a client tells its caller.
 
 use std::{
-    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
 use backwater_stun::{AddressFamily, ChannelNumber, Code, Icmp, Method};
 
-use crate::PerFamily;
+use crate::{PerFamily, unread::Unread};
 
 /// Unread events that are kept. A caller that reads them after each call never has as many.
 pub const MAX_EVENTS: usize = 256;
@@ -139,19 +138,4 @@ pub enum Failure {
     TooLong,
 }
 
-/// Events that the caller has not read yet.
-#[derive(Default)]
-pub(super) struct Events(VecDeque<Event>);
-
-impl Events {
-    pub(super) fn push(&mut self, event: Event) {
-        if self.0.len() >= MAX_EVENTS {
-            self.0.pop_front();
-        }
-        self.0.push_back(event);
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Event> {
-        self.0.pop_front()
-    }
-}
+pub(super) type Events = Unread<Event, MAX_EVENTS>;

@@ -2,12 +2,11 @@
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
     time::{Duration, Instant},
 };
 
 use super::{Server, allocation::Allocation};
-use crate::{ClientAddr, PerFamily, Protocol, RelayedAddr};
+use crate::{ClientAddr, PerFamily, Protocol, RelayedAddr, unread::Unread};
 
 /// Unread events that are kept. A caller that reads them after each call never has as many.
 const MAX_EVENTS: usize = 1024;
@@ -99,18 +98,7 @@ impl Traffic {
     }
 }
 
-/// Events that the caller has not read yet.
-#[derive(Default)]
-pub(super) struct Events(VecDeque<Event>);
-
-impl Events {
-    pub(super) fn push(&mut self, event: Event) {
-        if self.0.len() >= MAX_EVENTS {
-            self.0.pop_front();
-        }
-        self.0.push_back(event);
-    }
-}
+pub(super) type Events = Unread<Event, MAX_EVENTS>;
 
 impl Event {
     pub(super) fn new(kind: EventKind, allocation: &Allocation) -> Self {
@@ -134,7 +122,7 @@ impl Event {
 impl Server {
     /// Returns the next unread event, the oldest first. The latest 1,024 are kept.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.0.pop_front()
+        self.events.pop()
     }
 
     /// Ends all allocations, for a caller that closes all sockets itself. Returns an event for each, in no order.

@@ -1,7 +1,7 @@
 //! coturn's client over TCP and TLS.
 
 use crate::{
-    clients::{Running, lose_nothing},
+    clients::{RELAY, Running, lose_nothing},
     program::Program,
     streams::CertificateFiles,
     support::{in_namespace, installed, skip},
@@ -16,27 +16,8 @@ fn coturns_client_loses_nothing_over_tcp_and_tls() {
     }
     in_namespace("streams::coturn::coturns_client_loses_nothing_over_tcp_and_tls", || {
         let (files, _) = CertificateFiles::new();
-        let args = [
-            "--listen",
-            "127.0.0.1:3478",
-            "--listen",
-            "[::1]:3478",
-            "--listen-tcp",
-            "127.0.0.1:3478",
-            "--listen-tcp",
-            "[::1]:3478",
-            "--user",
-            "alice:secret",
-            "--allow-peer",
-            "127.0.0.0/8",
-            "--allow-peer",
-            "::1",
-            "--threads",
-            "2",
-            "--drain",
-            "0",
-        ];
-        let relay = Program::start(&[&args[..], &files.args()].concat(), 2);
+        let tcp = ["--listen-tcp", "127.0.0.1:3478", "--listen-tcp", "[::1]:3478"];
+        let relay = Program::start(&[&RELAY[..], &tcp, &files.args()].concat(), 2);
         let _peer = Running::start("turnutils_peer", "-p 3480 -L 127.0.0.1 -L ::1");
         let mut modes = Vec::new();
         for transport in ["-t", "-S -t"] {
